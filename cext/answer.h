@@ -1,0 +1,22 @@
+/* answer.h: packets the worker makes itself: ARP, echo replies, RSTs, ICMP errors. */
+#ifndef FNAT_ANSWER_H
+#define FNAT_ANSWER_H
+
+#include "core.h"
+
+/* Turn the received packet into its answer, in place, back the way it came. */
+enum verdict answer_echo(struct core *k, struct packet *p);
+enum verdict answer_reset(struct core *k, struct packet *p);
+/* An ICMP error about this packet, from `from` (network order), RFC 792 and RFC 1812 4.3.2. The packet's own drop reason is `reason`:
+ * it is counted, the error goes out in its frame. */
+enum verdict answer_icmp_error(struct core *k, struct packet *p, u8 type, u8 code, u32 rest, u32 from, enum counter reason);
+enum verdict answer_arp(struct core *k, struct packet *p);
+
+/* Ask for a neighbour; to its last known MAC when `unicast`. */
+void answer_ask_neighbour(struct core *k, u32 neigh, bool unicast);
+/* RST to one side of an expiring connection. */
+void answer_reset_side(struct core *k, const struct conn *c, enum direction dir);
+/* Give the packet its MACs if the neighbour is known. Sets out_port. */
+bool answer_link(struct core *k, struct packet *p, u32 neigh);
+
+#endif

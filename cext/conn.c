@@ -1,0 +1,416 @@
+/* conn.c: a connection from the first packet to the last. conn_open takes, in this order: RS, record, LIP port, next hops, both
+ * table entries, timer, half-open place, gauges; conn_close gives them back in the reverse order.
+ */
+#include "conn.h"
+
+#include "answer.h"
+#include "csum.h"
+#include "sched.h"
+#include "track.h"
+
+static u32 service_of(const struct core *k, const struct conn *c) { return k->plane_members[c->member].service - 1; }
+
+static u32 timeout_of(const struct core *k, const struct conn *c, u8 state)
+{
+    if (state == TCP_EST || state >= UDP_NONE) {
+        u32 own = k->plane_services[service_of(k, c)].conn_timeout;
+        if (own)
+            return own * TICKS_PER_SECOND;
+    }
+    return k->timeouts[state];
+}
+
+/* ---- records ---- */
+
+static u32 record_take(struct core *k)
+{
+    struct worker_header *h = k->header;
+    u32 index = h->conn_free;
+    if (index)
+        h->conn_free = k->conns[index].wheel_next;
+    else if (h->conn_fresh < k->conn_capacity)
+        index = ++h->conn_fresh;
+    else
+        return 0;
+    h->conn_count++;
+    k->counters[TAKEN_conns]++;
+    return index;
+}
+
+static void record_give(struct core *k, u32 index)
+{
+    k->conns[index].wheel_next = k->header->conn_free;
+    k->header->conn_free = index;
+    k->header->conn_count--;
+    k->counters[TAKEN_conns]--;
+}
+
+/* ---- half-open connections: one list a service, oldest first ---- */
+
+static void half_open_begins(struct core *k, u32 index)
+{
+    struct conn *c = &k->conns[index];
+    struct service_state *s = &k->services[service_of(k, c)];
+    c->flags |= CONN_HALF_OPEN;
+    c->half_next = 0;
+    c->half_prev = s->half_tail;
+    if (s->half_tail)
+        k->conns[s->half_tail].half_next = index;
+    else
+        s->half_head = index;
+    s->half_tail = index;
+    s->half_count++;
+    k->counters[TAKEN_half_open]++;
+}
+
+void conn_half_open_ends(struct core *k, u32 index)
+{
+    struct conn *c = &k->conns[index];
+    struct service_state *s = &k->services[service_of(k, c)];
+    if (c->half_prev)
+        k->conns[c->half_prev].half_next = c->half_next;
+    else
+        s->half_head = c->half_next;
+    if (c->half_next)
+        k->conns[c->half_next].half_prev = c->half_prev;
+    else
+        s->half_tail = c->half_prev;
+    s->half_count--;
+    c->half_prev = c->half_next = 0;
+    c->flags &= (u8)~CONN_HALF_OPEN;
+    k->counters[TAKEN_half_open]--;
+}
+
+bool conn_evict_half_open(struct core *k, u32 service)
+{
+    u32 oldest = k->services[service].half_head;
+    if (!oldest)
+        return false;
+    conn_close(k, oldest);
+    count(k, CNT_half_open_evicted);
+    return true;
+}
+
+/* ---- gauges that listings show ---- */
+
+static void gauges_take(struct core *k, const struct conn *c)
+{
+    struct member_stats *m = &k->members[c->member];
+    if (c->flags & CONN_ACTIVE)
+        m->active++;
+    else
+        m->inactive++;
+    k->addresses[c->vip_id].conns++;
+    k->addresses[c->lip_id].conns++;
+    k->addresses[c->lip_id].used++;
+}
+
+static void gauges_give(struct core *k, const struct conn *c)
+{
+    struct member_stats *m = &k->members[c->member];
+    if (c->flags & CONN_ACTIVE)
+        m->active--;
+    else
+        m->inactive--;
+    k->addresses[c->vip_id].conns--;
+    k->addresses[c->lip_id].conns--;
+    k->addresses[c->lip_id].used--;
+}
+
+static void set_active(struct core *k, struct conn *c, bool active)
+{
+    if (!!(c->flags & CONN_ACTIVE) == active)
+        return;
+    struct member_stats *m = &k->members[c->member];
+    c->flags ^= CONN_ACTIVE;
+    m->active += active ? 1 : -1u;
+    m->inactive += active ? -1u : 1;
+}
+
+/* ---- local ports ---- */
+
+/* Take a port on one of the service's LIPs, in turn. Sets lip_id, lip and lport. Returns the endpoint; 0: none free. */
+static u32 local_port_take(struct core *k, const struct snap_service *svc, const struct snap_member *m, struct conn *c)
+{
+    const u16 *lips = snap_service_lips(svc);
+    struct service_state *s = &k->services[svc->id];
+    u32 at = s->lip_rr < svc->n_lips ? s->lip_rr : 0;
+    for (u32 n = 0; n < svc->n_lips; n++) {
+        u16 id = lips[at];
+        at = at + 1 == svc->n_lips ? 0 : at + 1;
+        s->lip_rr = at;
+        u32 endpoint = lip_endpoint(&k->lip, svc->proto, 4, id, m->rip, m->rport);
+        u16 port = endpoint ? lip_port_take(&k->lip, endpoint) : 0;
+        if (!port) {
+            k->addresses[id].misses++;
+            continue;
+        }
+        c->lip_id = id;
+        c->a.v4.lip = get32(k->plane_addresses[id].addr);
+        c->lport = be16(port);
+        return endpoint;
+    }
+    return 0;
+}
+
+static u32 endpoint_of(const struct core *k, const struct conn *c)
+{
+    struct addr16 rip = addr16_4(c->a.v4.rip);
+    return lip_find(&k->lip, c->proto, c->family, c->lip_id, rip.b, c->rport);
+}
+
+/* ---- next hops ---- */
+
+static u32 next_hop(struct core *k, u32 addr)
+{
+    const struct fnat_route_spec *route = fib4_lookup(&k->fib, addr);
+    if (!route || route->kind != FNAT_ROUTE_UNICAST)
+        return 0;
+    struct addr16 hop = addr16_4(get32(route->gateway) ? get32(route->gateway) : addr);
+    return neigh_get(&k->neigh, route->port, 4, hop.b);
+}
+
+/* ---- TCP identity ---- */
+
+/* Where the timestamp option's value lies in a segment; 0: there is none. */
+static u32 timestamp_offset(const struct tcp_header *tcp)
+{
+    const u8 *options = (const u8 *)(tcp + 1);
+    u32 len = (tcp->offset >> 4) * 4u - (u32)sizeof *tcp;
+    for (u32 at = 0; at < len && options[at] != TCP_OPT_END;) {
+        if (options[at] == TCP_OPT_NOP) {
+            at++;
+            continue;
+        }
+        if (at + 2 > len || options[at + 1] < 2 || at + options[at + 1] > len)
+            return 0;
+        if (options[at] == TCP_OPT_TS && options[at + 1] == 10)
+            return (u32)sizeof *tcp + at + 2;
+        at += options[at + 1];
+    }
+    return 0;
+}
+
+static void identity_take(struct core *k, const struct packet *p, struct conn *c, u32 endpoint)
+{
+    const struct tcp_header *tcp = (const struct tcp_header *)(p->data + p->l4);
+    u32 isn = be32(get32(&tcp->seq)), at = timestamp_offset(tcp);
+    c->dseq = lip_isn(&k->lip, endpoint, be16(c->lport), k->clock_us4) - isn;
+    c->next_seq[TO_RS] = isn;
+    if (at) {
+        c->dts = lip_timestamp(&k->lip, endpoint, k->clock_ms) - be32(get32((const u8 *)tcp + at));
+        c->flags |= CONN_SHIFT_TS;
+    }
+}
+
+static void deltas_fill(struct conn *c)
+{
+    u32 ip = csum_fold((u64)csum_delta32(c->a.v4.cip, c->a.v4.lip) + csum_delta32(c->a.v4.vip, c->a.v4.rip));
+    c->delta_ip = (u16)ip;
+    c->delta_l4 = csum_fold((u64)ip + csum_delta16(c->cport, c->lport) + csum_delta16(c->vport, c->rport));
+}
+
+/* ---- the whole ---- */
+
+enum counter conn_open(struct core *k, const struct packet *p, const struct snap_service *svc, u32 *out)
+{
+    enum counter reason;
+    const struct addr16 vip = addr16_4(p->daddr);
+    const struct snap_address_slot *owned = snapshot_address(k->snap, k->area, &k->secret, vip.b, 4);
+    if (!svc->n_lips)
+        return DROP_no_lip;
+    if (svc->half_open && svc->proto == PROTO_TCP && k->services[svc->id].half_count >= svc->half_open && !conn_evict_half_open(k, svc->id))
+        return DROP_half_open_quota;
+    int pick = sched_pick(svc, &k->services[svc->id]);
+    if (pick < 0)
+        return DROP_no_rs;
+    const struct snap_member *m = &svc->members[pick];
+
+    u32 index = record_take(k);
+    if (!index && conn_evict_half_open(k, svc->id))
+        index = record_take(k);
+    if (!index)
+        return DROP_table_full;
+    struct conn *c = &k->conns[index];
+    u32 gen = c->gen;
+    memset(c, 0, sizeof *c);
+    c->gen = gen;
+    k->header->intent = index;
+
+    c->a.v4.cip = p->saddr, c->a.v4.vip = p->daddr, c->a.v4.rip = get32(m->rip);
+    c->cport = p->sport, c->vport = p->dport, c->rport = m->rport;
+    c->proto = p->proto, c->family = 4, c->vip_id = owned->id, c->member = m->id;
+    c->state = p->proto == PROTO_TCP ? TCP_SYN_RECV : UDP_ONEWAY;
+    c->flags = svc->flags & FNAT_SVC_EXPIRE_QUIESCENT ? CONN_QUIESCENT : 0;
+    c->opened = c->last_seen = k->tick;
+
+    u32 endpoint = local_port_take(k, svc, m, c);
+    if (!endpoint && conn_evict_half_open(k, svc->id))
+        endpoint = local_port_take(k, svc, m, c);
+    if (!endpoint) {
+        reason = DROP_no_lip_port;
+        goto give_record;
+    }
+    if (p->proto == PROTO_TCP)
+        identity_take(k, p, c, endpoint);
+    deltas_fill(c);
+
+    c->next_hop[TO_RS] = (u16)next_hop(k, c->a.v4.rip);
+    c->next_hop[TO_CLIENT] = (u16)next_hop(k, c->a.v4.cip);
+    if (!c->next_hop[TO_RS] || !c->next_hop[TO_CLIENT]) {
+        reason = DROP_no_route;
+        goto give_port;
+    }
+    if (!conntab_insert(&k->table, p->hash, index << 1 | TO_RS)) {
+        reason = DROP_table_full;
+        goto give_port;
+    }
+    if (!conntab_insert(&k->table, conn_hash(k, c, TO_CLIENT), index << 1 | TO_CLIENT)) {
+        reason = DROP_table_full;
+        goto take_out_client_side;
+    }
+    store_release(&c->gen, gen + 1);
+    wheel_add(k->wheel, k->conns, index, k->tick + timeout_of(k, c, c->state));
+    if (p->proto == PROTO_TCP)
+        half_open_begins(k, index);
+    gauges_take(k, c);
+    k->members[c->member].conns++;
+    k->counters[TAKEN_lip_ports]++;
+    k->header->intent = 0;
+    count(k, CNT_conns_opened);
+    *out = index;
+    return 0;
+
+take_out_client_side:
+    conntab_remove(&k->table, p->hash, index << 1 | TO_RS);
+give_port:
+    lip_port_give(&k->lip, endpoint, be16(c->lport));
+give_record:
+    k->header->intent = 0;
+    record_give(k, index);
+    return reason;
+}
+
+void conn_close(struct core *k, u32 index)
+{
+    struct conn *c = &k->conns[index];
+    k->header->intent = index;
+    k->counters[TAKEN_lip_ports]--;
+    gauges_give(k, c);
+    if (c->flags & CONN_HALF_OPEN)
+        conn_half_open_ends(k, index);
+    if (c->wheel_prev)
+        wheel_remove(k->wheel, k->conns, index);
+    store_release(&c->gen, c->gen + 1);
+    conntab_remove(&k->table, conn_hash(k, c, TO_CLIENT), index << 1 | TO_CLIENT);
+    conntab_remove(&k->table, conn_hash(k, c, TO_RS), index << 1 | TO_RS);
+    u32 endpoint = endpoint_of(k, c);
+    if (c->proto == PROTO_TCP)
+        lip_isn_used(&k->lip, endpoint, be16(c->lport), c->next_seq[TO_RS] + c->dseq);
+    lip_port_give(&k->lip, endpoint, be16(c->lport));
+    record_give(k, index);
+    k->header->intent = 0;
+    count(k, CNT_conns_closed);
+}
+
+void conn_enter(struct core *k, u32 index, u8 state)
+{
+    struct conn *c = &k->conns[index];
+    u8 old = c->state;
+    u32 before = timeout_of(k, c, old), after = timeout_of(k, c, state);
+    c->state = state;
+    if (c->flags & CONN_HALF_OPEN && state != TCP_SYN_RECV)
+        conn_half_open_ends(k, index);
+    set_active(k, c, state == TCP_EST);
+    if (after < before) {
+        wheel_remove(k->wheel, k->conns, index);
+        wheel_add(k->wheel, k->conns, index, k->tick + after);
+    }
+}
+
+void conn_due(void *core, u32 index, u32 tick)
+{
+    struct core *k = core;
+    struct conn *c = &k->conns[index];
+    u32 deadline = c->last_seen + timeout_of(k, c, c->state);
+    if (after_u32(deadline, tick)) {
+        wheel_add(k->wheel, k->conns, index, deadline);
+        return;
+    }
+    if (c->state == TCP_EST) {
+        if (k->own_count + 2 > OWN_PACKETS) { /* the resets would be lost: next turn */
+            wheel_add(k->wheel, k->conns, index, tick + 1);
+            return;
+        }
+        answer_reset_side(k, c, TO_RS);
+        answer_reset_side(k, c, TO_CLIENT);
+    }
+    conn_close(k, index);
+}
+
+void conn_sweep_routes(struct core *k, u32 budget)
+{
+    for (; budget && k->sweep && k->sweep <= k->header->conn_fresh; budget--, k->sweep++) {
+        struct conn *c = &k->conns[k->sweep];
+        if (!conn_live(c))
+            continue;
+        u32 to_rs = next_hop(k, c->a.v4.rip), to_client = next_hop(k, c->a.v4.cip);
+        if (to_rs)
+            c->next_hop[TO_RS] = (u16)to_rs;
+        if (to_client)
+            c->next_hop[TO_CLIENT] = (u16)to_client;
+    }
+    if (k->sweep > k->header->conn_fresh)
+        k->sweep = 0;
+}
+
+/* ---- after a restart ---- */
+
+static bool restore_one(struct core *k, u32 index)
+{
+    struct conn *c = &k->conns[index];
+    struct addr16 rip = addr16_4(c->a.v4.rip);
+    c->wheel_next = c->wheel_prev = 0;
+    u32 endpoint = lip_endpoint(&k->lip, c->proto, c->family, c->lip_id, rip.b, c->rport);
+    if (!endpoint || !lip_port_mark(&k->lip, endpoint, be16(c->lport)))
+        return false;
+    if (!conntab_insert(&k->table, conn_hash(k, c, TO_RS), index << 1 | TO_RS))
+        goto give_port;
+    if (!conntab_insert(&k->table, conn_hash(k, c, TO_CLIENT), index << 1 | TO_CLIENT))
+        goto take_out_client_side;
+    wheel_add(k->wheel, k->conns, index, c->last_seen + timeout_of(k, c, c->state));
+    bool half_open = c->flags & CONN_HALF_OPEN;
+    c->flags &= (u8)~CONN_HALF_OPEN;
+    if (half_open)
+        half_open_begins(k, index);
+    gauges_take(k, c);
+    k->counters[TAKEN_lip_ports]++;
+    k->counters[TAKEN_conns]++;
+    k->header->conn_count++;
+    return true;
+
+take_out_client_side:
+    conntab_remove(&k->table, conn_hash(k, c, TO_RS), index << 1 | TO_RS);
+give_port:
+    lip_port_give(&k->lip, endpoint, be16(c->lport));
+    return false;
+}
+
+u32 conn_restore(struct core *k)
+{
+    struct worker_header *h = k->header;
+    h->conn_count = h->conn_free = 0;
+    if (h->intent && conn_live(&k->conns[h->intent]))
+        k->conns[h->intent].gen++; /* its opening or closing was under way: undone */
+    h->intent = 0;
+    for (u32 i = h->conn_fresh; i; i--) {
+        struct conn *c = &k->conns[i];
+        if (conn_live(c) && restore_one(k, i))
+            continue;
+        if (conn_live(c))
+            c->gen++;
+        c->wheel_next = h->conn_free;
+        h->conn_free = i;
+    }
+    return h->conn_count;
+}

@@ -1,0 +1,30 @@
+/* conn.h: opening and closing connections. */
+#ifndef FNAT_CONN_H
+#define FNAT_CONN_H
+
+#include "core.h"
+
+/* Open a connection for this first packet of `svc`. 0 and its index, or the reason why not. */
+enum counter conn_open(struct core *k, const struct packet *p, const struct snap_service *svc, u32 *index);
+void conn_close(struct core *k, u32 index);
+/* Close the longest half-open connection of this service. False: there is none. */
+bool conn_evict_half_open(struct core *k, u32 service);
+/* The connection left SYN_RECV, or leaves it by closing. */
+void conn_half_open_ends(struct core *k, u32 index);
+/* Change the state; a nearer deadline is put into the wheel at once. */
+void conn_enter(struct core *k, u32 index, u8 state);
+/* Wheel callback: the entry came due. */
+void conn_due(void *core, u32 index, u32 tick);
+/* Look up the next hops again after a change of routes: some connections a turn. */
+void conn_sweep_routes(struct core *k, u32 budget);
+/* Rebuild everything that is derived from the records. Returns how many connections live. */
+u32 conn_restore(struct core *k);
+
+static inline u64 conn_hash(const struct core *k, const struct conn *c, enum direction dir)
+{
+    if (dir == TO_RS)
+        return hash_flow4(&k->secret, (u64)c->a.v4.cip | (u64)c->a.v4.vip << 32, (u32)c->cport | (u32)c->vport << 16, c->proto);
+    return hash_flow4(&k->secret, (u64)c->a.v4.rip | (u64)c->a.v4.lip << 32, (u32)c->rport | (u32)c->lport << 16, c->proto);
+}
+
+#endif

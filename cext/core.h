@@ -1,0 +1,89 @@
+/* core.h: one worker's state as the steps of a packet see it: tables, snapshot, clock, counters. No I/O in it.
+ *
+ * Time is `tick` (1/64 s) and `now_ns`, set once a turn. Packets the worker makes itself (RST on expiry, ARP requests,
+ * packets released from the neighbour queue) collect in `own` until the worker sends them.
+ */
+#ifndef FNAT_CORE_H
+#define FNAT_CORE_H
+
+#include "snapshot.h"
+
+enum { OWN_PACKETS = 512, WAITING_PACKETS = 256, WAITING_PER_NEIGH = 8 };
+
+struct core_port {
+    u8 mac[6];
+    u16 mtu;
+    u8 flags;
+    bool punt; /* there is a way to the host */
+};
+
+struct waiting {
+    struct packet packet;
+    u32 neigh;
+};
+
+struct core {
+    /* what a hit touches, together */
+    struct conntab table;
+    struct conn *conns;
+    u64 *counters;
+    struct member_stats *members;
+    struct neigh_table neigh;
+    u32 tick;
+    u32 index, workers;
+    struct hash_secret secret;
+    struct core_port ports[FNAT_PORTS];
+    /* the rest */
+    u64 now_ns;
+    u32 clock_ms, clock_us4; /* wall clocks for TCP identity, wrapping */
+    u32 timeouts[FNAT_STATES]; /* ticks */
+    const struct snapshot *snap;
+    const u8 *area;
+    struct fib4 fib;
+    u32 fib_seq; /* snapshot whose routes every connection has seen */
+    u32 sweep;   /* connection at which the pass over next hops goes on; 0: nothing to do */
+    u32 neigh_at;
+    struct worker_header *header;
+    struct wheel *wheel;
+    struct lip_table lip;
+    struct service_state *services;
+    struct address_state *addresses;
+    const struct plane_address *plane_addresses;
+    const struct plane_member *plane_members;
+    const struct plane_service *plane_services;
+    u32 conn_capacity;
+    struct frame_pool pool;
+    struct packet own[OWN_PACKETS];
+    u32 own_count;
+    struct waiting waiting[WAITING_PACKETS];
+    u32 waiting_count;
+};
+
+static inline void count(struct core *k, enum counter c) { k->counters[c]++; }
+static inline void count_n(struct core *k, enum counter c, u64 n) { k->counters[c] += n; }
+
+static inline enum verdict drop(struct core *k, struct packet *p, enum counter reason)
+{
+    k->counters[reason]++;
+    p->reason = (u8)reason;
+    return VERDICT_DROP;
+}
+
+/* An address as tables want it: 16 bytes, IPv4 first. */
+struct addr16 {
+    u8 b[16];
+};
+static inline struct addr16 addr16_4(u32 addr)
+{
+    struct addr16 a = {{0}};
+    memcpy(a.b, &addr, 4);
+    return a;
+}
+
+static inline const struct snap_address_slot *owned4(const struct core *k, u32 addr)
+{
+    struct addr16 a = addr16_4(addr);
+    return snapshot_address(k->snap, k->area, &k->secret, a.b, 4);
+}
+
+#endif

@@ -1,0 +1,254 @@
+/* door.c: fnat.h implemented: argument checks, handles, errno. Reading happens here, from any thread or process. */
+#define _GNU_SOURCE
+#include "conn.h"
+#include "track.h"
+#include "worker.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <time.h>
+
+/* ---- the plane ---- */
+
+int fnat_plane_create(const char *dir, const struct fnat_plane_config *config, int flags, struct fnat_plane **out)
+{
+    struct fnat_plane *p;
+    if (!config || !out || !dir != !!(flags & FNAT_ANON))
+        return -EINVAL;
+    int rc = plane_open(dir, config, flags, true, &p);
+    if (rc)
+        return rc;
+    for (u32 i = 0; i < p->config.workers && !rc; i++)
+        rc = worker_open(p, i, &p->workers[i]);
+    if (rc) {
+        fnat_plane_close(p);
+        return rc;
+    }
+    *out = p;
+    return 0;
+}
+
+int fnat_plane_attach(const char *dir, struct fnat_plane **out) { return dir && out ? plane_open(dir, NULL, 0, false, out) : -EINVAL; }
+
+void fnat_plane_close(struct fnat_plane *p)
+{
+    for (u32 i = 0; i < p->config.workers; i++)
+        if (p->workers[i])
+            worker_close(p->workers[i]);
+    snapshot_builder_free(p->builder);
+    plane_close(p);
+}
+
+void fnat_plane_info(const struct fnat_plane *p, struct fnat_plane_info *out)
+{
+    *out = (struct fnat_plane_info){
+        .config = p->config,
+        .plane_bytes = p->arena.len,
+        .worker_bytes = p->maps[0].arena.len,
+        .frames_bytes = p->frames.len,
+        .conn_bytes = p->maps[0].conn_bytes,
+        .huge_page_size = p->maps[0].arena.huge_page,
+        .restored = p->restored,
+    };
+}
+
+/* ---- control ---- */
+
+int fnat_put_settings(struct fnat_plane *p, const struct fnat_settings *settings) { return snapshot_put_settings(p, settings); }
+int fnat_put_port(struct fnat_plane *p, const struct fnat_port_spec *port) { return snapshot_put_port(p, port); }
+int fnat_put_service(struct fnat_plane *p, const struct fnat_service_spec *svc, const struct fnat_member_spec *members, const uint16_t *lips)
+{
+    return snapshot_put_service(p, svc, members, lips);
+}
+int fnat_del_service(struct fnat_plane *p, uint32_t id) { return snapshot_del_service(p, id); }
+int fnat_put_addresses(struct fnat_plane *p, const struct fnat_address_spec *addrs, uint32_t n) { return snapshot_put_addresses(p, addrs, n); }
+int fnat_put_routes(struct fnat_plane *p, const struct fnat_route_spec *routes, uint32_t n) { return snapshot_put_routes(p, routes, n); }
+int64_t fnat_publish(struct fnat_plane *p) { return snapshot_publish(p); }
+int64_t fnat_adopted(const struct fnat_plane *p) { return snapshot_adopted(p); }
+
+static u64 monotonic_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (u64)t.tv_sec * 1000000000 + (u64)t.tv_nsec;
+}
+
+static u32 ticks(u64 ns) { return (u32)(ns / (1000000000 / TICKS_PER_SECOND)); }
+
+int fnat_neigh_set(struct fnat_plane *p, uint8_t port, uint8_t family, const uint8_t *addr, const uint8_t *mac, uint8_t state)
+{
+    struct neigh_table t = {p->neighbours, p->config.neighbours, &p->header->secret};
+    if (port >= FNAT_PORTS || (family != 4 && family != 6))
+        return -EINVAL;
+    u32 tick = ticks(monotonic_ns());
+    if (!mac) {
+        u32 id = neigh_find(&t, port, family, addr);
+        if (!id || neigh_word_state(neigh_load(&t, id)) == NEIGH_NONE)
+            return -ENOENT;
+        neigh_forget(&t, id, tick);
+        return 0;
+    }
+    u32 id = neigh_get(&t, port, family, addr);
+    if (!id)
+        return -ENOSPC;
+    neigh_learn(&t, id, mac, (u8)(NEIGH_REACHABLE | (state & FNAT_NEIGH_STATIC ? NEIGH_STATIC : 0)), tick);
+    return 0;
+}
+
+int fnat_neigh_list(const struct fnat_plane *p, uint32_t *cursor, struct fnat_neigh_info *out, uint32_t n)
+{
+    u32 found = 0;
+    for (; *cursor < p->config.neighbours && found < n; ++*cursor) {
+        const struct neigh_entry *e = &p->neighbours[*cursor];
+        u64 word = load_acquire(&e->word);
+        if (neigh_word_state(word) < NEIGH_SEND)
+            continue;
+        struct fnat_neigh_info *i = &out[found++];
+        *i = (struct fnat_neigh_info){.family = e->family, .port = e->port};
+        memcpy(i->addr, e->addr, 16);
+        memcpy(i->mac, &word, 6);
+        i->state = (u8)((neigh_word_state(word) - NEIGH_NONE) | (neigh_word_static(word) ? FNAT_NEIGH_STATIC : 0));
+    }
+    return (int)found;
+}
+
+/* ---- counters ---- */
+
+static void add_member(const struct fnat_plane *p, u32 id, struct fnat_stats *out)
+{
+    for (u32 w = 0; w < p->config.workers; w++) {
+        const struct member_stats *m = &p->maps[w].members[id];
+        out->conns += load_relaxed(&m->conns);
+        out->in_packets += load_relaxed(&m->packets[TO_RS]);
+        out->out_packets += load_relaxed(&m->packets[TO_CLIENT]);
+        out->in_bytes += load_relaxed(&m->bytes[TO_RS]);
+        out->out_bytes += load_relaxed(&m->bytes[TO_CLIENT]);
+        out->active += load_relaxed(&m->active);
+        out->inactive += load_relaxed(&m->inactive);
+    }
+}
+
+int fnat_service_stats(const struct fnat_plane *p, uint32_t id, struct fnat_stats *out)
+{
+    if (id >= p->config.services)
+        return -EINVAL;
+    const struct plane_service *s = &p->services[id];
+    *out = (struct fnat_stats){s->conns, s->packets[TO_RS], s->packets[TO_CLIENT], s->bytes[TO_RS], s->bytes[TO_CLIENT], 0, 0};
+    u32 steps = 0;
+    for (u32 m = s->members; m && steps < p->config.members; m = p->members[m - 1].next, steps++)
+        add_member(p, m - 1, out);
+    return 0;
+}
+
+int fnat_member_stats(const struct fnat_plane *p, uint32_t id, struct fnat_stats *out)
+{
+    if (id >= p->config.members)
+        return -EINVAL;
+    *out = (struct fnat_stats){0};
+    add_member(p, id, out);
+    return 0;
+}
+
+int fnat_address_stats(const struct fnat_plane *p, uint16_t id, struct fnat_address_stats *out)
+{
+    *out = (struct fnat_address_stats){0};
+    for (u32 w = 0; w < p->config.workers; w++) {
+        const struct address_state *a = &p->maps[w].addresses[id];
+        out->misses += load_relaxed(&a->misses);
+        out->used += load_relaxed(&a->used);
+        out->conns += load_relaxed(&a->conns);
+    }
+    return 0;
+}
+
+static const struct {
+    const char *name, *help;
+    char kind;
+} counters[COUNTERS] = {
+#define COUNTER(name, help) [CNT_##name] = {#name, help, 'c'},
+#define DROP(name, help) [DROP_##name] = {#name, help, 'd'},
+#define TAKEN(name, help) [TAKEN_##name] = {#name, help, 't'},
+#include "counters.def"
+};
+
+uint32_t fnat_counter_count(void) { return COUNTERS; }
+const char *fnat_counter_name(uint32_t i) { return i < COUNTERS ? counters[i].name : NULL; }
+const char *fnat_counter_help(uint32_t i) { return i < COUNTERS ? counters[i].help : NULL; }
+char fnat_counter_kind(uint32_t i) { return i < COUNTERS ? counters[i].kind : 0; }
+
+int fnat_counters(const struct fnat_plane *p, uint32_t worker, uint64_t *out)
+{
+    if (worker >= p->config.workers)
+        return -EINVAL;
+    for (u32 i = 0; i < COUNTERS; i++)
+        out[i] = load_relaxed(&p->maps[worker].header->counters[i]);
+    return 0;
+}
+
+/* ---- connections ---- */
+
+static u32 timeout_seconds(const struct fnat_plane *p, const struct conn *c)
+{
+    u64 word = load_acquire(&p->header->snapshot);
+    u32 service = p->members[c->member].service;
+    u32 own = service ? p->services[service - 1].conn_timeout : 0;
+    if (own && (c->state == TCP_EST || c->state >= UDP_NONE))
+        return own;
+    return word ? ((const struct snapshot *)snapshot_at(p->snapshots, (u32)word))->settings.timeouts[c->state] : 0;
+}
+
+static void fill_info(const struct fnat_plane *p, const struct conn *c, u32 tick, struct fnat_conn_info *out)
+{
+    memset(out, 0, sizeof *out);
+    memcpy(out->cip, &c->a.v4.cip, 4);
+    memcpy(out->vip, &c->a.v4.vip, 4);
+    memcpy(out->rip, &c->a.v4.rip, 4);
+    memcpy(out->lip, &c->a.v4.lip, 4);
+    out->cport = be16(c->cport), out->vport = be16(c->vport), out->lport = be16(c->lport), out->rport = be16(c->rport);
+    for (u32 d = 0; d < 2; d++) {
+        out->packets[d] = c->packets[d];
+        out->bytes[d] = (u64)c->bytes_high[d] << 32 | c->bytes[d];
+    }
+    out->member = c->member;
+    out->service = p->members[c->member].service - 1;
+    s32 left = (s32)(c->last_seen + timeout_seconds(p, c) * TICKS_PER_SECOND - tick);
+    out->remaining = left > 0 ? ((u32)left + TICKS_PER_SECOND - 1) / TICKS_PER_SECOND : 0;
+    out->age = (tick - c->opened) / TICKS_PER_SECOND;
+    out->proto = c->proto, out->family = c->family, out->state = c->state;
+}
+
+static bool wanted(const struct fnat_conn_filter *f, const struct fnat_conn_info *i)
+{
+    return !f || ((f->service < 0 || f->service == i->service) && (f->member < 0 || f->member == i->member) && (f->state < 0 || f->state == i->state) &&
+                  (f->proto < 0 || f->proto == i->proto));
+}
+
+int fnat_conns(const struct fnat_plane *p, uint32_t worker, uint32_t *cursor, const struct fnat_conn_filter *filter, uint64_t now_ns,
+               struct fnat_conn_info *out, uint32_t n)
+{
+    enum { LOOKS = 65536 }; /* records looked at in one call: a rare match must not keep the caller waiting */
+    if (worker >= p->config.workers)
+        return -EINVAL;
+    const struct worker_map *m = &p->maps[worker];
+    u32 fresh = load_acquire(&m->header->conn_fresh), found = 0, i = *cursor ? *cursor : 1;
+    for (u32 looks = 0; i <= fresh && found < n && looks < LOOKS; i++, looks++) {
+        const struct conn *c = &m->conns[i];
+        u32 gen = load_acquire(&c->gen);
+        if (!(gen & 1))
+            continue;
+        struct conn copy = *c;
+        __atomic_thread_fence(__ATOMIC_ACQUIRE);
+        if (load_relaxed(&c->gen) != gen || copy.member >= p->config.members || copy.state >= CONN_STATES)
+            continue; /* closed while we read */
+        fill_info(p, &copy, ticks(now_ns), &out[found]);
+        out[found].index = i;
+        out[found].worker = (u8)worker;
+        found += wanted(filter, &out[found]);
+    }
+    *cursor = i > fresh ? 0xffffffff : i;
+    return (int)found;
+}
+
+const char *fnat_state_name(uint32_t state) { return track_name(state); }
+
+struct fnat_worker *fnat_worker_get(struct fnat_plane *p, uint32_t index) { return index < p->config.workers ? p->workers[index] : NULL; }

@@ -1,0 +1,225 @@
+/* fnat.h: the door. The only header Python sees: opaque handles, plain structs, results are 0 (or a count) or -errno.
+ *
+ * A *plane* is the shared memory of one data plane: files in a directory on hugetlbfs or tmpfs, or anonymous memory.
+ *   DIR/plane      ids, neighbours, snapshots      written by control (and workers: neighbour words only)
+ *   DIR/worker-I   connections, tables, counters   written by worker I alone
+ *   DIR/frames     packet frames                   owned by whoever holds a frame
+ * The data plane process creates it and takes its workers; the control process attaches to the same files, writes
+ * snapshots and reads everything else.
+ *
+ * Addresses are 16 bytes in network order, an IPv4 address in the first 4, the rest zero. Ports (lport, vport, …) are in
+ * host order. Times are nanoseconds of CLOCK_MONOTONIC, timeouts are seconds.
+ */
+#ifndef FNAT_FNAT_H
+#define FNAT_FNAT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct fnat_plane;
+struct fnat_worker;
+struct io_queue;
+struct frame_pool;
+
+enum { FNAT_PORTS = 16, FNAT_WORKERS = 64, FNAT_NAME = 32, FNAT_TCP_STATES = 11, FNAT_UDP_STATES = 4, FNAT_STATES = 15 };
+
+/* ---- the plane ---- */
+
+struct fnat_plane_config {
+    uint32_t workers;       /* 1..FNAT_WORKERS */
+    uint32_t conns;         /* connections of each worker */
+    uint32_t services;      /* service ids, all workers */
+    uint32_t members;       /* member ids (service x RS), all workers */
+    uint32_t endpoints;     /* (protocol, LIP, RS) port maps of each worker */
+    uint32_t neighbours;    /* 16..65535 */
+    uint32_t frames;        /* frames of each worker, 4 KiB each; 0: none (the caller brings its own queues) */
+    uint32_t snapshot_mib;  /* room for snapshots */
+};
+
+struct fnat_plane_info {
+    struct fnat_plane_config config;
+    uint64_t plane_bytes, worker_bytes, frames_bytes; /* of the mappings; worker_bytes is of one worker */
+    uint64_t conn_bytes;     /* of one worker's memory that grows with config.conns */
+    uint32_t huge_page_size; /* bytes; 0: ordinary pages */
+    uint32_t restored;       /* connections found in the arena at creation */
+};
+
+enum { FNAT_ANON = 1, FNAT_FRESH = 2 /* ignore what an earlier run left */ };
+
+/* Create or take up again the plane in `dir` (NULL with FNAT_ANON). -EINVAL config, -ENOMEM/-ENOSPC no memory, -EBUSY another
+ * process owns it, -EXDEV dir is neither tmpfs nor hugetlbfs, -EPROTO what lies there is of another layout. */
+int fnat_plane_create(const char *dir, const struct fnat_plane_config *config, int flags, struct fnat_plane **out);
+/* Attach as control. -ENOENT no plane there. */
+int fnat_plane_attach(const char *dir, struct fnat_plane **out);
+void fnat_plane_close(struct fnat_plane *plane);
+void fnat_plane_info(const struct fnat_plane *plane, struct fnat_plane_info *out);
+
+/* ---- control: what the workers shall do. Nothing is in force before fnat_publish ---- */
+
+enum { FNAT_SCHED_RR = 0, FNAT_SCHED_WRR = 1 };
+enum { FNAT_NO_RS_DROP = 0, FNAT_NO_RS_RESET = 1 };
+enum { FNAT_SVC_EXPIRE_QUIESCENT = 1 };
+
+struct fnat_member_spec {
+    uint8_t rip[16];
+    uint32_t id; /* member id, stable: counters live there */
+    uint16_t rport;
+    uint16_t weight; /* 0: gets no new connections */
+    uint8_t family;  /* 4 | 6 */
+    uint8_t pad[7];
+};
+
+struct fnat_service_spec {
+    uint8_t vip[16];
+    uint32_t id;        /* service id, stable */
+    uint16_t vport;
+    uint8_t family, proto; /* 4 | 6; 6 (TCP) | 17 (UDP) */
+    uint8_t sched, no_rs, flags, pad;
+    uint32_t conn_timeout; /* seconds, replaces ESTABLISHED (TCP) or all states (UDP); 0: the general timeouts */
+    uint32_t half_open;    /* most half-open connections of this service on one worker; 0: unlimited */
+    uint32_t n_members, n_lips;
+};
+
+enum { FNAT_ADDR_VIP = 1, FNAT_ADDR_LIP = 2 };
+
+struct fnat_address_spec {
+    uint8_t addr[16];
+    uint16_t id;    /* address id, 1..65535, stable */
+    uint8_t family; /* 4 | 6 */
+    uint8_t kind;   /* FNAT_ADDR_* bits */
+    uint8_t port;   /* port id that answers ARP for it */
+    uint8_t pad[3];
+};
+
+enum { FNAT_ROUTE_UNICAST = 0, FNAT_ROUTE_HOST = 1 /* hand to the host: kni_host */, FNAT_ROUTE_UNREACHABLE = 2 };
+
+struct fnat_route_spec {
+    uint8_t prefix[16], gateway[16], src[16]; /* gateway 0: on link; src: sender of ARP, 0: the packet's own source */
+    uint32_t mtu;                              /* 0: the port's */
+    uint32_t metric;                           /* of equal prefixes the lowest metric wins */
+    uint8_t family, plen, port, kind;
+    uint8_t pad[4];
+};
+
+enum { FNAT_PORT_UP = 1, FNAT_PORT_EXCLUSIVE = 2 /* what is not ours goes to the punt queue */ };
+
+struct fnat_port_spec {
+    char name[FNAT_NAME];
+    uint8_t mac[6];
+    uint8_t id; /* 0..FNAT_PORTS-1 */
+    uint8_t flags;
+    uint16_t mtu; /* of the IP packet, at most 3500 */
+    uint8_t pad[6];
+};
+
+enum { FNAT_UNSERVED_DROP = 0, FNAT_UNSERVED_RESET = 1 };
+
+struct fnat_settings {
+    uint32_t timeouts[FNAT_STATES]; /* seconds, by conn state */
+    uint8_t unserved;               /* a SYN for an owned address and a port nobody serves */
+    uint8_t pad[3];
+};
+
+int fnat_put_settings(struct fnat_plane *plane, const struct fnat_settings *settings);
+int fnat_put_port(struct fnat_plane *plane, const struct fnat_port_spec *port); /* flags without FNAT_PORT_UP: gone */
+/* Add or replace one service. -EEXIST another id has this VIP:port/proto, -ENOSPC snapshot area full. */
+int fnat_put_service(struct fnat_plane *plane, const struct fnat_service_spec *svc, const struct fnat_member_spec *members, const uint16_t *lips);
+int fnat_del_service(struct fnat_plane *plane, uint32_t id);
+int fnat_put_addresses(struct fnat_plane *plane, const struct fnat_address_spec *addrs, uint32_t n); /* the whole list */
+int fnat_put_routes(struct fnat_plane *plane, const struct fnat_route_spec *routes, uint32_t n);      /* the whole list */
+/* Seal and swap; returns the snapshot's number (> 0). */
+int64_t fnat_publish(struct fnat_plane *plane);
+/* The oldest snapshot that a running worker still uses; a change is in force when this reaches its number. */
+int64_t fnat_adopted(const struct fnat_plane *plane);
+
+/* Neighbours are one shared table: both sides may write. mac NULL with state 0 deletes. */
+enum { FNAT_NEIGH_NONE = 0, FNAT_NEIGH_SEND = 1, FNAT_NEIGH_REACHABLE = 2, FNAT_NEIGH_PROBE = 3, FNAT_NEIGH_DELAY = 4, FNAT_NEIGH_STATIC = 8 /* flag */ };
+
+struct fnat_neigh_info {
+    uint8_t addr[16];
+    uint8_t family, port, mac[6], state; /* state: FNAT_NEIGH_*, FNAT_NEIGH_STATIC as a flag */
+    uint8_t pad[7];
+};
+int fnat_neigh_set(struct fnat_plane *plane, uint8_t port, uint8_t family, const uint8_t *addr, const uint8_t *mac, uint8_t state);
+/* Neighbours from *cursor on, at most n; returns how many, 0 at the end. */
+int fnat_neigh_list(const struct fnat_plane *plane, uint32_t *cursor, struct fnat_neigh_info *out, uint32_t n);
+
+/* ---- reading: never through a worker ---- */
+
+struct fnat_stats {
+    uint64_t conns, in_packets, out_packets, in_bytes, out_bytes; /* in: from clients, out: from RSs; bytes of IP packets */
+    uint32_t active, inactive;                                    /* connections now: ESTABLISHED | all others */
+};
+struct fnat_address_stats {
+    uint64_t misses; /* new connections that found no free port here */
+    uint32_t used;   /* ports in use (a port towards two RSs counts twice) */
+    uint32_t conns;  /* connections that hold this address as VIP or LIP */
+};
+int fnat_service_stats(const struct fnat_plane *plane, uint32_t id, struct fnat_stats *out);
+int fnat_member_stats(const struct fnat_plane *plane, uint32_t id, struct fnat_stats *out);
+int fnat_address_stats(const struct fnat_plane *plane, uint16_t id, struct fnat_address_stats *out);
+/* Counters of counters.def: number, and values of one worker. kind: 'c' counter, 'd' drop reason, 't' taken. */
+uint32_t fnat_counter_count(void);
+const char *fnat_counter_name(uint32_t i);
+const char *fnat_counter_help(uint32_t i);
+char fnat_counter_kind(uint32_t i);
+int fnat_counters(const struct fnat_plane *plane, uint32_t worker, uint64_t *out);
+
+struct fnat_conn_info {
+    uint8_t cip[16], vip[16], lip[16], rip[16];
+    uint64_t packets[2], bytes[2]; /* from the client, from the RS */
+    uint32_t index, service, member;
+    uint32_t remaining, age; /* seconds: until it expires when idle, since it was opened */
+    uint16_t cport, vport, lport, rport;
+    uint8_t worker, proto, family, state;
+};
+struct fnat_conn_filter {
+    int64_t service, member; /* -1: any */
+    int32_t state, proto;    /* -1: any */
+};
+/* Connections of one worker from *cursor on, at most n; returns how many; *cursor becomes 0xffffffff at the end. */
+int fnat_conns(const struct fnat_plane *plane, uint32_t worker, uint32_t *cursor, const struct fnat_conn_filter *filter, uint64_t now_ns,
+               struct fnat_conn_info *out, uint32_t n);
+const char *fnat_state_name(uint32_t state); /* TCP_NONE … UDP_LAST, NULL beyond */
+
+/* ---- workers: only in the process that created the plane ---- */
+
+struct fnat_worker *fnat_worker_get(struct fnat_plane *plane, uint32_t index);
+struct frame_pool *fnat_worker_pool(struct fnat_worker *worker);
+/* Give the worker a queue of a port; punt: the way to the host (a TAP) for that port. The worker closes it. */
+int fnat_worker_attach(struct fnat_worker *worker, uint8_t port, int punt, struct io_queue *queue);
+void fnat_worker_detach(struct fnat_worker *worker); /* close all its queues */
+/* One turn at time now; returns the number of packets received. */
+int fnat_worker_step(struct fnat_worker *worker, uint64_t now_ns);
+/* Turns until *stop is non-zero. After spin_us without work it sleeps in poll() until the next wheel tick (0: never sleeps). */
+int fnat_worker_run(struct fnat_worker *worker, volatile int *stop, uint32_t spin_us);
+/* The process stops using the plane: packets that wait are dropped, so that every frame is back in its pool. */
+void fnat_worker_quiesce(struct fnat_worker *worker);
+
+/* ---- drivers that need nothing but libc ---- */
+
+/* mem: frames put in by the caller, frames taken out by the caller. */
+int fnat_mem_open(struct frame_pool *pool, uint32_t ring, struct io_queue **out);
+int fnat_mem_put(struct io_queue *q, const uint8_t *data, uint32_t len);           /* -ENOSPC full, -EMSGSIZE too long */
+int fnat_mem_take(struct io_queue *q, uint8_t *out, uint32_t room);                /* length, or -EAGAIN */
+/* pcap: prepared frames handed out over and over; what is sent is only counted. */
+int fnat_pcap_open(struct frame_pool *pool, uint32_t batch, struct io_queue **out);
+int fnat_pcap_add(struct io_queue *q, const uint8_t *data, uint32_t len); /* before the first rx; -EMSGSIZE, -ENOMEM, -EBUSY */
+void fnat_pcap_counts(const struct io_queue *q, uint64_t *received, uint64_t *sent);
+uint64_t fnat_pcap_measure(struct io_queue *q, uint64_t packets); /* ns that the driver alone takes */
+/* tap: a TAP device, created when absent; fd is its non-blocking descriptor. */
+int fnat_tap_open(struct frame_pool *pool, const char *name, const uint8_t *mac, uint32_t mtu, struct io_queue **out);
+
+/* ---- measuring ---- */
+
+struct fnat_bench_result {
+    uint64_t packets, ns, generator_ns; /* ns: with forwarding; generator_ns: the generator alone, same number of packets */
+    uint64_t conns, opened, verified, mismatched, dropped;
+    uint64_t floor_ns; /* touching one bucket line and both conn lines in the same random order */
+};
+/* Steady state: conns flows over the plane's services; see bench/README.md. proto 6 | 17. */
+int fnat_bench_nat(struct fnat_worker *worker, uint8_t proto, uint32_t conns, double seconds, struct fnat_bench_result *out);
+/* Whole TCP lives: SYN, SYN-ACK, ACK, data, FIN both ways: 6 packets in and 6 out; packets = lives x 6. */
+int fnat_bench_cps(struct fnat_worker *worker, double seconds, struct fnat_bench_result *out);
+
+#endif

@@ -1,0 +1,10 @@
+/* forward.h: the life of a packet. */
+#ifndef FNAT_FORWARD_H
+#define FNAT_FORWARD_H
+
+#include "core.h"
+
+/* Decide on n <= BATCH packets; sets verdict, out_port and, when dropped, reason. Frames are not touched otherwise. */
+void forward_batch(struct core *k, struct packet *pkts, u32 n);
+
+#endif

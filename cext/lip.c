@@ -1,0 +1,217 @@
+/* lip.c: see lip.h. What is unsatisfying: a worker's ports of one endpoint are handed out in order, so a neighbour on the RS's
+ * network can guess the next one; the start is random per endpoint. */
+#include "lip.h"
+
+static u64 endpoint_hash(const struct lip_table *t, u8 proto, u8 family, u16 lip_id, const u8 rip[16], u16 rport)
+{
+    return hash_addr(t->secret, rip, (u64)proto << 40 | (u64)family << 32 | (u64)lip_id << 16 | rport);
+}
+
+void lip_init(struct lip_table *t, u32 worker, u32 workers)
+{
+    memset(t->owned, 0, sizeof t->owned);
+    for (u32 slot = 0; slot < STEER_SLOTS; slot++)
+        if (steer_owner_of_slot(slot, workers) == worker)
+            t->owned[slot / 64] |= 1ull << slot % 64;
+}
+
+u32 lip_find(const struct lip_table *t, u8 proto, u8 family, u16 lip_id, const u8 rip[16], u16 rport)
+{
+    u64 h = endpoint_hash(t, proto, family, lip_id, rip, rport);
+    for (u32 i = t->heads[h & t->head_mask]; i; i = t->endpoints[i].next) {
+        const struct endpoint *e = &t->endpoints[i];
+        if (e->lip_id == lip_id && e->rport == rport && e->proto == proto && e->family == family && !memcmp(e->rip, rip, 16))
+            return i;
+    }
+    return 0;
+}
+
+/* Take an unused endpoint out of its chain: the first one from the sweep mark on. */
+static u32 reclaim_endpoint(struct lip_table *t)
+{
+    for (u32 tries = 0; tries < 4096 && tries < t->endpoint_count; tries++) {
+        u32 i = t->marks->endpoint_sweep % t->endpoint_count + 1;
+        t->marks->endpoint_sweep = i;
+        struct endpoint *e = &t->endpoints[i];
+        if (e->used)
+            continue;
+        u64 h = endpoint_hash(t, e->proto, e->family, e->lip_id, e->rip, e->rport);
+        for (u32 *link = &t->heads[h & t->head_mask]; *link; link = &t->endpoints[*link].next)
+            if (*link == i) {
+                *link = e->next;
+                return i;
+            }
+    }
+    return 0;
+}
+
+u32 lip_endpoint(struct lip_table *t, u8 proto, u8 family, u16 lip_id, const u8 rip[16], u16 rport)
+{
+    u32 i = lip_find(t, proto, family, lip_id, rip, rport);
+    if (likely(i))
+        return i;
+    if (t->marks->endpoint_fresh < t->endpoint_count)
+        i = ++t->marks->endpoint_fresh;
+    else if (!(i = reclaim_endpoint(t)))
+        return 0;
+    struct endpoint *e = &t->endpoints[i];
+    memset(e, 0, sizeof *e);
+    memcpy(e->rip, rip, 16);
+    e->rport = rport, e->lip_id = lip_id, e->proto = proto, e->family = family;
+    u64 h = endpoint_hash(t, proto, family, lip_id, rip, rport);
+    e->cursor = (u16)max_u32((u32)(h >> 48), LIP_PORT_FIRST);
+    e->next = t->heads[h & t->head_mask];
+    t->heads[h & t->head_mask] = i;
+    return i;
+}
+
+static u32 block_take(struct lip_table *t)
+{
+    u32 i = t->marks->block_free;
+    if (i)
+        t->marks->block_free = t->blocks[i].next_free;
+    else if (t->marks->block_fresh < t->block_count)
+        i = ++t->marks->block_fresh;
+    else
+        return 0;
+    memset(&t->blocks[i], 0, sizeof t->blocks[i]);
+    t->marks->blocks_used++;
+    return i;
+}
+
+static void block_give(struct lip_table *t, u32 i)
+{
+    t->blocks[i].next_free = t->marks->block_free;
+    t->marks->block_free = i;
+    t->marks->blocks_used--;
+}
+
+static bool block_empty(const struct port_block *b)
+{
+    u64 any = 0;
+    for (u32 i = 0; i < LIP_CHUNK / 64; i++)
+        any |= b->bits[i];
+    return !any;
+}
+
+/* The block with the bits of this chunk; made when absent and `make`. 0: absent, or no room. */
+static u32 chunk_block(struct lip_table *t, struct endpoint *e, u32 chunk, bool make)
+{
+    u32 *dir = &e->dir[chunk / LIP_DIR_CHUNKS];
+    bool fresh_dir = false;
+    if (!*dir) {
+        if (!make || !(*dir = block_take(t)))
+            return 0;
+        fresh_dir = true;
+    }
+    u32 *block = &t->blocks[*dir].chunk[chunk % LIP_DIR_CHUNKS];
+    if (!*block && make) {
+        *block = block_take(t);
+        if (!*block && fresh_dir) {
+            block_give(t, *dir);
+            *dir = 0;
+            return 0;
+        }
+    }
+    return *block;
+}
+
+static void set_port(struct lip_table *t, struct endpoint *e, u32 block, u16 port)
+{
+    t->blocks[block].bits[port % LIP_CHUNK / 64] |= 1ull << port % 64;
+    if (!e->used++)
+        t->marks->endpoints_used++;
+    t->marks->ports_used++;
+}
+
+u16 lip_port_take(struct lip_table *t, u32 endpoint)
+{
+    struct endpoint *e = &t->endpoints[endpoint];
+    u32 chunk = e->cursor / LIP_CHUNK, word = e->cursor % LIP_CHUNK / 64;
+    u64 from = ~0ull << e->cursor % 64; /* bits of the first word that lie at or after the cursor */
+    for (u32 n = 0; n <= 65536 / LIP_CHUNK; n++, word = 0, from = ~0ull) {
+        if (chunk * LIP_CHUNK >= LIP_PORT_FIRST) {
+            u32 block = chunk_block(t, e, chunk, false);
+            for (; word < LIP_CHUNK / 64; word++, from = ~0ull) {
+                u64 taken = block ? t->blocks[block].bits[word] : 0;
+                u64 free = ~taken & t->owned[word] & from;
+                if (!free)
+                    continue;
+                if (!block && !(block = chunk_block(t, e, chunk, true)))
+                    break; /* no room for a new chunk: look in those that exist */
+                u16 port = (u16)(chunk * LIP_CHUNK + word * 64 + (u32)__builtin_ctzll(free));
+                set_port(t, e, block, port);
+                e->cursor = (u16)(port + 1);
+                return port;
+            }
+        }
+        chunk = (chunk + 1) % (65536 / LIP_CHUNK);
+    }
+    return 0;
+}
+
+bool lip_port_mark(struct lip_table *t, u32 endpoint, u16 port)
+{
+    struct endpoint *e = &t->endpoints[endpoint];
+    u32 block = chunk_block(t, e, port / LIP_CHUNK, true);
+    if (!block || t->blocks[block].bits[port % LIP_CHUNK / 64] >> port % 64 & 1)
+        return false;
+    set_port(t, e, block, port);
+    return true;
+}
+
+void lip_port_give(struct lip_table *t, u32 endpoint, u16 port)
+{
+    struct endpoint *e = &t->endpoints[endpoint];
+    u32 chunk = port / LIP_CHUNK, block = chunk_block(t, e, chunk, false);
+    if (!block)
+        return;
+    t->blocks[block].bits[port % LIP_CHUNK / 64] &= ~(1ull << port % 64);
+    t->marks->ports_used--;
+    if (!--e->used)
+        t->marks->endpoints_used--;
+    if (block_empty(&t->blocks[block])) {
+        u32 *dir = &e->dir[chunk / LIP_DIR_CHUNKS];
+        t->blocks[*dir].chunk[chunk % LIP_DIR_CHUNKS] = 0;
+        block_give(t, block);
+        if (block_empty(&t->blocks[*dir])) {
+            block_give(t, *dir);
+            *dir = 0;
+        }
+    }
+}
+
+/* RFC 6528: an offset per tuple hides the clock; it is constant, so order per tuple is kept. */
+static u32 isn_offset(const struct lip_table *t, u32 endpoint, u16 port)
+{
+    return (u32)hash_mum((u64)endpoint << 16 ^ port ^ t->secret->k[2], t->secret->k[1]);
+}
+
+u32 lip_isn(struct lip_table *t, u32 endpoint, u16 port, u32 clock_us4)
+{
+    struct endpoint *e = &t->endpoints[endpoint];
+    if (after_u32(clock_us4, e->isn_floor))
+        e->isn_floor = clock_us4;
+    e->isn_floor += 64;
+    return e->isn_floor + isn_offset(t, endpoint, port);
+}
+
+void lip_isn_used(struct lip_table *t, u32 endpoint, u16 port, u32 end)
+{
+    struct endpoint *e = &t->endpoints[endpoint];
+    u32 floor = end - isn_offset(t, endpoint, port);
+    if (after_u32(floor, e->isn_floor))
+        e->isn_floor = floor;
+}
+
+u32 lip_timestamp(struct lip_table *t, u32 endpoint, u32 clock_ms)
+{
+    struct endpoint *e = &t->endpoints[endpoint];
+    u32 ts = clock_ms + e->ts_lead;
+    if (e->ts_last && !after_u32(ts, e->ts_last)) {
+        e->ts_lead += e->ts_last + 1 - ts;
+        ts = e->ts_last + 1;
+    }
+    e->ts_last = ts ? ts : 1;
+    return ts;
+}

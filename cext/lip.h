@@ -1,0 +1,69 @@
+/* lip.h: local ports. One map per endpoint (protocol, LIP, RS address and port), so that one LIP carries 64 512 connections
+ * per RS and protocol, exact over all services.
+ *
+ * An endpoint is a header; its map is a radix of 64-byte blocks taken on first use and given back when empty:
+ *   header -> 8 directories -> 16 chunks each -> 512 ports as bits.
+ * The header outlives its last connection (until its place is needed), because it also remembers what an RS in TIME_WAIT may
+ * still remember: floors for initial sequence numbers and timestamps.
+ */
+#ifndef FNAT_LIP_H
+#define FNAT_LIP_H
+
+#include "hash.h"
+#include "steer.h"
+
+enum { LIP_PORT_FIRST = 1024, LIP_CHUNK = STEER_SLOTS, LIP_DIRS = 8, LIP_DIR_CHUNKS = 16 };
+
+struct endpoint {
+    u8 rip[16];
+    u16 rport, lip_id; /* rport in network order */
+    u8 proto, family;
+    u16 cursor;   /* where the search for a free port goes on, host order */
+    u32 next;     /* in its hash chain, or in the list of free endpoints */
+    u32 used;     /* ports taken */
+    u32 isn_floor; /* later than every sequence number sent here, per-port offset taken out */
+    u32 ts_lead;   /* added to the clock so that timestamps never go back */
+    u32 ts_last;   /* last timestamp given out */
+    u32 dir[LIP_DIRS];
+    u32 spare[9];
+} cache_aligned;
+_Static_assert(sizeof(struct endpoint) == 2 * CACHE_LINE, "an endpoint is two lines");
+
+struct port_block {
+    union {
+        u64 bits[LIP_CHUNK / 64];
+        u32 chunk[LIP_DIR_CHUNKS];
+        u32 next_free;
+    };
+} cache_aligned;
+_Static_assert(sizeof(struct port_block) == CACHE_LINE, "a block of the port map is one line");
+
+struct lip_table {
+    struct endpoint *endpoints; /* 1..endpoint_count */
+    u32 *heads;                 /* hash chains */
+    struct port_block *blocks;  /* 1..block_count */
+    u64 owned[LIP_CHUNK / 64];  /* slots whose ports are this worker's */
+    u32 endpoint_count, head_mask, block_count;
+    struct lip_marks { /* lives in the arena */
+        u32 endpoint_free, endpoint_fresh, endpoint_sweep, endpoints_used;
+        u32 block_free, block_fresh, blocks_used, ports_used;
+    } *marks;
+    const struct hash_secret *secret;
+};
+
+void lip_init(struct lip_table *t, u32 worker, u32 workers);
+/* The endpoint of this tuple, made when absent; 0: no room. */
+u32 lip_endpoint(struct lip_table *t, u8 proto, u8 family, u16 lip_id, const u8 rip[16], u16 rport);
+u32 lip_find(const struct lip_table *t, u8 proto, u8 family, u16 lip_id, const u8 rip[16], u16 rport);
+/* A free port, host order; 0: none. */
+u16 lip_port_take(struct lip_table *t, u32 endpoint);
+void lip_port_give(struct lip_table *t, u32 endpoint, u16 port);
+/* Mark a known port as taken (rebuilding from the connections). False: it is taken already or there is no room. */
+bool lip_port_mark(struct lip_table *t, u32 endpoint, u16 port);
+
+/* TCP identity towards the RS. `clock_us4` and `clock_ms`: wall clocks of 4 us and about 1 ms, wrapping. */
+u32 lip_isn(struct lip_table *t, u32 endpoint, u16 port, u32 clock_us4);
+void lip_isn_used(struct lip_table *t, u32 endpoint, u16 port, u32 end);
+u32 lip_timestamp(struct lip_table *t, u32 endpoint, u32 clock_ms);
+
+#endif

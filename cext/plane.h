@@ -1,0 +1,126 @@
+/* plane.h: how the memory of a data plane is laid out. Offsets follow from the configuration alone, so that every process that
+ * maps the files finds the same things; nothing in them is a pointer.
+ */
+#ifndef FNAT_PLANE_H
+#define FNAT_PLANE_H
+
+#include "arena.h"
+#include "conntab.h"
+#include "fnat.h"
+#include "io.h"
+#include "lip.h"
+#include "neigh.h"
+#include "record.h"
+#include "wheel.h"
+
+enum { PLANE_LAYOUT = 1 }; /* raised when a structure in the files changes */
+
+/* ---- DIR/plane ---- */
+
+struct plane_address {
+    u8 addr[16];
+    u8 family, kind, port, pad;
+};
+
+/* A member id: which service it counts for, and whether the configuration still wants it. */
+struct plane_member {
+    u32 service; /* service id + 1 */
+    u32 next;    /* next member id + 1 of the same service */
+    u32 usable;  /* weight > 0 */
+    u32 spare;
+};
+
+/* Counters of members that left a service and whose ids went to others, so that service counters never go backwards. */
+struct plane_service {
+    u32 members;      /* first member id + 1 */
+    u32 conn_timeout; /* seconds, 0: general */
+    u64 conns, packets[2], bytes[2];
+};
+
+struct plane_header {
+    u8 magic[8];
+    u32 layout, size_of_header;
+    struct fnat_plane_config config;
+    struct hash_secret secret;
+    s64 wall_offset_ns; /* wall clock minus CLOCK_MONOTONIC when the plane was made */
+    u64 snapshot;       /* number<<32 | offset/64 of the newest sealed snapshot; 0: none yet */
+};
+
+/* ---- DIR/worker-I ---- */
+
+struct member_stats {
+    u64 conns, packets[2], bytes[2];
+    u32 active, inactive;
+    u64 spare[2];
+} cache_aligned;
+_Static_assert(sizeof(struct member_stats) == CACHE_LINE, "one line a member");
+
+/* What a worker remembers of a service: cursors, and the half-open connections, oldest first. */
+struct service_state {
+    u32 rr, lip_rr;
+    s32 wrr_weight;
+    u32 half_head, half_tail, half_count;
+    u32 spare[10];
+} cache_aligned;
+
+struct address_state {
+    u64 misses;
+    u32 used, conns;
+};
+
+struct worker_header {
+    u8 magic[8];
+    u32 layout, index;
+    u32 active;        /* a process runs this worker */
+    u32 snapshot_seq;  /* the snapshot in use */
+    u32 conn_free;     /* list of free records through wheel_next */
+    u32 conn_fresh;    /* records never used begin after this one */
+    u32 conn_count;    /* live */
+    u32 intent;        /* conn whose opening or closing is under way; 0: none */
+    u64 last_now_ns;
+    struct lip_marks lip;
+    u64 counters[128];
+    struct wheel wheel;
+};
+_Static_assert(COUNTERS <= 128, "room for all counters");
+
+/* ---- a process's view ---- */
+
+struct worker_map { /* pointers into one worker's arena */
+    struct arena arena;
+    struct worker_header *header;
+    struct member_stats *members;
+    struct service_state *services;
+    struct address_state *addresses;
+    struct endpoint *endpoints;
+    u32 *endpoint_heads;
+    struct port_block *blocks;
+    struct bucket *buckets;
+    struct conn *conns; /* 1..config.conns */
+    u32 head_mask, block_count, bucket_count;
+    u64 conn_bytes;
+};
+
+struct snapshot_builder;
+
+struct fnat_plane {
+    struct fnat_plane_config config;
+    struct arena arena, frames;
+    struct plane_header *header;
+    struct plane_address *addresses; /* by address id */
+    struct plane_member *members;    /* by member id */
+    struct plane_service *services;  /* by service id */
+    struct neigh_entry *neighbours;
+    u8 *snapshots; /* the area that offsets in snapshots refer to */
+    u64 snapshots_len;
+    struct worker_map maps[FNAT_WORKERS];
+    struct fnat_worker *workers[FNAT_WORKERS]; /* only where the plane was created */
+    struct snapshot_builder *builder;          /* made at the first put */
+    bool owner;
+    u32 restored;
+};
+
+int plane_open(const char *dir, const struct fnat_plane_config *config, int flags, bool create, struct fnat_plane **out);
+void plane_close(struct fnat_plane *plane);
+
+#endif

@@ -1,0 +1,92 @@
+/* record.h: one connection, 128 bytes for every family and protocol. The only truth; all tables are derived from it.
+ *
+ * Line 0 is all that finding and rewriting a UDP packet needs; line 1 is TCP identity, timer and accounting.
+ * A record is filled, then gen becomes odd (store-release); closing makes it even first. Readers of other threads and
+ * processes use gen as a sequence lock. Nothing in it depends on its index, worker or arena, the wheel links excepted, which
+ * are derived. Index 0 is never a connection: 0 means "none" in every link.
+ */
+#ifndef FNAT_RECORD_H
+#define FNAT_RECORD_H
+
+#include "net.h"
+#include "packet.h"
+
+enum conn_state {
+    TCP_NONE,
+    TCP_EST,
+    TCP_SYN_SENT,
+    TCP_SYN_RECV,
+    TCP_FIN_WAIT,
+    TCP_TIME_WAIT,
+    TCP_CLOSED,
+    TCP_CLOSE_WAIT,
+    TCP_LAST_ACK,
+    TCP_LISTEN,
+    TCP_SYNACK,
+    UDP_NONE,
+    UDP_ONEWAY,
+    UDP_NORM,
+    UDP_LAST,
+    CONN_STATES
+};
+
+enum conn_flag {
+    CONN_HALF_OPEN = 1,   /* in its service's half-open list; half_prev and half_next are valid */
+    CONN_SYNACK_SEEN = 2, /* the RS has answered the SYN */
+    CONN_SHIFT_TS = 4,    /* timestamps are shifted by dts */
+    CONN_QUIESCENT = 8,   /* service has expire-quiescent: check the member on every packet */
+    CONN_ACTIVE = 16,     /* counted as active, else as inactive */
+};
+
+struct conn {
+    union {
+        struct {
+            u32 cip, vip, pad0[2], rip, lip, pad1[2];
+        } v4;
+        struct {
+            u8 cip[16], rip[16]; /* VIP and LIP by their ids */
+        } v6;
+    } a;
+    u16 cport, vport, rport, lport; /* network order; pairs in the order of the packets that come in */
+    u16 vip_id, lip_id;             /* address ids */
+    u8 proto, family, state, flags;
+    u32 last_seen;  /* ticks of 1/64 s */
+    u16 next_hop[2]; /* neighbour ids, by direction */
+    u16 delta_l4, delta_ip; /* checksum deltas towards the RS; the way back is their complement */
+    u32 gen;        /* odd: live */
+    /* line 1 */
+    u32 member;
+    u32 wheel_next, wheel_prev;
+    u32 opened; /* ticks */
+    u32 dseq;   /* added to the client's sequence numbers */
+    union {
+        u32 dseq_client; /* added to the RS's sequence numbers; unused while half open */
+        u32 half_prev;
+    };
+    u32 dts;         /* added to the client's timestamps */
+    u32 next_seq[2]; /* highest sequence number sent + 1, by direction, in the sender's own numbers */
+    union {
+        u32 insertion; /* sequence number at which bytes were inserted; unused while half open */
+        u32 half_next;
+    };
+    u32 packets[2], bytes[2]; /* by direction; bytes_high extends bytes to 40 bits */
+    u8 bytes_high[2], window_log2[2];
+    u8 insertion_len, phase;
+    u16 sync;
+} cache_aligned;
+
+_Static_assert(sizeof(struct conn) == 2 * CACHE_LINE, "a connection is two cache lines");
+_Static_assert(offsetof(struct conn, cport) == 32 && offsetof(struct conn, last_seen) == 48, "line 0");
+_Static_assert(offsetof(struct conn, gen) == 60 && offsetof(struct conn, member) == 64, "line 1 begins with member");
+
+static inline bool conn_live(const struct conn *c) { return c->gen & 1; }
+
+/* Does this packet belong to the connection, in direction dir? The whole key is compared. */
+static inline bool conn_is4(const struct conn *c, u32 dir, const struct packet *p)
+{
+    const u32 *addrs = dir == TO_RS ? &c->a.v4.cip : &c->a.v4.rip;
+    const u16 *ports = dir == TO_RS ? &c->cport : &c->rport;
+    return get64(addrs) == get64(&p->saddr) && get32(ports) == get32(&p->sport) && c->proto == p->proto && conn_live(c) && c->family == 4;
+}
+
+#endif

@@ -1,0 +1,35 @@
+/* worker.h: one polling worker: a core with queues. */
+#ifndef FNAT_WORKER_H
+#define FNAT_WORKER_H
+
+#include "core.h"
+
+enum { WORKER_QUEUES = 64, TX_ROOM = 2 * BATCH };
+
+struct worker_queue {
+    struct io_queue *io;
+    u8 port;
+    bool punt;
+};
+
+struct tx_list {
+    struct io_queue *io;
+    u32 n;
+    struct packet packets[TX_ROOM];
+};
+
+struct fnat_worker {
+    struct core core;
+    struct fnat_plane *plane;
+    u64 snapshot_word;
+    struct worker_queue queues[WORKER_QUEUES];
+    u32 n_queues;
+    struct packet rx[BATCH];
+    struct tx_list tx[FNAT_PORTS], punt[FNAT_PORTS];
+};
+
+int worker_open(struct fnat_plane *plane, u32 index, struct fnat_worker **out);
+void worker_close(struct fnat_worker *w);
+u32 worker_step(struct fnat_worker *w, u64 now_ns);
+
+#endif

@@ -1,0 +1,197 @@
+"""The Cython door to the C core, typed. Every failing call raises OSError with the errno of cext/fnat.h."""
+
+from typing import NamedTuple, TypedDict
+
+class PlaneInfo(TypedDict):
+    workers: int
+    conns: int
+    services: int
+    members: int
+    endpoints: int
+    neighbours: int
+    frames: int
+    snapshot_mib: int
+    plane_bytes: int
+    worker_bytes: int
+    frames_bytes: int
+    conn_bytes: int
+    huge_page_size: int
+    restored: int
+
+class Stats(NamedTuple):
+    conns: int
+    in_packets: int
+    out_packets: int
+    in_bytes: int
+    out_bytes: int
+    active: int
+    inactive: int
+
+class AddressStats(NamedTuple):
+    misses: int
+    used: int
+    conns: int
+
+class Neigh(NamedTuple):
+    addr: str
+    port: int
+    mac: str  # "aa:bb:cc:dd:ee:ff", "" while unresolved
+    state: str  # NONE SEND REACHABLE PROBE DELAY
+    static: bool
+
+class Conn(NamedTuple):
+    worker: int
+    index: int
+    proto: int
+    state: str  # TCP_EST, UDP_NORM, …
+    cip: str
+    cport: int
+    vip: str
+    vport: int
+    lip: str
+    lport: int
+    rip: str
+    rport: int
+    remaining: int  # seconds
+    age: int  # seconds
+    service: int
+    member: int
+    in_packets: int
+    out_packets: int
+    in_bytes: int
+    out_bytes: int
+
+class BenchResult(TypedDict):
+    packets: int
+    ns: int
+    generator_ns: int
+    conns: int
+    opened: int
+    verified: int
+    mismatched: int
+    dropped: int
+    floor_ns: int
+
+COUNTERS: tuple[tuple[str, str, str], ...]
+"""(name, kind, help) in the order of the enum; kind is "counter", "drop" or "taken"."""
+STATES: tuple[str, ...]
+"""Connection states by number: TCP_NONE … TCP_SYNACK, UDP_NONE … UDP_LAST."""
+MAX_PORTS: int
+
+def monotonic_ns() -> int: ...
+
+class Plane:
+    """The shared memory of one data plane. `directory` None: anonymous memory (tests, benches)."""
+
+    @staticmethod
+    def create(
+        directory: str | None,
+        *,
+        workers: int = 1,
+        conns: int = 65536,
+        services: int = 1024,
+        members: int = 8192,
+        endpoints: int = 8192,
+        neighbours: int = 4096,
+        frames: int = 4096,
+        snapshot_mib: int = 16,
+        fresh: bool = False,
+    ) -> Plane: ...
+    @staticmethod
+    def attach(directory: str) -> Plane: ...
+    def close(self) -> None: ...
+    def info(self) -> PlaneInfo: ...
+    # control: nothing is in force before publish()
+    def put_settings(self, timeouts: dict[str, int], unserved_reset: bool) -> None:
+        """Seconds by state name (see STATES); a state left out keeps its built-in default."""
+    def put_port(self, id: int, name: str, mac: str, mtu: int, *, up: bool = True, exclusive: bool = False) -> None: ...
+    def put_service(
+        self,
+        id: int,
+        vip: str,
+        vport: int,
+        proto: int,
+        *,
+        scheduler: str = "rr",
+        no_rs_reset: bool = False,
+        expire_quiescent: bool = False,
+        conn_timeout: int = 0,
+        half_open: int = 0,
+        members: list[tuple[int, str, int, int]] = ...,
+        lips: list[int] = ...,
+    ) -> None:
+        """members: (member id, rip, rport, weight); lips: address ids."""
+    def del_service(self, id: int) -> None: ...
+    def put_addresses(self, addresses: list[tuple[int, str, str, int]]) -> None:
+        """The whole list of (address id, address, kind, port id); kind is "vip", "lip" or "vip+lip"."""
+    def put_routes(self, routes: list[tuple[str, str, str, int, int, int, str]]) -> None:
+        """The whole list of (prefix "10.0.0.0/8", gateway or "", src or "", port id, mtu, metric, kind); kind is "unicast",
+        "host" (hand to the host) or "unreachable"."""
+    def publish(self) -> int: ...
+    def adopted(self) -> int: ...
+    def neigh_set(self, port: int, addr: str, mac: str, *, static: bool = False) -> None:
+        """mac "" deletes the entry."""
+    def neighbours(self) -> list[Neigh]: ...
+    # reading
+    def service_stats(self, id: int) -> Stats: ...
+    def member_stats(self, id: int) -> Stats: ...
+    def address_stats(self, id: int) -> AddressStats: ...
+    def counters(self, worker: int | None = None) -> dict[str, int]:
+        """Values by name, of one worker or summed over all."""
+    def conns(
+        self,
+        worker: int,
+        cursor: int = 0,
+        limit: int = 1024,
+        *,
+        service: int = -1,
+        member: int = -1,
+        state: int = -1,
+        proto: int = -1,
+        now_ns: int | None = None,
+    ) -> tuple[list[Conn], int]:
+        """(connections, next cursor); the cursor is -1 at the end. A page may be empty before the end."""
+
+class Queue:
+    """One rx/tx pair. Given to a worker it belongs to that worker."""
+
+    @staticmethod
+    def from_pointer(address: int) -> Queue:
+        """A `struct io_queue *` made by a cffi driver."""
+
+class MemQueue(Queue):
+    def __init__(self, worker: Worker, ring: int = 1024) -> None: ...
+    def put(self, frame: bytes) -> None: ...
+    def take(self) -> bytes | None: ...
+    def take_all(self) -> list[bytes]: ...
+
+class PcapQueue(Queue):
+    """Hands out the frames added to it, over and over; sending only counts."""
+
+    def __init__(self, worker: Worker, batch: int = 64) -> None: ...
+    def add(self, frame: bytes) -> None: ...
+    def counts(self) -> tuple[int, int]:
+        """(frames handed out, frames taken for sending)."""
+    def measure(self, packets: int) -> int:
+        """Nanoseconds that the driver alone takes for this many packets."""
+
+class TapQueue(Queue):
+    def __init__(self, worker: Worker, name: str, mac: str, mtu: int) -> None: ...
+
+class Worker:
+    def __init__(self, plane: Plane, index: int) -> None: ...
+    @property
+    def pool_address(self) -> int:
+        """`struct frame_pool *` for a cffi driver."""
+    @property
+    def frames_free(self) -> int: ...
+    @property
+    def frames_total(self) -> int: ...
+    def attach(self, port: int, queue: Queue, *, punt: bool = False) -> None: ...
+    def detach(self) -> None: ...
+    def step(self, now_ns: int) -> int: ...
+    def run(self, stop_address: int, spin_us: int = 50) -> None:
+        """Blocks without the GIL until the C int at stop_address is non-zero."""
+    def quiesce(self) -> None: ...
+    def bench_nat(self, proto: int, conns: int, seconds: float) -> BenchResult: ...
+    def bench_cps(self, seconds: float) -> BenchResult: ...

@@ -1,0 +1,576 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, binding=False, embedsignature=True
+"""The Cython door to the C core. Thin: words in, words out, one check(rc) for all errors; typed in _core.pyi."""
+
+import ipaddress
+import os
+import time
+from typing import NamedTuple
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+cdef extern from "fnat.h" nogil:
+    enum: FNAT_PORTS, FNAT_STATES, FNAT_NAME, FNAT_ANON, FNAT_FRESH
+    enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT
+    enum: FNAT_ADDR_VIP, FNAT_ADDR_LIP, FNAT_ROUTE_UNICAST, FNAT_ROUTE_HOST, FNAT_ROUTE_UNREACHABLE
+    enum: FNAT_PORT_UP, FNAT_PORT_EXCLUSIVE, FNAT_UNSERVED_DROP, FNAT_UNSERVED_RESET, FNAT_NEIGH_STATIC
+    struct fnat_plane:
+        pass
+    struct fnat_worker:
+        pass
+    struct io_queue:
+        pass
+    struct frame_pool:
+        pass
+    struct fnat_plane_config:
+        uint32_t workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib
+    struct fnat_plane_info:
+        fnat_plane_config config
+        uint64_t plane_bytes, worker_bytes, frames_bytes, conn_bytes
+        uint32_t huge_page_size, restored
+    struct fnat_member_spec:
+        uint8_t rip[16]
+        uint32_t id
+        uint16_t rport, weight
+        uint8_t family
+    struct fnat_service_spec:
+        uint8_t vip[16]
+        uint32_t id
+        uint16_t vport
+        uint8_t family, proto, sched, no_rs, flags
+        uint32_t conn_timeout, half_open, n_members, n_lips
+    struct fnat_address_spec:
+        uint8_t addr[16]
+        uint16_t id
+        uint8_t family, kind, port
+    struct fnat_route_spec:
+        uint8_t prefix[16]
+        uint8_t gateway[16]
+        uint8_t src[16]
+        uint32_t mtu, metric
+        uint8_t family, plen, port, kind
+    struct fnat_port_spec:
+        char name[32]
+        uint8_t mac[6]
+        uint8_t id, flags
+        uint16_t mtu
+    struct fnat_settings:
+        uint32_t timeouts[15]
+        uint8_t unserved
+    struct fnat_neigh_info:
+        uint8_t addr[16]
+        uint8_t family, port
+        uint8_t mac[6]
+        uint8_t state
+    struct fnat_stats:
+        uint64_t conns, in_packets, out_packets, in_bytes, out_bytes
+        uint32_t active, inactive
+    struct fnat_address_stats:
+        uint64_t misses
+        uint32_t used, conns
+    struct fnat_conn_info:
+        uint8_t cip[16]
+        uint8_t vip[16]
+        uint8_t lip[16]
+        uint8_t rip[16]
+        uint64_t packets[2]
+        uint64_t bytes[2]
+        uint32_t index, service, member, remaining, age
+        uint16_t cport, vport, lport, rport
+        uint8_t worker, proto, family, state
+    struct fnat_conn_filter:
+        int64_t service, member
+        int32_t state, proto
+    struct fnat_bench_result:
+        uint64_t packets, ns, generator_ns, conns, opened, verified, mismatched, dropped, floor_ns
+
+    int fnat_plane_create(const char *dir, const fnat_plane_config *config, int flags, fnat_plane **out)
+    int fnat_plane_attach(const char *dir, fnat_plane **out)
+    void fnat_plane_close(fnat_plane *plane)
+    void fnat_plane_info_get "fnat_plane_info"(const fnat_plane *plane, fnat_plane_info *out)
+    int fnat_put_settings(fnat_plane *plane, const fnat_settings *settings)
+    int fnat_put_port(fnat_plane *plane, const fnat_port_spec *port)
+    int fnat_put_service(fnat_plane *plane, const fnat_service_spec *svc, const fnat_member_spec *members, const uint16_t *lips)
+    int fnat_del_service(fnat_plane *plane, uint32_t id)
+    int fnat_put_addresses(fnat_plane *plane, const fnat_address_spec *addrs, uint32_t n)
+    int fnat_put_routes(fnat_plane *plane, const fnat_route_spec *routes, uint32_t n)
+    int64_t fnat_publish(fnat_plane *plane)
+    int64_t fnat_adopted(const fnat_plane *plane)
+    int fnat_neigh_set(fnat_plane *plane, uint8_t port, uint8_t family, const uint8_t *addr, const uint8_t *mac, uint8_t state)
+    int fnat_neigh_list(const fnat_plane *plane, uint32_t *cursor, fnat_neigh_info *out, uint32_t n)
+    int fnat_service_stats(const fnat_plane *plane, uint32_t id, fnat_stats *out)
+    int fnat_member_stats(const fnat_plane *plane, uint32_t id, fnat_stats *out)
+    int fnat_address_stats_get "fnat_address_stats"(const fnat_plane *plane, uint16_t id, fnat_address_stats *out)
+    uint32_t fnat_counter_count()
+    const char *fnat_counter_name(uint32_t i)
+    const char *fnat_counter_help(uint32_t i)
+    char fnat_counter_kind(uint32_t i)
+    int fnat_counters(const fnat_plane *plane, uint32_t worker, uint64_t *out)
+    int fnat_conns(const fnat_plane *plane, uint32_t worker, uint32_t *cursor, const fnat_conn_filter *filter, uint64_t now_ns,
+                   fnat_conn_info *out, uint32_t n)
+    const char *fnat_state_name(uint32_t state)
+    fnat_worker *fnat_worker_get(fnat_plane *plane, uint32_t index)
+    frame_pool *fnat_worker_pool(fnat_worker *worker)
+    int fnat_worker_attach(fnat_worker *worker, uint8_t port, int punt, io_queue *queue)
+    void fnat_worker_detach(fnat_worker *worker)
+    int fnat_worker_step(fnat_worker *worker, uint64_t now_ns)
+    int fnat_worker_run(fnat_worker *worker, volatile int *stop, uint32_t spin_us)
+    void fnat_worker_quiesce(fnat_worker *worker)
+    int fnat_mem_open(frame_pool *pool, uint32_t ring, io_queue **out)
+    int fnat_mem_put(io_queue *q, const uint8_t *data, uint32_t len)
+    int fnat_mem_take(io_queue *q, uint8_t *out, uint32_t room)
+    int fnat_tap_open(frame_pool *pool, const char *name, const uint8_t *mac, uint32_t mtu, io_queue **out)
+    int fnat_pcap_open(frame_pool *pool, uint32_t batch, io_queue **out)
+    int fnat_pcap_add(io_queue *q, const uint8_t *data, uint32_t len)
+    void fnat_pcap_counts(const io_queue *q, uint64_t *received, uint64_t *sent)
+    uint64_t fnat_pcap_measure(io_queue *q, uint64_t packets)
+    int fnat_bench_nat(fnat_worker *worker, uint8_t proto, uint32_t conns, double seconds, fnat_bench_result *out)
+    int fnat_bench_cps(fnat_worker *worker, double seconds, fnat_bench_result *out)
+
+cdef extern from "io.h" nogil:
+    struct frame_pool_fields "frame_pool":
+        uint32_t free, total
+    void io_close(io_queue *q)
+
+
+cdef int check(int rc, what) except -1:
+    """The one converter of -errno into OSError."""
+    if rc < 0:
+        raise OSError(-rc, f"{what}: {os.strerror(-rc)}")
+    return rc
+
+
+cdef uint8_t put_addr(uint8_t *to, text) except 0:
+    """Writes 16 bytes; returns the family."""
+    address = ipaddress.ip_address(text)
+    cdef bytes packed = address.packed
+    memset(to, 0, 16)
+    memcpy(to, <const char *>packed, len(packed))
+    return address.version
+
+
+cdef str get_addr(const uint8_t *addr, uint8_t family):
+    if family == 4:
+        return f"{addr[0]}.{addr[1]}.{addr[2]}.{addr[3]}"
+    return str(ipaddress.IPv6Address(bytes(addr[:16])))
+
+
+cdef int put_mac(uint8_t *to, str text) except -1:
+    cdef bytes raw = bytes.fromhex(text.replace(":", ""))
+    if len(raw) != 6:
+        raise ValueError(f"MAC address {text!r}: write it as aa:bb:cc:dd:ee:ff")
+    memcpy(to, <const char *>raw, 6)
+    return 0
+
+
+class Stats(NamedTuple):
+    conns: int
+    in_packets: int
+    out_packets: int
+    in_bytes: int
+    out_bytes: int
+    active: int
+    inactive: int
+
+
+class AddressStats(NamedTuple):
+    misses: int
+    used: int
+    conns: int
+
+
+class Neigh(NamedTuple):
+    addr: str
+    port: int
+    mac: str
+    state: str
+    static: bool
+
+
+class Conn(NamedTuple):
+    worker: int
+    index: int
+    proto: int
+    state: str
+    cip: str
+    cport: int
+    vip: str
+    vport: int
+    lip: str
+    lport: int
+    rip: str
+    rport: int
+    remaining: int
+    age: int
+    service: int
+    member: int
+    in_packets: int
+    out_packets: int
+    in_bytes: int
+    out_bytes: int
+
+
+cdef str kind_name(char kind):
+    return "counter" if kind == c"c" else "drop" if kind == c"d" else "taken"
+
+
+COUNTERS = tuple(
+    (fnat_counter_name(i).decode(), kind_name(fnat_counter_kind(i)), fnat_counter_help(i).decode())
+    for i in range(fnat_counter_count())
+)
+STATES = tuple(fnat_state_name(i).decode() for i in range(FNAT_STATES))
+MAX_PORTS = FNAT_PORTS
+NEIGH_STATES = ("NONE", "SEND", "REACHABLE", "PROBE", "DELAY")
+ROUTE_KINDS = {"unicast": FNAT_ROUTE_UNICAST, "host": FNAT_ROUTE_HOST, "unreachable": FNAT_ROUTE_UNREACHABLE}
+ADDR_KINDS = {"vip": FNAT_ADDR_VIP, "lip": FNAT_ADDR_LIP, "vip+lip": FNAT_ADDR_VIP | FNAT_ADDR_LIP}
+SCHEDULERS = {"rr": FNAT_SCHED_RR, "wrr": FNAT_SCHED_WRR}
+
+
+def monotonic_ns():
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+
+cdef class Plane:
+    cdef fnat_plane *p
+
+    def __dealloc__(self):
+        self.close()
+
+    cdef fnat_plane *handle(self) except NULL:
+        if self.p == NULL:
+            raise ValueError("the plane is closed")
+        return self.p
+
+    @staticmethod
+    def create(directory, *, workers=1, conns=65536, services=1024, members=8192, endpoints=8192, neighbours=4096, frames=4096,
+               snapshot_mib=16, fresh=False):
+        cdef fnat_plane_config config
+        config.workers, config.conns, config.services, config.members = workers, conns, services, members
+        config.endpoints, config.neighbours, config.frames, config.snapshot_mib = endpoints, neighbours, frames, snapshot_mib
+        cdef int flags = (FNAT_ANON if directory is None else 0) | (FNAT_FRESH if fresh else 0)
+        cdef bytes path = b"" if directory is None else os.fsencode(directory)
+        cdef Plane plane = Plane.__new__(Plane)
+        cdef const char *dir_ = NULL if directory is None else <const char *>path
+        check(fnat_plane_create(dir_, &config, flags, &plane.p), f"create the data plane's memory in {directory or 'anonymous memory'}")
+        return plane
+
+    @staticmethod
+    def attach(directory):
+        cdef Plane plane = Plane.__new__(Plane)
+        cdef bytes path = os.fsencode(directory)
+        check(fnat_plane_attach(<const char *>path, &plane.p), f"attach to the data plane in {directory}")
+        return plane
+
+    def close(self):
+        if self.p != NULL:
+            fnat_plane_close(self.p)
+            self.p = NULL
+
+    def info(self):
+        cdef fnat_plane_info info
+        fnat_plane_info_get(self.handle(), &info)
+        return {**info.config, "plane_bytes": info.plane_bytes, "worker_bytes": info.worker_bytes, "frames_bytes": info.frames_bytes,
+                "conn_bytes": info.conn_bytes, "huge_page_size": info.huge_page_size, "restored": info.restored}
+
+    def put_settings(self, timeouts, unserved_reset):
+        cdef fnat_settings s
+        memset(&s, 0, sizeof(s))
+        defaults = (2, 7440, 10, 10, 600, 7, 3, 600, 30, 120, 30, 2, 300, 300, 2)
+        for i, name in enumerate(STATES):
+            s.timeouts[i] = timeouts.get(name, defaults[i])
+        unknown = set(timeouts) - set(STATES)
+        if unknown:
+            raise ValueError(f"unknown connection states {sorted(unknown)}; known: {', '.join(STATES)}")
+        s.unserved = FNAT_UNSERVED_RESET if unserved_reset else FNAT_UNSERVED_DROP
+        check(fnat_put_settings(self.handle(), &s), "timeouts (1..31535999 s)")
+
+    def put_port(self, id, name, mac, mtu, *, up=True, exclusive=False):
+        cdef fnat_port_spec spec
+        memset(&spec, 0, sizeof(spec))
+        cdef bytes raw = name.encode()[:31]
+        memcpy(spec.name, <const char *>raw, len(raw))
+        put_mac(spec.mac, mac)
+        spec.id, spec.mtu = id, mtu
+        spec.flags = (FNAT_PORT_UP if up else 0) | (FNAT_PORT_EXCLUSIVE if exclusive else 0)
+        check(fnat_put_port(self.handle(), &spec), f"port {name} (id {id}, mtu {mtu})")
+
+    def put_service(self, id, vip, vport, proto, *, scheduler="rr", no_rs_reset=False, expire_quiescent=False, conn_timeout=0, half_open=0,
+                    members=(), lips=()):
+        cdef fnat_service_spec s
+        cdef fnat_member_spec *m = NULL
+        cdef uint16_t *l = NULL
+        memset(&s, 0, sizeof(s))
+        s.family = put_addr(s.vip, vip)
+        s.id, s.vport, s.proto, s.sched = id, vport, proto, SCHEDULERS[scheduler]
+        s.no_rs = FNAT_NO_RS_RESET if no_rs_reset else FNAT_NO_RS_DROP
+        s.flags = FNAT_SVC_EXPIRE_QUIESCENT if expire_quiescent else 0
+        s.conn_timeout, s.half_open, s.n_members, s.n_lips = conn_timeout, half_open, len(members), len(lips)
+        m = <fnat_member_spec *>calloc(len(members) + 1, sizeof(fnat_member_spec))
+        l = <uint16_t *>calloc(len(lips) + 1, sizeof(uint16_t))
+        try:
+            if m == NULL or l == NULL:
+                raise MemoryError
+            for i, (member, rip, rport, weight) in enumerate(members):
+                m[i].family = put_addr(m[i].rip, rip)
+                m[i].id, m[i].rport, m[i].weight = member, rport, weight
+            for i, lip in enumerate(lips):
+                l[i] = lip
+            check(fnat_put_service(self.handle(), &s, m, l), f"service {vip}:{vport}")
+        finally:
+            free(m)
+            free(l)
+
+    def del_service(self, id):
+        check(fnat_del_service(self.handle(), id), f"service id {id}")
+
+    def put_addresses(self, addresses):
+        cdef fnat_address_spec *a = <fnat_address_spec *>calloc(len(addresses) + 1, sizeof(fnat_address_spec))
+        if a == NULL:
+            raise MemoryError
+        try:
+            for i, (id, addr, kind, port) in enumerate(addresses):
+                a[i].family = put_addr(a[i].addr, addr)
+                a[i].id, a[i].kind, a[i].port = id, ADDR_KINDS[kind], port
+            check(fnat_put_addresses(self.handle(), a, len(addresses)), "addresses")
+        finally:
+            free(a)
+
+    def put_routes(self, routes):
+        cdef fnat_route_spec *r = <fnat_route_spec *>calloc(len(routes) + 1, sizeof(fnat_route_spec))
+        if r == NULL:
+            raise MemoryError
+        try:
+            for i, (prefix, gateway, src, port, mtu, metric, kind) in enumerate(routes):
+                network, _, plen = prefix.partition("/")
+                r[i].family = put_addr(r[i].prefix, network)
+                if gateway:
+                    put_addr(r[i].gateway, gateway)
+                if src:
+                    put_addr(r[i].src, src)
+                r[i].plen = int(plen) if plen else 32
+                r[i].port, r[i].mtu, r[i].metric, r[i].kind = port, mtu, metric, ROUTE_KINDS[kind]
+            check(fnat_put_routes(self.handle(), r, len(routes)), "routes")
+        finally:
+            free(r)
+
+    def publish(self):
+        cdef int64_t number = fnat_publish(self.handle())
+        if number < 0:
+            check(<int>number, "publish the snapshot")
+        return number
+
+    def adopted(self):
+        return fnat_adopted(self.handle())
+
+    def neigh_set(self, port, addr, mac, *, static=False):
+        cdef uint8_t raw[16]
+        cdef uint8_t hardware[6]
+        cdef uint8_t family = put_addr(raw, addr)
+        if mac:
+            put_mac(hardware, mac)
+        check(fnat_neigh_set(self.handle(), port, family, raw, hardware if mac else NULL, FNAT_NEIGH_STATIC if static else 0),
+              f"neighbour {addr}")
+
+    def neighbours(self):
+        cdef fnat_neigh_info page[64]
+        cdef uint32_t cursor = 0
+        cdef int n
+        found = []
+        while True:
+            n = fnat_neigh_list(self.handle(), &cursor, page, 64)
+            if n == 0:
+                return found
+            for i in range(n):
+                state = page[i].state & 7
+                mac = bytes(page[i].mac[:6]).hex(":") if state >= 2 else ""
+                found.append(Neigh(get_addr(page[i].addr, page[i].family), page[i].port, mac, NEIGH_STATES[state],
+                                   bool(page[i].state & FNAT_NEIGH_STATIC)))
+
+    def service_stats(self, id):
+        cdef fnat_stats s
+        check(fnat_service_stats(self.handle(), id, &s), f"service id {id}")
+        return Stats(s.conns, s.in_packets, s.out_packets, s.in_bytes, s.out_bytes, s.active, s.inactive)
+
+    def member_stats(self, id):
+        cdef fnat_stats s
+        check(fnat_member_stats(self.handle(), id, &s), f"member id {id}")
+        return Stats(s.conns, s.in_packets, s.out_packets, s.in_bytes, s.out_bytes, s.active, s.inactive)
+
+    def address_stats(self, id):
+        cdef fnat_address_stats s
+        fnat_address_stats_get(self.handle(), id, &s)
+        return AddressStats(s.misses, s.used, s.conns)
+
+    def counters(self, worker=None):
+        cdef uint64_t values[128]
+        cdef fnat_plane_info info
+        fnat_plane_info_get(self.handle(), &info)
+        totals = [0] * len(COUNTERS)
+        for w in range(info.config.workers) if worker is None else [worker]:
+            check(fnat_counters(self.p, w, values), f"worker {w}")
+            for i in range(len(totals)):
+                totals[i] += values[i]
+        return {COUNTERS[i][0]: totals[i] for i in range(len(totals))}
+
+    def conns(self, worker, cursor=0, limit=1024, *, service=-1, member=-1, state=-1, proto=-1, now_ns=None):
+        cdef fnat_conn_filter f
+        cdef uint32_t at = cursor
+        cdef int n
+        cdef fnat_conn_info *page = <fnat_conn_info *>calloc(limit, sizeof(fnat_conn_info))
+        f.service, f.member, f.state, f.proto = service, member, state, proto
+        if page == NULL:
+            raise MemoryError
+        try:
+            n = check(fnat_conns(self.handle(), worker, &at, &f, monotonic_ns() if now_ns is None else now_ns, page, limit), f"worker {worker}")
+            found = [
+                Conn(page[i].worker, page[i].index, page[i].proto, STATES[page[i].state],
+                     get_addr(page[i].cip, page[i].family), page[i].cport, get_addr(page[i].vip, page[i].family), page[i].vport,
+                     get_addr(page[i].lip, page[i].family), page[i].lport, get_addr(page[i].rip, page[i].family), page[i].rport,
+                     page[i].remaining, page[i].age, page[i].service, page[i].member,
+                     page[i].packets[0], page[i].packets[1], page[i].bytes[0], page[i].bytes[1])
+                for i in range(n)
+            ]
+            return found, -1 if at == 0xffffffff else at
+        finally:
+            free(page)
+
+
+cdef class Queue:
+    cdef io_queue *q
+    cdef bint given  # a worker closes it
+    cdef object worker
+
+    def __dealloc__(self):
+        if self.q != NULL and not self.given:
+            io_close(self.q)
+
+    @staticmethod
+    def from_pointer(address):
+        cdef Queue queue = Queue.__new__(Queue)
+        queue.q = <io_queue *><uintptr_t>address
+        return queue
+
+
+cdef class MemQueue(Queue):
+    def __init__(self, Worker worker, ring=1024):
+        check(fnat_mem_open(fnat_worker_pool(worker.handle()), ring, &self.q), "memory queue")
+        self.worker = worker
+
+    def put(self, const uint8_t[::1] frame not None):
+        check(fnat_mem_put(self.q, &frame[0] if frame.shape[0] else NULL, frame.shape[0]), "put a frame")
+
+    def take(self):
+        cdef uint8_t buffer[4096]
+        cdef int n = fnat_mem_take(self.q, buffer, sizeof(buffer))
+        return bytes(buffer[:n]) if n >= 0 else None
+
+    def take_all(self):
+        frames = []
+        while (frame := self.take()) is not None:
+            frames.append(frame)
+        return frames
+
+
+cdef class PcapQueue(Queue):
+    def __init__(self, Worker worker, batch=64):
+        check(fnat_pcap_open(fnat_worker_pool(worker.handle()), batch, &self.q), "capture loop")
+        self.worker = worker
+
+    def add(self, const uint8_t[::1] frame not None):
+        check(fnat_pcap_add(self.q, &frame[0] if frame.shape[0] else NULL, frame.shape[0]), "add a frame")
+
+    def counts(self):
+        cdef uint64_t received, sent
+        fnat_pcap_counts(self.q, &received, &sent)
+        return received, sent
+
+    def measure(self, uint64_t packets):
+        cdef uint64_t ns
+        cdef io_queue *q = self.q
+        with nogil:
+            ns = fnat_pcap_measure(q, packets)
+        return ns
+
+
+cdef class TapQueue(Queue):
+    def __init__(self, Worker worker, name, mac, mtu):
+        cdef uint8_t hardware[6]
+        cdef bytes raw = name.encode()
+        put_mac(hardware, mac)
+        check(fnat_tap_open(fnat_worker_pool(worker.handle()), <const char *>raw, hardware, mtu, &self.q), f"TAP device {name}")
+        self.worker = worker
+
+
+cdef class Worker:
+    cdef fnat_worker *w
+    cdef Plane plane
+    cdef list queues
+
+    def __init__(self, Plane plane, index):
+        self.w = fnat_worker_get(plane.handle(), index)
+        if self.w == NULL:
+            raise ValueError(f"worker {index}: this process did not create the plane, or the plane has fewer workers")
+        self.plane = plane
+        self.queues = []
+
+    def __dealloc__(self):
+        if self.w != NULL and self.plane is not None and self.plane.p != NULL and self.queues:
+            fnat_worker_detach(self.w)
+
+    cdef fnat_worker *handle(self) except NULL:
+        self.plane.handle()
+        return self.w
+
+    @property
+    def pool_address(self):
+        return <uintptr_t>fnat_worker_pool(self.handle())
+
+    @property
+    def frames_free(self):
+        return (<frame_pool_fields *>fnat_worker_pool(self.handle())).free
+
+    @property
+    def frames_total(self):
+        return (<frame_pool_fields *>fnat_worker_pool(self.handle())).total
+
+    def attach(self, port, Queue queue not None, *, punt=False):
+        check(fnat_worker_attach(self.handle(), port, punt, queue.q), f"attach a queue of port {port}")
+        queue.given = True
+        self.queues.append(queue)
+
+    def detach(self):
+        cdef Queue queue
+        fnat_worker_detach(self.handle())
+        for queue in self.queues:
+            queue.q = NULL
+        self.queues = []
+
+    def step(self, uint64_t now_ns):
+        return fnat_worker_step(self.handle(), now_ns)
+
+    def run(self, uintptr_t stop_address, uint32_t spin_us=50):
+        cdef fnat_worker *w = self.handle()
+        with nogil:
+            fnat_worker_run(w, <volatile int *>stop_address, spin_us)
+
+    def quiesce(self):
+        fnat_worker_quiesce(self.handle())
+
+    def bench_nat(self, uint8_t proto, uint32_t conns, double seconds):
+        cdef fnat_bench_result r
+        cdef fnat_worker *w = self.handle()
+        cdef int rc
+        with nogil:
+            rc = fnat_bench_nat(w, proto, conns, seconds, &r)
+        check(rc, "bench nat")
+        return r
+
+    def bench_cps(self, double seconds):
+        cdef fnat_bench_result r
+        cdef fnat_worker *w = self.handle()
+        cdef int rc
+        with nogil:
+            rc = fnat_bench_cps(w, seconds, &r)
+        check(rc, "bench cps")
+        return r
