@@ -116,6 +116,7 @@ enum { FNAT_UNSERVED_DROP = 0, FNAT_UNSERVED_RESET = 1 };
 
 struct fnat_settings {
     uint32_t timeouts[FNAT_STATES]; /* seconds, by conn state */
+    uint16_t lport_first, lport_last; /* local ports that may be used, 1024..65535 */
     uint8_t unserved;               /* a SYN for an owned address and a port nobody serves */
     uint8_t pad[3];
 };

@@ -10,6 +10,8 @@ static u64 endpoint_hash(const struct lip_table *t, u8 proto, u8 family, u16 lip
 void lip_init(struct lip_table *t, u32 worker, u32 workers)
 {
     memset(t->owned, 0, sizeof t->owned);
+    t->first = LIP_PORT_FIRST;
+    t->last = 65535;
     for (u32 slot = 0; slot < STEER_SLOTS; slot++)
         if (steer_owner_of_slot(slot, workers) == worker)
             t->owned[slot / 64] |= 1ull << slot % 64;
@@ -124,28 +126,40 @@ static void set_port(struct lip_table *t, struct endpoint *e, u32 block, u16 por
     t->marks->ports_used++;
 }
 
+/* Bits of the 64 ports from `base` on that lie within [first, last]. */
+static u64 within(u32 base, u32 first, u32 last)
+{
+    if (base + 63 < first || base > last)
+        return 0;
+    u64 bits = ~0ull;
+    if (first > base)
+        bits &= ~0ull << (first - base);
+    if (last - base < 63)
+        bits &= ~0ull >> (63 - (last - base));
+    return bits;
+}
+
 u16 lip_port_take(struct lip_table *t, u32 endpoint)
 {
     struct endpoint *e = &t->endpoints[endpoint];
-    u32 chunk = e->cursor / LIP_CHUNK, word = e->cursor % LIP_CHUNK / 64;
-    u64 from = ~0ull << e->cursor % 64; /* bits of the first word that lie at or after the cursor */
-    for (u32 n = 0; n <= 65536 / LIP_CHUNK; n++, word = 0, from = ~0ull) {
-        if (chunk * LIP_CHUNK >= LIP_PORT_FIRST) {
-            u32 block = chunk_block(t, e, chunk, false);
-            for (; word < LIP_CHUNK / 64; word++, from = ~0ull) {
-                u64 taken = block ? t->blocks[block].bits[word] : 0;
-                u64 free = ~taken & t->owned[word] & from;
-                if (!free)
-                    continue;
-                if (!block && !(block = chunk_block(t, e, chunk, true)))
-                    break; /* no room for a new chunk: look in those that exist */
-                u16 port = (u16)(chunk * LIP_CHUNK + word * 64 + (u32)__builtin_ctzll(free));
-                set_port(t, e, block, port);
-                e->cursor = (u16)(port + 1);
-                return port;
-            }
+    u32 start = e->cursor < t->first || e->cursor > t->last ? t->first : e->cursor;
+    u32 chunk = start / LIP_CHUNK, word = start % LIP_CHUNK / 64;
+    for (u32 n = 0; n <= t->last / LIP_CHUNK - t->first / LIP_CHUNK + 1u; n++, word = 0) {
+        u32 block = chunk_block(t, e, chunk, false);
+        for (; word < LIP_CHUNK / 64; word++) {
+            u32 base = chunk * LIP_CHUNK + word * 64;
+            u64 taken = block ? t->blocks[block].bits[word] : 0;
+            u64 free = ~taken & t->owned[word] & within(base, n ? t->first : start, t->last);
+            if (!free)
+                continue;
+            if (!block && !(block = chunk_block(t, e, chunk, true)))
+                break; /* no room for a new chunk: look in those that exist */
+            u16 port = (u16)(base + (u32)__builtin_ctzll(free));
+            set_port(t, e, block, port);
+            e->cursor = (u16)(port + 1);
+            return port;
         }
-        chunk = (chunk + 1) % (65536 / LIP_CHUNK);
+        chunk = chunk == t->last / LIP_CHUNK ? t->first / LIP_CHUNK : chunk + 1;
     }
     return 0;
 }

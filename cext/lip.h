@@ -43,6 +43,7 @@ struct lip_table {
     u32 *heads;                 /* hash chains */
     struct port_block *blocks;  /* 1..block_count */
     u64 owned[LIP_CHUNK / 64];  /* slots whose ports are this worker's */
+    u16 first, last;            /* ports that may be given out */
     u32 endpoint_count, head_mask, block_count;
     struct lip_marks { /* lives in the arena */
         u32 endpoint_free, endpoint_fresh, endpoint_sweep, endpoints_used;

@@ -68,7 +68,10 @@ static inline void parse_packet(struct packet *p)
         return parse_invalid(p, DROP_ip_header);
     if (unlikely(total > room))
         return parse_invalid(p, DROP_truncated);
-    if (unlikely(csum_fold(csum_partial(ip, header)) != 0xffff))
+    u64 sum = (u64)get32(ip) + get32(&ip->id) + get32(&ip->ttl) + get32(&ip->src) + get32(&ip->dst);
+    if (unlikely(header > sizeof *ip))
+        sum += csum_partial(ip + 1, header - (u32)sizeof *ip);
+    if (unlikely(csum_fold(sum) != 0xffff))
         return parse_invalid(p, DROP_ip_checksum);
     p->l3_len = (u16)total;
     p->l4 = (u8)(ETH_HEADER + header);

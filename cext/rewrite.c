@@ -64,7 +64,7 @@ void rewrite_complete_checksum(struct packet *p)
     const struct ip4_header *ip = (const struct ip4_header *)(p->data + p->l3);
     u16 len = (u16)(p->l3_len - (p->l4 - p->l3));
     u8 *l4 = p->data + p->l4;
-    u8 *field = l4 + (p->proto == PROTO_TCP ? offsetof(struct tcp_header, csum) : offsetof(struct udp_header, csum));
+    u16 *field = rewrite_checksum_field(p);
     put16(field, 0);
     u16 sum = csum_fold(csum_pseudo4(get32(&ip->src), get32(&ip->dst), p->proto, len) + csum_partial(l4, len));
     put16(field, sum == 0xffff && p->proto == PROTO_UDP ? 0xffff : (u16)~sum);

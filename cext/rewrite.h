@@ -20,11 +20,24 @@ static inline bool rewrite_is_partial(const struct packet *p, u16 csum)
     return csum == csum_fold(csum_pseudo4(p->saddr, p->daddr, p->proto, (u16)(p->l3_len - (p->l4 - p->l3))));
 }
 
+static inline u16 *rewrite_checksum_field(const struct packet *p)
+{
+    return (u16 *)(p->data + p->l4 + (p->proto == PROTO_TCP ? offsetof(struct tcp_header, csum) : offsetof(struct udp_header, csum)));
+}
+
+static inline void rewrite_complete_if_partial(struct core *k, struct packet *p)
+{
+    if (!rewrite_is_partial(p, get16(rewrite_checksum_field(p))))
+        return;
+    rewrite_complete_checksum(p);
+    count(k, CNT_checksums_completed);
+}
+
 static inline void rewrite_packet(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
 {
     struct ip4_header *ip = (struct ip4_header *)(p->data + p->l3);
     u8 *l4 = p->data + p->l4;
-    u16 *csum_field = (u16 *)(l4 + (p->proto == PROTO_TCP ? offsetof(struct tcp_header, csum) : offsetof(struct udp_header, csum)));
+    u16 *csum_field = rewrite_checksum_field(p);
     u16 csum = get16(csum_field);
     bool partial = rewrite_is_partial(p, csum);
     u32 delta_ip, delta;
@@ -42,9 +55,9 @@ static inline void rewrite_packet(struct core *k, struct packet *p, const struct
         delta_ip = csum_negate(c->delta_ip);
         delta = csum_negate(c->delta_l4);
     }
-    u16 ttl_word = get16(&ip->ttl);
-    ip->ttl--;
-    ip->csum = csum_apply(ip->csum, delta_ip + csum_delta16(ttl_word, get16(&ip->ttl)));
+    u16 ttl_and_proto = get16(&ip->ttl); /* written whole: a load across a narrower store would stall */
+    put16(&ip->ttl, ttl_and_proto - 1);
+    ip->csum = csum_apply(ip->csum, delta_ip + csum_delta16(ttl_and_proto, ttl_and_proto - 1));
     if (p->proto == PROTO_TCP)
         delta += rewrite_tcp_numbers(c, dir, (struct tcp_header *)l4);
     if (unlikely(partial)) {

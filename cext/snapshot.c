@@ -38,6 +38,8 @@ void snapshot_default_settings(struct fnat_settings *s)
     memset(s, 0, sizeof *s);
     memcpy(s->timeouts, seconds, sizeof seconds);
     s->unserved = FNAT_UNSERVED_RESET;
+    s->lport_first = LIP_PORT_FIRST;
+    s->lport_last = 65535;
 }
 
 static struct snapshot_builder *builder_of(struct fnat_plane *p)
@@ -146,6 +148,8 @@ int snapshot_put_settings(struct fnat_plane *p, const struct fnat_settings *sett
     for (u32 i = 0; i < FNAT_STATES; i++)
         if (!settings->timeouts[i] || settings->timeouts[i] > 31535999)
             return -ERANGE;
+    if (settings->lport_first < LIP_PORT_FIRST || settings->lport_last < settings->lport_first)
+        return -ERANGE;
     b->settings = *settings;
     return 0;
 }

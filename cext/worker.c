@@ -142,6 +142,8 @@ static void adopt_snapshot(struct fnat_worker *w, u64 word)
     k->fib = snapshot_fib4(s, k->area);
     for (u32 i = 0; i < FNAT_STATES; i++)
         k->timeouts[i] = s->settings.timeouts[i] * TICKS_PER_SECOND;
+    k->lip.first = s->settings.lport_first;
+    k->lip.last = s->settings.lport_last;
     for (u32 i = 0; i < FNAT_PORTS; i++) {
         struct core_port *port = &k->ports[i];
         memcpy(port->mac, s->ports[i].mac, 6);

@@ -57,6 +57,7 @@ cdef extern from "fnat.h" nogil:
         uint16_t mtu
     struct fnat_settings:
         uint32_t timeouts[15]
+        uint16_t lport_first, lport_last
         uint8_t unserved
     struct fnat_neigh_info:
         uint8_t addr[16]
@@ -273,7 +274,7 @@ cdef class Plane:
         return {**info.config, "plane_bytes": info.plane_bytes, "worker_bytes": info.worker_bytes, "frames_bytes": info.frames_bytes,
                 "conn_bytes": info.conn_bytes, "huge_page_size": info.huge_page_size, "restored": info.restored}
 
-    def put_settings(self, timeouts, unserved_reset):
+    def put_settings(self, timeouts, unserved_reset, lports=(1024, 65535)):
         cdef fnat_settings s
         memset(&s, 0, sizeof(s))
         defaults = (2, 7440, 10, 10, 600, 7, 3, 600, 30, 120, 30, 2, 300, 300, 2)
@@ -282,8 +283,9 @@ cdef class Plane:
         unknown = set(timeouts) - set(STATES)
         if unknown:
             raise ValueError(f"unknown connection states {sorted(unknown)}; known: {', '.join(STATES)}")
+        s.lport_first, s.lport_last = lports
         s.unserved = FNAT_UNSERVED_RESET if unserved_reset else FNAT_UNSERVED_DROP
-        check(fnat_put_settings(self.handle(), &s), "timeouts (1..31535999 s)")
+        check(fnat_put_settings(self.handle(), &s), "timeouts (1..31535999 s) and local ports (1024..65535)")
 
     def put_port(self, id, name, mac, mtu, *, up=True, exclusive=False):
         cdef fnat_port_spec spec
