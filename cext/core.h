@@ -6,6 +6,7 @@
 #ifndef FNAT_CORE_H
 #define FNAT_CORE_H
 
+#include "handoff.h"
 #include "snapshot.h"
 
 enum { OWN_PACKETS = 512, WAITING_PACKETS = 256, WAITING_PER_NEIGH = 8 };
@@ -57,6 +58,8 @@ struct core {
     u32 own_count;
     struct waiting waiting[WAITING_PACKETS];
     u32 waiting_count;
+    struct handoff *handoff; /* NULL: the only worker */
+    u64 handed_to;           /* workers that got something in this turn, as bits */
 };
 
 static inline void count(struct core *k, enum counter c) { k->counters[c]++; }

@@ -18,6 +18,8 @@ int fnat_plane_create(const char *dir, const struct fnat_plane_config *config, i
     int rc = plane_open(dir, config, flags, true, &p);
     if (rc)
         return rc;
+    if (p->config.workers > 1)
+        rc = handoff_open(p->config.workers, p->config.frames, &p->handoff);
     for (u32 i = 0; i < p->config.workers && !rc; i++)
         rc = worker_open(p, i, &p->workers[i]);
     if (rc) {
@@ -35,6 +37,8 @@ void fnat_plane_close(struct fnat_plane *p)
     for (u32 i = 0; i < p->config.workers; i++)
         if (p->workers[i])
             worker_close(p->workers[i]);
+    if (p->handoff)
+        handoff_close(p->handoff);
     snapshot_builder_free(p->builder);
     plane_close(p);
 }

@@ -163,6 +163,31 @@ static enum verdict refuse(struct core *k, struct packet *p)
     return answer_icmp_error(k, p, ICMP_UNREACHABLE, ICMP_PORT_UNREACHABLE, 0, p->daddr, DROP_no_service);
 }
 
+/* Give the packet to another worker, to look in its own table. */
+static enum verdict hand_off(struct core *k, struct packet *p, u32 to)
+{
+    p->hops++;
+    if (!handoff_push(k->handoff, k->index, to, p))
+        return drop(k, p, DROP_handoff_full);
+    k->handed_to |= 1ull << to;
+    count(k, CNT_handed_off);
+    return VERDICT_HELD;
+}
+
+/* An answer from an RS belongs to the owner of its lport. What else is not a first packet may be known to any worker (a sender
+ * changed its queue, a NIC its table): it goes round once. */
+static bool belongs_elsewhere(const struct core *k, const struct packet *p, const struct snap_address_slot *owned, u32 *to)
+{
+    if (!k->handoff || p->hops >= k->workers)
+        return false;
+    if (owned->kind & FNAT_ADDR_LIP) {
+        *to = steer_owner(be16(p->dport), k->workers);
+        return *to != k->index;
+    }
+    *to = k->index + 1 == k->workers ? 0 : k->index + 1;
+    return p->proto == PROTO_TCP && !track_is_first(p->tcp_flags) && p->hops + 1u < k->workers;
+}
+
 static enum verdict forward_first(struct core *k, struct packet *p, const struct snap_address_slot *owned)
 {
     struct addr16 vip = addr16_4(p->daddr);
@@ -191,8 +216,10 @@ static enum verdict forward_unknown(struct core *k, struct packet *p)
         return drop(k, p, DROP_martian);
     switch (p->kind) {
     case KIND_TCP:
-    case KIND_UDP:
-        return forward_first(k, p, owned);
+    case KIND_UDP: {
+        u32 to;
+        return belongs_elsewhere(k, p, owned, &to) ? hand_off(k, p, to) : forward_first(k, p, owned);
+    }
     case KIND_ICMP:
         return p->data[p->l4] == ICMP_ECHO ? answer_echo(k, p) : drop(k, p, DROP_icmp);
     case KIND_FRAGMENT:

@@ -18,11 +18,20 @@ struct frame_pool {
     u64 area_len; /* bytes */
     u32 *stack;   /* indices of free frames */
     u32 free;     /* how many */
-    u32 total;    /* frames this pool was made with */
+    u32 total;    /* frames this pool was made with: `first` and the ones after it */
+    u32 first;
+    void (*foreign)(struct frame_pool *pool, u32 frame); /* takes frames of other pools home; NULL with one worker */
+    void *owner;                                         /* for `foreign` */
 };
 
 static inline u32 frame_alloc(struct frame_pool *pool) { return likely(pool->free) ? pool->stack[--pool->free] : FRAME_NONE; }
-static inline void frame_free(struct frame_pool *pool, u32 frame) { pool->stack[pool->free++] = frame; }
+static inline void frame_free(struct frame_pool *pool, u32 frame)
+{
+    if (unlikely(frame - pool->first >= pool->total && pool->foreign))
+        pool->foreign(pool, frame);
+    else
+        pool->stack[pool->free++] = frame;
+}
 static inline u8 *frame_data(const struct frame_pool *pool, u32 frame) { return pool->area + (u64)frame * FRAME_SIZE + FRAME_HEADROOM; }
 
 struct io_stats {

@@ -7,6 +7,7 @@
 #include "arena.h"
 #include "conntab.h"
 #include "fnat.h"
+#include "handoff.h"
 #include "io.h"
 #include "lip.h"
 #include "neigh.h"
@@ -116,6 +117,7 @@ struct fnat_plane {
     struct worker_map maps[FNAT_WORKERS];
     struct fnat_worker *workers[FNAT_WORKERS]; /* only where the plane was created */
     struct snapshot_builder *builder;          /* made at the first put */
+    struct handoff *handoff;                   /* likewise; NULL with one worker */
     bool owner;
     u32 restored;
 };

@@ -15,6 +15,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { DUE_PER_TURN = 512, SWEEP_PER_TURN = 64 };
 
@@ -74,10 +75,17 @@ static void clear_derived(struct fnat_plane *p, u32 index)
         h->counters[c] = 0;
 }
 
+static void take_home(struct frame_pool *pool, u32 frame)
+{
+    struct core *k = pool->owner;
+    u32 home = frame / pool->total;
+    handoff_return(k->handoff, k->index, home, frame);
+}
+
 static int make_pool(struct fnat_plane *p, u32 index, struct frame_pool *pool)
 {
     u32 n = p->config.frames;
-    *pool = (struct frame_pool){.area = p->frames.base, .area_len = (u64)n * p->config.workers * FRAME_SIZE, .total = n};
+    *pool = (struct frame_pool){.area = p->frames.base, .area_len = (u64)n * p->config.workers * FRAME_SIZE, .total = n, .first = index * n};
     pool->stack = malloc(((u64)n * p->config.workers + 1) * sizeof *pool->stack);
     if (!pool->stack)
         return -ENOMEM;
@@ -107,6 +115,11 @@ int worker_open(struct fnat_plane *p, u32 index, struct fnat_worker **out)
     if (make_pool(p, index, &w->core.pool)) {
         free(w);
         return -ENOMEM;
+    }
+    w->core.handoff = p->handoff;
+    if (p->handoff) {
+        w->core.pool.foreign = take_home;
+        w->core.pool.owner = &w->core;
     }
     struct worker_header *h = w->core.header;
     h->active = 0;
@@ -223,6 +236,40 @@ static u32 receive(struct fnat_worker *w, const struct worker_queue *q)
     return n;
 }
 
+/* Packets that other workers received for this one, and this one's frames that others have finished with. */
+static u32 receive_handed(struct fnat_worker *w)
+{
+    struct core *k = &w->core;
+    u32 total = 0;
+    handoff_take_returned(k->handoff, k->index, &k->pool);
+    for (u32 from = 0; from < k->workers; from++) {
+        if (from == k->index)
+            continue;
+        u32 n = handoff_pop(k->handoff, from, k->index, w->rx, BATCH);
+        if (!n)
+            continue;
+        count_n(k, CNT_from_workers, n);
+        forward_batch(k, w->rx, n);
+        dispatch(w, w->rx, n);
+        total += n;
+    }
+    return total;
+}
+
+static void wake_others(struct core *k)
+{
+    for (; k->handed_to; k->handed_to &= k->handed_to - 1)
+        handoff_wake(k->handoff, (u32)__builtin_ctzll(k->handed_to));
+}
+
+static void flush_all(struct fnat_worker *w)
+{
+    for (u32 port = 0; port < FNAT_PORTS; port++) {
+        flush(&w->core, &w->tx[port]);
+        flush(&w->core, &w->punt[port]);
+    }
+}
+
 static void tick(struct fnat_worker *w)
 {
     struct core *k = &w->core;
@@ -255,10 +302,11 @@ u32 worker_step(struct fnat_worker *w, u64 now_ns)
         return 0;
     for (u32 i = 0; i < w->n_queues; i++) {
         n += receive(w, &w->queues[i]);
-        for (u32 port = 0; port < FNAT_PORTS; port++) {
-            flush(k, &w->tx[port]);
-            flush(k, &w->punt[port]);
-        }
+        flush_all(w);
+    }
+    if (k->handoff) {
+        n += receive_handed(w);
+        flush_all(w);
     }
     tick(w);
     if (k->tick != tick_before || k->waiting_count)
@@ -266,9 +314,10 @@ u32 worker_step(struct fnat_worker *w, u64 now_ns)
     if (k->own_count) {
         dispatch(w, k->own, k->own_count);
         k->own_count = 0;
-        for (u32 port = 0; port < FNAT_PORTS; port++)
-            flush(k, &w->tx[port]);
+        flush_all(w);
     }
+    if (unlikely(k->handed_to))
+        wake_others(k);
     return n;
 }
 
@@ -302,7 +351,16 @@ void fnat_worker_detach(struct fnat_worker *w)
 
 void fnat_worker_quiesce(struct fnat_worker *w)
 {
-    resolve_quiesce(&w->core);
+    struct core *k = &w->core;
+    resolve_quiesce(k);
+    for (u32 from = 0; k->handoff && from < k->workers; from++)
+        for (u32 n; from != k->index && (n = handoff_pop(k->handoff, from, k->index, w->rx, BATCH));)
+            for (u32 i = 0; i < n; i++) {
+                drop(k, &w->rx[i], DROP_stale);
+                frame_free(&k->pool, w->rx[i].frame);
+            }
+    if (k->handoff)
+        handoff_take_returned(k->handoff, k->index, &k->pool);
     store_release(&w->core.header->active, 0);
 }
 
@@ -320,7 +378,8 @@ static u64 monotonic_ns(void)
 /* Until a queue has something or the next tick is due. */
 static void sleep_until_work(struct fnat_worker *w, u64 now_ns)
 {
-    struct pollfd fds[WORKER_QUEUES];
+    struct pollfd fds[WORKER_QUEUES + 1];
+    struct handoff *h = w->core.handoff;
     u32 n = 0;
     for (u32 i = 0; i < w->n_queues; i++) {
         io_arm(w->queues[i].io);
@@ -330,7 +389,19 @@ static void sleep_until_work(struct fnat_worker *w, u64 now_ns)
     u64 tick_ns = 1000000000 / TICKS_PER_SECOND, left = tick_ns - now_ns % tick_ns;
     struct timespec timeout = {0, (long)left};
     count(&w->core, CNT_sleeps);
-    ppoll(fds, n, &timeout, NULL);
+    if (!h) {
+        ppoll(fds, n, &timeout, NULL);
+        return;
+    }
+    struct handoff_sleeper *me = &h->sleepers[w->core.index];
+    u64 wakes;
+    fds[n++] = (struct pollfd){.fd = me->fd, .events = POLLIN};
+    __atomic_store_n(&me->sleeping, 1, __ATOMIC_SEQ_CST);
+    if (!handoff_waits(h, w->core.index))
+        ppoll(fds, n, &timeout, NULL);
+    store_relaxed(&me->sleeping, 0);
+    if (fds[n - 1].revents && read(me->fd, &wakes, sizeof wakes) < 0)
+        return;
 }
 
 int fnat_worker_run(struct fnat_worker *w, volatile int *stop, uint32_t spin_us)

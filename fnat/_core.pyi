@@ -102,7 +102,9 @@ class Plane:
     def close(self) -> None: ...
     def info(self) -> PlaneInfo: ...
     # control: nothing is in force before publish()
-    def put_settings(self, timeouts: dict[str, int], unserved_reset: bool, lports: tuple[int, int] = (1024, 65535)) -> None:
+    def put_settings(
+        self, timeouts: dict[str, int], unserved_reset: bool, lports: tuple[int, int] = (1024, 65535)
+    ) -> None:
         """Seconds by state name (see STATES); a state left out keeps its built-in default. lports: first and last local port."""
     def put_port(self, id: int, name: str, mac: str, mtu: int, *, up: bool = True, exclusive: bool = False) -> None: ...
     def put_service(

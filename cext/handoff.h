@@ -1,0 +1,46 @@
+/* handoff.h: packets that arrived on another worker than the one that owns their connection.
+ *
+ * One ring for each ordered pair of workers, single producer, single consumer, in the process's own memory; frames cross without a copy.
+ * A frame is freed at home: whoever ends with a foreign frame puts it on the return ring of that pair, which has room for all
+ * frames of that home, so a push cannot fail. A sleeping worker is woken by its eventfd.
+ */
+#ifndef FNAT_HANDOFF_H
+#define FNAT_HANDOFF_H
+
+#include "io.h"
+
+enum { HANDOFF_ROOM = 1024 };
+
+struct handoff_ring {
+    u32 head cache_aligned; /* producer */
+    u32 tail cache_aligned; /* consumer */
+    u32 room;               /* a power of two */
+    union {
+        struct packet *packets;
+        u32 *frames;
+    };
+};
+
+struct handoff {
+    u32 workers;
+    struct handoff_sleeper {
+        int fd; /* eventfd */
+        u32 sleeping;
+    } cache_aligned *sleepers;
+    struct handoff_ring *packets; /* [from * workers + to] */
+    struct handoff_ring *returns;
+};
+
+int handoff_open(u32 workers, u32 frames_per_worker, struct handoff **out);
+void handoff_close(struct handoff *h);
+
+/* False: the ring is full. */
+bool handoff_push(struct handoff *h, u32 from, u32 to, const struct packet *p);
+u32 handoff_pop(struct handoff *h, u32 from, u32 to, struct packet *out, u32 max);
+void handoff_return(struct handoff *h, u32 from, u32 home, u32 frame);
+u32 handoff_take_returned(struct handoff *h, u32 home, struct frame_pool *pool);
+/* Something waits for this worker. */
+bool handoff_waits(const struct handoff *h, u32 to);
+void handoff_wake(struct handoff *h, u32 to);
+
+#endif
