@@ -87,9 +87,9 @@ static void age(struct core *k, u32 id)
     }
 }
 
-void resolve_turn(struct core *k)
+void resolve_turn(struct core *k, u32 ticks)
 {
-    u32 slice = k->neigh.count / TICKS_PER_SECOND + 1;
+    u32 slice = (k->neigh.count / TICKS_PER_SECOND + 1) * min_u32(ticks, TICKS_PER_SECOND);
     for (u32 n = 0; n < slice; n++) {
         if (++k->neigh_at >= k->neigh.count)
             k->neigh_at = 1;

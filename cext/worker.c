@@ -310,7 +310,7 @@ u32 worker_step(struct fnat_worker *w, u64 now_ns)
     }
     tick(w);
     if (k->tick != tick_before || k->waiting_count)
-        resolve_turn(k);
+        resolve_turn(k, k->tick - tick_before);
     if (k->own_count) {
         dispatch(w, k->own, k->own_count);
         k->own_count = 0;
