@@ -1,0 +1,428 @@
+"""Changes as data: apply(config, changes) -> config, and diff(old, new) -> changes; each undoes the other's question.
+
+Both are pure. For all configs, apply(old, diff(old, new)) == new up to order of creation. Every change is checked
+against what it meets, the whole result again by `check`; the first thing wrong raises and nothing has happened.
+Settings of [host] and the ports themselves are no changes: they come from the file alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, assert_never
+
+from pydantic import BaseModel
+
+from fnat.errors import ChangeError
+from fnat.model import (
+    AddrAdd,
+    AddrDel,
+    Address,
+    AddrFlush,
+    Change,
+    Config,
+    Key,
+    LinkSet,
+    LipAdd,
+    LipDel,
+    LocalAddress,
+    NeighAdd,
+    Neighbour,
+    NeighDel,
+    RealServer,
+    Route,
+    RouteAdd,
+    RouteDel,
+    RouteFlush,
+    RouteSet,
+    ServerAdd,
+    ServerDel,
+    ServerSet,
+    Service,
+    ServiceAdd,
+    ServiceClear,
+    ServiceDel,
+    ServiceRef,
+    ServiceSet,
+    ServiceZero,
+)
+
+SERVICE_FIELDS = ("scheduler", "conn_timeout", "no_rs", "expire_quiescent", "half_open")
+
+
+def apply(config: Config, changes: Iterable[Change], *, lenient: Callable[[str], None] | None = None) -> Config:
+    """The config after the changes, in order. Raises ChangeError at the first that cannot be made.
+
+    `lenient` replays an overlay on a file that may have moved on: what exists already is replaced, what is gone is
+    skipped, and each such case is told to `lenient` in one line.
+    """
+    draft = _Draft(config)
+    for change in changes:
+        try:
+            draft.make(change, replace=lenient is not None)
+        except ChangeError as error:
+            if lenient is None:
+                raise
+            lenient(f"{change.op} is not possible any more: {error}")
+    result = draft.seal()
+    check(result)
+    return result
+
+
+def check(config: Config) -> None:
+    """What must hold for the whole: no LIP is a VIP, one address lies on one port. Raises ChangeError(409)."""
+    where: dict[str, str] = {}
+    for address in config.addresses:
+        if where.setdefault(address.addr, address.port) != address.port:
+            raise _two_ports(address.addr, where[address.addr], address.port)
+    lips: dict[str, Key] = {}
+    for service in config.services:
+        for lip in service.lips:
+            lips[lip.addr] = service.key
+            if where.setdefault(lip.addr, lip.port) != lip.port:
+                raise _two_ports(lip.addr, where[lip.addr], lip.port)
+    for service in config.services:
+        if service.vip in lips:
+            raise ChangeError(
+                409,
+                "FN-1205",
+                f"{service.vip} would be the VIP of {service.key} and a LIP of {lips[service.vip]}",
+                "use another address for one of them",
+            )
+
+
+def diff(old: Config, new: Config) -> list[Change]:
+    """The changes that lead from old to new: first what goes, then what comes."""
+    gone: list[Change] = []
+    come: list[Change] = []
+    before = {s.key: s for s in old.services}
+    after = {s.key: s for s in new.services}
+    for key in before:
+        if key not in after:
+            gone.append(ServiceDel(proto=key.proto, vip=key.vip, vport=key.vport))
+    for key, service in after.items():
+        known = before.get(key)
+        if known is service or known == service:
+            continue
+        ref = ServiceRef(proto=key.proto, vip=key.vip, vport=key.vport)
+        if known is None:
+            come.append(ServiceAdd(**_ref(key), **_fields(service)))
+            known = Service(**_ref(key), **_fields(service))
+        else:
+            moved = {f: v for f, v in _fields(service).items() if getattr(known, f) != v}
+            if moved:
+                come.append(ServiceSet(**_ref(key), **moved))
+        servers, lips = {r.key: r for r in known.servers}, set(known.lips)
+        wanted, wanted_lips = {r.key: r for r in service.servers}, set(service.lips)
+        gone += [ServerDel(service=ref, rip=rip, rport=rport) for rip, rport in servers if (rip, rport) not in wanted]
+        gone += [LipDel(service=ref, addr=lip.addr, port=lip.port) for lip in known.lips if lip not in wanted_lips]
+        come += [LipAdd(service=ref, addr=lip.addr, port=lip.port) for lip in service.lips if lip not in lips]
+        for r in service.servers:
+            if r.key not in servers:
+                come.append(ServerAdd(service=ref, rip=r.rip, rport=r.rport, weight=r.weight))
+            elif servers[r.key].weight != r.weight:
+                come.append(ServerSet(service=ref, rip=r.rip, rport=r.rport, weight=r.weight))
+    gone += [RouteDel(**_plain(r)) for r in old.routes if r not in new.routes]
+    come += [RouteAdd(**_plain(r)) for r in new.routes if r not in old.routes]
+    gone += [AddrDel(**_plain(a)) for a in old.addresses if a not in new.addresses]
+    come[:0] = [AddrAdd(**_plain(a)) for a in new.addresses if a not in old.addresses]
+    gone += [NeighDel(**_plain(n)) for n in old.neighbours if n not in new.neighbours]
+    come += [NeighAdd(**_plain(n)) for n in new.neighbours if n not in old.neighbours]
+    come += [LinkSet(port=p, up=True) for p in old.down if p not in new.down]
+    come += [LinkSet(port=p, up=False) for p in new.down if p not in old.down]
+    return gone + come
+
+
+_IDENTITY: dict[str, tuple[str, ...]] = {
+    "service": ("proto", "vip", "vport"),
+    "server": ("service", "rip", "rport"),
+    "lip": ("service", "addr"),
+    "addr": ("addr",),
+    "route": ("prefix", "metric"),
+    "neigh": ("port", "addr"),
+    "link": ("port",),
+}
+
+
+def subject(change: Change) -> str:
+    """The thing that a change is about, in words: "server tcp 10.0.0.1:80 10.1.1.1 80"."""
+    noun = change.op.split(".")[0]
+    values = (getattr(change, name, None) for name in _IDENTITY[noun])
+    return " ".join([noun, *(str(v.key if isinstance(v, ServiceRef) else v) for v in values if v is not None)])
+
+
+class _Draft:
+    """A config under change: the same things in dictionaries, sealed into tuples at the end."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.ports = [p.name for p in config.ports]
+        self.services = {s.key: s for s in config.services}
+        self.addresses = {a.addr: a for a in config.addresses}
+        self.routes = {r.key: r for r in config.routes}
+        self.neighbours = {(n.port, n.addr): n for n in config.neighbours}
+        self.down = dict.fromkeys(config.down)
+
+    def seal(self) -> Config:
+        return self.config.model_copy(
+            update={
+                "services": tuple(self.services.values()),
+                "addresses": tuple(self.addresses.values()),
+                "routes": tuple(self.routes.values()),
+                "neighbours": tuple(self.neighbours.values()),
+                "down": tuple(self.down),
+            }
+        )
+
+    def make(self, change: Change, *, replace: bool) -> None:
+        match change:
+            case ServiceAdd():
+                self._service_add(change, replace)
+            case ServiceSet():
+                self._amend(
+                    change.key, **{f: getattr(change, f) for f in SERVICE_FIELDS if f in change.model_fields_set}
+                )
+            case ServiceDel():
+                self._service(change.key)
+                del self.services[change.key]
+            case ServiceClear():
+                self.services.clear()
+            case ServiceZero():
+                if change.key is not None:
+                    self._service(change.key)
+            case ServerAdd() | ServerSet() | ServerDel():
+                self._server(change, replace)
+            case LipAdd() | LipDel():
+                self._lip(change, replace)
+            case AddrAdd():
+                self._addr_add(change, replace)
+            case AddrDel():
+                self._addr_del(change)
+            case AddrFlush():
+                self._port(change.port)
+                for address in [a for a in self.addresses.values() if a.port == change.port]:
+                    self._addr_del(address)
+            case RouteAdd() | RouteSet():
+                self._route_put(change, replace)
+            case RouteDel():
+                self._route_del(change)
+            case RouteFlush():
+                if change.port is not None:
+                    self._port(change.port)
+                self.routes = {k: r for k, r in self.routes.items() if change.port not in (None, r.port)}
+            case NeighAdd():
+                self._port(change.port)
+                at = change.port, change.addr
+                if at in self.neighbours and not replace:
+                    raise _exists(f"neighbour {change.addr} on {change.port}", "delete it first")
+                self.neighbours[at] = Neighbour(addr=change.addr, mac=change.mac, port=change.port)
+            case NeighDel():
+                self._port(change.port)
+                known = self.neighbours.get((change.port, change.addr))
+                if known is None or change.mac not in (None, known.mac):
+                    what = (
+                        f"static neighbour {change.addr}{f' with {change.mac}' if change.mac else ''} on {change.port}"
+                    )
+                    raise _missing(what, [n.addr for n in self.neighbours.values()])
+                del self.neighbours[change.port, change.addr]
+            case LinkSet():
+                self._port(change.port)
+                if change.up:
+                    self.down.pop(change.port, None)
+                else:
+                    self.down[change.port] = None
+            case _:
+                assert_never(change)
+
+    def _port(self, name: str) -> None:
+        if name not in self.ports:
+            raise ChangeError(
+                404,
+                "FN-1207",
+                f"there is no port {name!r}{_near(name, self.ports)}",
+                f"use one of: {', '.join(self.ports) or 'none is open'}",
+            )
+
+    def _service(self, key: Key) -> Service:
+        if key not in self.services:
+            raise _missing(f"service {key}", [str(k) for k in self.services], str(key))
+        return self.services[key]
+
+    def _amend(self, key: Key, **fields: object) -> None:
+        self.services[key] = self._service(key).model_copy(update=fields)
+
+    def _service_add(self, change: ServiceAdd, replace: bool) -> None:
+        key = change.key
+        if key in self.services:
+            if not replace:
+                raise _exists(f"service {key}", "change it with service.set")
+            self._amend(key, **_fields(change))
+            return
+        self.services[key] = Service(**_ref(key), **_fields(change))
+
+    def _server(self, change: ServerAdd | ServerSet | ServerDel, replace: bool) -> None:
+        key = change.service.key
+        servers = {r.key: r for r in self._service(key).servers}
+        at = change.rip, change.rport
+        if isinstance(change, ServerAdd):
+            if at in servers and not replace:
+                raise _exists(f"server {change.rip}:{change.rport} of {key}", "change it with server.set")
+        elif at not in servers:
+            raise _missing(f"server {change.rip}:{change.rport} in {key}", [f"{ip}:{port}" for ip, port in servers])
+        if isinstance(change, ServerDel):
+            del servers[at]
+        else:
+            servers[at] = RealServer(rip=change.rip, rport=change.rport, weight=change.weight)
+        self._amend(key, servers=tuple(servers.values()))
+
+    def _lip(self, change: LipAdd | LipDel, replace: bool) -> None:
+        key = change.service.key
+        lips = {lip.addr: lip for lip in self._service(key).lips}
+        if isinstance(change, LipAdd):
+            self._port(change.port)
+            if change.addr in lips and not replace:
+                raise _exists(f"LIP {change.addr} of {key}", "nothing is to be done")
+            lips[change.addr] = LocalAddress(addr=change.addr, port=change.port)
+        else:
+            known = lips.get(change.addr)
+            if known is None or change.port not in (None, known.port):
+                on = f" on {change.port}" if change.port else ""
+                raise _missing(
+                    f"LIP {change.addr}{on} in {key}", [f"{lip.addr} on {lip.port}" for lip in lips.values()]
+                )
+            del lips[change.addr]
+        self._amend(key, lips=tuple(lips.values()))
+
+    def _addr_add(self, change: AddrAdd, replace: bool) -> None:
+        self._port(change.port)
+        if change.addr in self.addresses and not replace:
+            raise _exists(f"address {change.addr} on {self.addresses[change.addr].port}", "delete it first")
+        if change.plen < 31:
+            network = ipaddress.IPv4Network(change.network)
+            if change.addr in (str(network.network_address), str(network.broadcast_address)):
+                raise ChangeError(
+                    400,
+                    "FN-1201",
+                    f"{change.addr}/{change.plen} is the network or broadcast address of its own prefix",
+                    "give the address of a host, or /32",
+                )
+        self.addresses[change.addr] = Address(**_plain(change))
+
+    def _addr_del(self, change: Address) -> None:
+        self._port(change.port)
+        known = self.addresses.get(change.addr)
+        user = next((s.key for s in self.services.values() if any(lip.addr == change.addr for lip in s.lips)), None)
+        if user is not None:
+            raise ChangeError(
+                409, "FN-1206", f"{change.addr} is a LIP of {user}", "remove it from its services first (lip.del)"
+            )
+        if known is None or known.port != change.port or known.plen != change.plen:
+            have = [f"{a.addr}/{a.plen} on {a.port}" for a in self.addresses.values()]
+            what = f"{change.addr}/{change.plen} on {change.port}"
+            raise _missing(f"address {what}", have, what)
+        del self.addresses[change.addr]
+
+    def _route_put(self, change: RouteAdd | RouteSet, replace: bool) -> None:
+        route = self._complete(change)
+        if isinstance(change, RouteSet):
+            if route.key not in self.routes and not replace:
+                raise _missing(f"route {route.prefix} with metric {route.metric}", [p for p, _ in self.routes])
+        elif route.key in self.routes and not replace:
+            raise _exists(
+                f"route {route.prefix} with metric {route.metric}", "change it with route.set or use another metric"
+            )
+        self.routes[route.key] = route
+
+    def _complete(self, change: Route) -> Route:
+        """A route with its port and scope filled in from what is known."""
+        fields = _plain(change)
+        if change.scope == "host":
+            raise ChangeError(
+                400,
+                "FN-1201",
+                f"route {change.prefix}: scope host is made by the address itself",
+                "add the address (addr.add), or use scope kni_host to hand the prefix to the host",
+            )
+        if change.mtu:
+            raise ChangeError(
+                400,
+                "FN-1111",
+                f"route {change.prefix}: the MTU of a route is not available in this version",
+                "leave out mtu",
+            )
+        scope = change.scope or ("link" if change.gateway is None else "global")
+        if change.gateway is not None and scope in ("link", "kni_host"):
+            raise ChangeError(
+                400,
+                "FN-1201",
+                f"route {change.prefix}: scope {scope} has no gateway",
+                "leave out the gateway or the scope",
+            )
+        if change.gateway is None and scope == "global":
+            raise ChangeError(
+                400, "FN-1201", f"route {change.prefix}: scope global needs a gateway", "give a gateway, or scope link"
+            )
+        port = change.port
+        if port is None and change.gateway is not None:
+            port = self._port_towards(change.gateway)
+        if port is None:
+            raise ChangeError(
+                400, "FN-1201", f"route {change.prefix}: the port is not known", f"name one of: {', '.join(self.ports)}"
+            )
+        self._port(port)
+        return Route.model_validate({**fields, "scope": scope, "port": port})
+
+    def _port_towards(self, gateway: str) -> str | None:
+        """The port on whose connected prefix the gateway lies, longest prefix first."""
+        ip = ipaddress.IPv4Address(gateway)
+        links = [(ipaddress.IPv4Network(a.network), a.port) for a in self.addresses.values()]
+        links += [(ipaddress.IPv4Network(r.prefix), r.port or "") for r in self.routes.values() if r.scope == "link"]
+        inside = [(net.prefixlen, port) for net, port in links if ip in net]
+        return max(inside)[1] if inside else None
+
+    def _route_del(self, change: RouteDel) -> None:
+        known = self.routes.get(change.key)
+        given = {f: getattr(change, f) for f in change.model_fields_set - {"op"}}
+        if known is None or any(v is not None and getattr(known, f) != v for f, v in given.items()):
+            words = [change.prefix]
+            words += [f"{f} {v}" for f, v in given.items() if f != "prefix" and v is not None]
+            raise _missing(f"route {' '.join(words)}", [p for p, _ in self.routes], change.prefix)
+        del self.routes[change.key]
+
+
+def _plain(value: BaseModel) -> dict[str, Any]:
+    """Fields of a value, without the op of a change."""
+    return {f: getattr(value, f) for f in type(value).model_fields if f != "op"}
+
+
+def _ref(key: Key) -> dict[str, Any]:
+    return {"proto": key.proto, "vip": key.vip, "vport": key.vport}
+
+
+def _fields(service: Service | ServiceAdd) -> dict[str, Any]:
+    return {f: getattr(service, f) for f in SERVICE_FIELDS}
+
+
+def _exists(what: str, fix: str) -> ChangeError:
+    return ChangeError(409, "FN-1204", f"{what} exists already", fix)
+
+
+def _missing(what: str, known: Sequence[str], name: str | None = None) -> ChangeError:
+    near = difflib.get_close_matches(name or what, known, n=1)
+    if near:
+        fix = f"the nearest is {near[0]}"
+    elif known:
+        fix = f"there is {', '.join(known[:3])}{' and more' if len(known) > 3 else ''}"
+    else:
+        fix = "there is none at all"
+    return ChangeError(404, "FN-1203", f"there is no {what}", fix)
+
+
+def _two_ports(addr: str, one: str, other: str) -> ChangeError:
+    return ChangeError(409, "FN-1205", f"{addr} would lie on {one} and on {other}", "an address belongs to one port")
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,0 +1,257 @@
+"""What survives a restart of control: the overlay of run-time changes, and the ids of what the data plane counts.
+
+Both are journals: files of JSON lines. A change appends one line and syncs it; a line torn by a crash is the last one
+and is dropped on reading; now and then the file is rewritten shorter and renamed into place. So a change costs one line
+whatever the size of the configuration, and every state of the file on disk is a valid one.
+
+An id is stable as long as its thing exists, and afterwards until the data plane counts nothing for it: only then may it
+name another thing. Counters belong to ids and never restart; `base` is what is subtracted when they are shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fnat.errors import EngineError
+
+Kind = Literal["service", "member", "address"]
+KINDS: tuple[Kind, ...] = ("service", "member", "address")
+
+Base = tuple[int, int, int, int, int]
+"""conns, in_packets, out_packets, in_bytes, out_bytes"""
+ZERO: Base = (0, 0, 0, 0, 0)
+
+
+class Journal:
+    """A file of JSON lines that may be cut off at any moment. Raises EngineError(FN-1304) when the disk refuses."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines = 0
+
+    def load(self) -> list[Any]:
+        """All whole records, in order. A torn last line is cut off, so that the next append starts on its own line."""
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise self._refused(error) from None
+        records: list[Any] = []
+        good = 0
+        for line in data.splitlines(keepends=True):
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                records.pop()
+                break
+            good += len(line)
+        if good < len(data):
+            if b"\n" in data[good:].rstrip(b"\n"):
+                raise EngineError(
+                    "FN-1304",
+                    f"{self.path} is damaged at line {len(records) + 1}",
+                    "mend the line, or delete the file to lose the changes in it",
+                )
+            with self._disk():
+                os.truncate(self.path, good)
+        self.lines = len(records)
+        return records
+
+    def append(self, records: Iterable[Any]) -> None:
+        """Add records; they are on disk when this returns."""
+        text = "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in records)
+        if not text:
+            return
+        with self._disk():
+            fresh = not self.path.exists()
+            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            size = os.fstat(fd).st_size
+            try:
+                try:
+                    _write_all(fd, text.encode())
+                    os.fsync(fd)
+                except OSError:
+                    os.ftruncate(fd, size)
+                    raise
+            finally:
+                os.close(fd)
+            if fresh:
+                _sync_directory(self.path.parent)
+        self.lines += text.count("\n")
+
+    def rewrite(self, records: list[Any]) -> None:
+        """Replace the whole file, atomically."""
+        with self._disk():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_name(self.path.name + ".new")
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                _write_all(fd, "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in records).encode())
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            temporary.replace(self.path)
+            _sync_directory(self.path.parent)
+        self.lines = len(records)
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def _refused(self, error: OSError) -> EngineError:
+        return EngineError(
+            "FN-1304", f"{self.path}: {error.strerror}", "make room or set the permissions of the state directory"
+        )
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Overlay:
+    """Run-time changes on top of the configuration file, oldest first; each line of the file is one transaction."""
+
+    SHORTEN_AFTER = 1000  # lines
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._journal = Journal(path)
+
+    def load(self) -> list[dict[str, Any]]:
+        """Changes as JSON; see model.CHANGES."""
+        return [change for transaction in self._journal.load() for change in transaction["changes"]]
+
+    def append(self, changes: list[dict[str, Any]]) -> None:
+        if changes:
+            self._journal.append([{"changes": changes}])
+
+    def replace(self, changes: list[dict[str, Any]]) -> None:
+        self._journal.rewrite([{"changes": changes}] if changes else [])
+
+    @property
+    def is_long(self) -> bool:
+        return self._journal.lines > self.SHORTEN_AFTER
+
+
+@dataclass
+class Entry:
+    """A thing with an id. live: part of the configuration; else it waits until nothing counts for it."""
+
+    kind: Kind
+    key: str
+    id: int
+    base: Base = ZERO
+    port: str | None = None  # of an address
+    live: bool = False
+
+
+@dataclass
+class _Table:
+    by_key: dict[str, Entry] = field(default_factory=dict)
+    by_id: dict[int, Entry] = field(default_factory=dict)
+    next: int = 1
+
+
+class Ids:
+    """Ids of services, members and addresses, on disk. Ids start at 1. Changes reach the disk with `flush`."""
+
+    def __init__(self, path: Path | None) -> None:
+        """path None: in memory only (tests)."""
+        self._journal = Journal(path) if path is not None else None
+        self._tables: dict[Kind, _Table] = {kind: _Table() for kind in KINDS}
+        self._unsaved: list[dict[str, Any]] = []
+
+    def load(self) -> None:
+        if self._journal is None:
+            return
+        for record in self._journal.load():
+            table = self._tables[record["kind"]]
+            if old := table.by_key.pop(record["key"], None):
+                del table.by_id[old.id]
+            if "id" in record:
+                base = tuple(record.get("base", ZERO))
+                entry = Entry(record["kind"], record["key"], record["id"], base, record.get("port"))
+                table.by_key[entry.key] = entry
+                table.by_id[entry.id] = entry
+        self._journal.rewrite([_record(e) for kind in KINDS for e in self.entries(kind)])
+
+    def entries(self, kind: Kind) -> list[Entry]:
+        return list(self._tables[kind].by_key.values())
+
+    def get(self, kind: Kind, key: str) -> Entry | None:
+        return self._tables[kind].by_key.get(key)
+
+    def by_id(self, kind: Kind, id: int) -> Entry | None:
+        return self._tables[kind].by_id.get(id)
+
+    def take(self, kind: Kind, key: str, limit: int, is_busy: Callable[[int], bool]) -> Entry:
+        """The entry of key, with a new id below `limit` if it has none. is_busy(id): the plane still counts for it."""
+        table = self._tables[kind]
+        entry = table.by_key.get(key)
+        if entry is None:
+            for step in range(limit - 1):
+                id = 1 + (table.next - 1 + step) % (limit - 1)
+                if id not in table.by_id and not is_busy(id):
+                    break
+            else:
+                raise EngineError(
+                    "FN-1303", f"no free {kind} id: {limit - 1} are in use", "remove some, or start fnat with more room"
+                )
+            table.next = id + 1
+            entry = Entry(kind, key, id)
+            table.by_key[key] = entry
+            table.by_id[id] = entry
+            self.save(entry)
+        return entry
+
+    def save(self, entry: Entry) -> None:
+        """Note that the entry changed."""
+        self._unsaved.append(_record(entry))
+
+    def release(self, entry: Entry) -> None:
+        """Forget the thing; its id may name another from now on."""
+        table = self._tables[entry.kind]
+        del table.by_key[entry.key]
+        del table.by_id[entry.id]
+        self._unsaved.append({"kind": entry.kind, "key": entry.key})
+
+    def flush(self) -> None:
+        """Bring all changes to disk."""
+        unsaved, self._unsaved = self._unsaved, []
+        if self._journal is None:
+            return
+        known = sum(len(t.by_key) for t in self._tables.values())
+        if self._journal.lines + len(unsaved) > 2 * known + 1000:
+            self._journal.rewrite([_record(e) for kind in KINDS for e in self.entries(kind)])
+        else:
+            self._journal.append(unsaved)
+
+
+def _record(entry: Entry) -> dict[str, Any]:
+    record: dict[str, Any] = {"kind": entry.kind, "key": entry.key, "id": entry.id}
+    if entry.base != ZERO:
+        record["base"] = list(entry.base)
+    if entry.port is not None:
+        record["port"] = entry.port
+    return record

@@ -1,0 +1,1 @@
+"""Makes `packets`, `reference` and `rig` importable from every test folder."""

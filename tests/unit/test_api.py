@@ -1,0 +1,374 @@
+"""The API from the client's side, in process, over a fake plane; and the control behind it: disk, restart, reload."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fnat import api, config
+from fnat.client import Client
+from fnat.control import Control
+from fnat.engine import Engine
+from fnat.errors import CODES, ChangeError, ConfigError, EngineError, FnatError, NotRunning
+from fnat.model import CHANGES, Config, PortInfo
+from fnat.paths import Paths
+from fnat.state import Ids, Overlay
+from tests.fakes import COUNTERS, Conn, FakePlane, FakeSteering, Stats
+
+PORTS = [PortInfo(id=0, name="wan", device="eth0"), PortInfo(id=1, name="lan", device="eth1")]
+WEB = {"proto": "tcp", "vip": "10.0.0.1", "vport": 80}
+ADD = [
+    {"op": "service.add", **WEB},
+    {"op": "server.add", "service": WEB, "rip": "10.1.1.1", "rport": 8080},
+    {"op": "lip.add", "service": WEB, "addr": "10.2.0.1", "port": "lan"},
+    {"op": "addr.add", "addr": "10.0.0.1", "port": "wan"},
+]
+FILE = """\
+version = 1
+[node.n]
+wan = { nic = "eth0" }
+lan = { nic = "eth1" }
+lips = ["10.2.0.1-10.2.0.2"]
+[service.web]
+listen = ["10.0.0.1:80"]
+[service.web.rs]
+"10.1.1.1:8080" = { weight = 1 }
+"""
+
+
+class InProcess(httpx.BaseTransport):
+    """The client's requests, straight into the application."""
+
+    def __init__(self, app):
+        self.inner = httpx.ASGITransport(app, raise_app_exceptions=False)
+
+    def handle_request(self, request):
+        async def ask():
+            answer = await self.inner.handle_async_request(request)
+            return httpx.Response(answer.status_code, headers=answer.headers, content=await answer.aread())
+
+        return asyncio.run(ask())
+
+
+class House:
+    """Control, API and client on one state directory."""
+
+    def __init__(self, directory, plane=None, file=None):
+        self.paths = Paths(directory, directory / "s")
+        self.plane = plane or FakePlane()
+        self.plane.services, self.plane.addresses = {}, []
+        steering = {p.name: FakeSteering(p.name, self.plane.calls) for p in PORTS}
+        ids = Ids(self.paths.ids)
+        ids.load()
+        engine = Engine(self.plane, steering, PORTS, ids, patience=0.05, startle=0.02)
+        self.control = Control(engine, Overlay(self.paths.overlay), self.paths, file)
+        self.control.start()
+        self.client = Client("/nowhere", transport=InProcess(api.create_app(self.control, COUNTERS)))
+
+    def overlay(self):
+        return Overlay(self.paths.overlay).load()
+
+
+@pytest.fixture
+def house(tmp_path):
+    return House(tmp_path)
+
+
+def file(text=FILE) -> Config:
+    return config.parse(text, "f.toml").config
+
+
+def test_changes_come_into_force_and_listings_show_them(house):
+    assert house.client.change(ADD) == {"applied": 4, "snapshot": 2}
+    (service,) = house.client.services()
+    assert service["servers"][0]["rip"] == "10.1.1.1" and service["lips"][0]["addr"] == "10.2.0.1"
+    assert set(service) == {
+        "proto", "vip", "vport", "scheduler", "conn_timeout", "no_rs", "expire_quiescent", "half_open",
+        "stats", "rate", "lips", "servers",
+    }  # fmt: skip
+    assert set(service["stats"]) == {
+        "conns",
+        "in_packets",
+        "out_packets",
+        "in_bytes",
+        "out_bytes",
+        "active",
+        "inactive",
+    }
+    assert set(service["rate"]) == {"cps", "in_pps", "out_pps", "in_bps", "out_bps"}
+    assert [a["addr"] for a in house.client.addresses()] == ["10.0.0.1", "10.2.0.1"]
+    assert [a["addr"] for a in house.client.addresses(port="lan")] == ["10.2.0.1"]
+    assert {r["scope"] for r in house.client.routes()} == {"host"}
+    assert [p["name"] for p in house.client.ports()] == ["wan", "lan"]
+    assert house.client.neighbours() == []
+    assert [w["index"] for w in house.client.workers()] == [0, 1]
+    status = house.client.status()
+    assert (status["workers"], status["capacity"], status["snapshot"]) == (2, 2000, 2)
+    assert house.client.services(vip="10.0.0.9") == []
+
+
+def test_typed_changes_are_as_good_as_json(house):
+    house.client.change(CHANGES.validate_python(ADD))
+    assert len(house.client.services()) == 1
+
+
+def test_dry_run_says_and_does_nothing(house):
+    calls = len(house.plane.calls)
+    assert house.client.change(ADD, dry_run=True)["applied"] == 4
+    with pytest.raises(ChangeError):
+        house.client.change([*ADD, ADD[0]], dry_run=True)
+    assert house.client.services() == [] and len(house.plane.calls) == calls and house.overlay() == []
+
+
+def test_conns_are_paged(house):
+    house.plane.connections[1] = [
+        Conn(1, 6, "TCP_EST", "10.9.0.1", n, "10.0.0.1", 80, "10.2.0.1", n, "10.1.1.1", 8080) for n in range(1, 2500)
+    ]
+    assert [c["cport"] for c in house.client.conns()] == list(range(1, 2500))
+    assert len(house.client.conn_page(limit=10, worker=1)["conns"]) == 10
+
+
+# sentence, changes, status, code
+REFUSED = [
+    ("no such service", [{"op": "service.del", **WEB}], 404, "FN-1203"),
+    ("twice", [ADD[0], ADD[0]], 409, "FN-1204"),
+    ("IPv6", [{"op": "service.add", **WEB, "vip": "::1"}], 400, "FN-1202"),
+    ("bad weight", [{**ADD[1], "weight": 70000}], 400, "FN-1201"),
+    ("unknown op", [{"op": "service.destroy", **WEB}], 400, "FN-1201"),
+    ("unknown key", [{**ADD[0], "color": 1}], 400, "FN-1201"),
+    ("no op", [WEB], 400, "FN-1201"),
+    ("no object", [3], 400, "FN-1201"),
+    ("VIP is a LIP", [*ADD, {"op": "service.add", **WEB, "vip": "10.2.0.1"}], 409, "FN-1205"),
+]
+
+
+@pytest.mark.parametrize(("changes", "status", "code"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+def test_refusal_has_a_code_and_changes_nothing(house, changes, status, code):
+    answer = house.client._http.post("/v1/changes", json={"changes": changes})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (status, code), error
+    assert set(error) == {"code", "message", "fix"} and error["message"] and "\n" not in error["message"]
+    assert code in CODES
+    assert house.client.services() == [] and house.overlay() == []
+
+
+# method, path, body, status
+RAW = [
+    ("POST", "/v1/changes", "{", 400),
+    ("POST", "/v1/changes", "[]", 400),
+    ("POST", "/v1/changes", '{"changes": []}', 200),
+    ("GET", "/v1/conns?limit=0", None, 400),
+    ("GET", "/v1/conns?state=X", None, 400),
+    ("GET", "/v1/conns?cursor=9:0", None, 400),
+    ("GET", "/v1/services?proto=icmp", None, 400),
+    ("GET", "/v2", None, 404),
+    ("DELETE", "/v1/services", None, 405),
+    ("GET", "/openapi.json", None, 200),
+    ("GET", "/metrics", None, 200),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status"), RAW, ids=[f"{r[0]} {r[1]} {r[2] or ''}" for r in RAW])
+def test_every_answer_is_well_formed(house, method, path, body, status):
+    answer = house.client._http.request(method, path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == status, answer.text
+    if status >= 400:
+        assert set(answer.json()["error"]) == {"code", "message", "fix"}
+
+
+def test_unexpected_failure_is_one_line(house, monkeypatch):
+    monkeypatch.setattr(house.control, "status", lambda: 1 / 0)
+    with pytest.raises(EngineError, match="ZeroDivisionError") as caught:
+        house.client.status()
+    assert caught.value.code == "FN-1309"
+
+
+def test_nobody_there_is_one_line(tmp_path):
+    with pytest.raises(NotRunning) as caught:
+        Client(tmp_path / "none").status()
+    assert caught.value.exit_code == 3 and str(tmp_path / "none") in str(caught.value)
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(tmp_path / "stale"))
+    stale.close()
+    with pytest.raises(NotRunning):
+        Client(tmp_path / "stale").status()
+
+
+# ---- control: disk, restart, reload ----
+
+
+def test_overlay_survives_a_restart(house, tmp_path):
+    house.client.change(ADD)
+    house.client.change([{"op": "server.set", "service": WEB, "rip": "10.1.1.1", "rport": 8080, "weight": 7}])
+    again = House(tmp_path, house.plane)
+    assert again.control.engine.config == house.control.engine.config
+    assert list(again.plane.services) == [1], "ids are the same"
+
+
+def test_overlay_is_on_disk_before_success(house, monkeypatch):
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    house.client.change(ADD[:1])
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EngineError, match="No space left"):
+        house.client.change([{"op": "service.set", **WEB, "scheduler": "rr"}])
+    monkeypatch.undo()
+    assert house.client.services()[0]["scheduler"] == "wrr", "nothing is in force that a restart would forget"
+    assert [c["op"] for c in house.overlay()] == ["service.add"]
+
+
+def test_zero_is_no_overlay_but_survives(house, tmp_path):
+    house.client.change(ADD)
+    house.plane.of_service[1] = Stats(conns=5)
+    house.client.change([{"op": "service.zero"}])
+    assert house.client.services()[0]["stats"]["conns"] == 0
+    assert "service.zero" not in [c["op"] for c in house.overlay()]
+    assert House(tmp_path, house.plane).client.services()[0]["stats"]["conns"] == 0
+
+
+def test_change_on_top_of_the_file_is_only_the_difference(tmp_path):
+    house = House(tmp_path, file=file())
+    drain = {"op": "server.set", "service": WEB, "rip": "10.1.1.1", "rport": 8080, "weight": 0}
+    house.client.change([drain])
+    assert house.overlay() == [drain]
+    assert House(tmp_path, house.plane, file()).client.services()[0]["servers"][0]["weight"] == 0
+
+
+def test_reload_keeps_the_overlay_and_says_where_both_speak(tmp_path, caplog):
+    house = House(tmp_path, file=file())
+    house.client.change([{"op": "server.set", "service": WEB, "rip": "10.1.1.1", "rport": 8080, "weight": 0}])
+    house.client.change([{"op": "addr.add", "addr": "10.0.0.9", "port": "wan"}])
+    house.control.reload(file(FILE.replace("weight = 1", "weight = 5") + '"10.1.1.2:8080" = { weight = 2 }\n'))
+    (service,) = house.client.services()
+    assert [(r["rip"], r["weight"]) for r in service["servers"]] == [("10.1.1.1", 0), ("10.1.1.2", 2)]
+    assert "10.0.0.9" in [a["addr"] for a in house.client.addresses()]
+    assert "server tcp 10.0.0.1:80 10.1.1.1 8080; the overlay wins" in caplog.text
+    assert len(house.overlay()) == 2
+
+
+def test_reload_of_a_file_that_clashes_changes_nothing(tmp_path):
+    house = House(tmp_path, file=file())
+    other = {**WEB, "vip": "10.0.0.7"}
+    house.client.change(
+        [{"op": "service.add", **other}, {"op": "lip.add", "service": other, "addr": "10.2.0.9", "port": "lan"}]
+    )
+    before = house.control.engine.config
+    with pytest.raises(FnatError, match=r"10\.2\.0\.9"):
+        house.control.reload(file(FILE.replace("10.0.0.1:80", "10.2.0.9:80")))
+    assert house.control.engine.config == before
+
+
+def test_file_that_needs_a_port_that_is_not_open(tmp_path):
+    with pytest.raises(ConfigError, match="needs a port 'dmz'"):
+        House(tmp_path, file=file(FILE.replace("lan =", "dmz =").replace('wan = { nic = "eth0" }', "")))
+
+
+def test_overlay_of_another_version_is_told(tmp_path):
+    (tmp_path / "overlay.json").write_text('{"changes":[{"op":"acl.add"}]}\n')
+    with pytest.raises(EngineError, match=r"overlay\.json holds a change") as caught:
+        House(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_long_overlay_gets_shorter(house, monkeypatch):
+    monkeypatch.setattr(Overlay, "SHORTEN_AFTER", 3)
+    house.client.change(ADD)
+    for weight in range(5):
+        change = {"op": "server.set", "service": WEB, "rip": "10.1.1.1", "rport": 8080, "weight": weight}
+        house.client.change([change])
+    assert len(house.paths.overlay.read_text().splitlines()) <= 3
+    assert len(house.overlay()) < 9
+
+
+# ---- the socket ----
+
+
+def test_socket_is_private_and_a_stale_one_is_replaced(tmp_path):
+    path = tmp_path / "run" / "s"
+    first = api.listen(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(FnatError, match="another fnat serves") as caught:
+        api.listen(path)
+    assert caught.value.code == "FN-1003"
+    first.close()
+    api.listen(path).close()
+
+
+def test_socket_path_that_is_a_file_is_respected(tmp_path):
+    path = tmp_path / "s"
+    path.write_text("precious")
+    with pytest.raises(FnatError, match="not a socket"):
+        api.listen(path)
+    assert path.read_text() == "precious"
+
+
+def test_control_process_serves_a_real_plane(tmp_path):
+    """The whole process: attach, apply the file, answer, read the file again, end on SIGTERM."""
+    core = pytest.importorskip("fnat._core")
+    state = tmp_path / "state"
+    arena = Path("/dev/shm") / f"fnat-test-{os.getpid()}"
+    state.mkdir()
+    arena.mkdir()
+    try:
+        plane = core.Plane.create(
+            str(arena), conns=1024, services=64, members=256, endpoints=256, frames=0, snapshot_mib=1
+        )
+        (state / "arena").symlink_to(arena)
+        ports = [p.model_dump() | {"kind": "tap", "device": "none"} for p in PORTS]
+        Paths(state).ports.write_text(json.dumps(ports))
+        conf = tmp_path / "f.toml"
+        conf.write_text(FILE)
+        path = tmp_path / "sock"
+        options = {
+            "config": str(conf), "ports": [], "workers": 1, "socket": str(path), "state_dir": str(state),
+            "node": None, "log": "info", "exclusive": [], "conns": 1024, "idle": "sleep",
+        }  # fmt: skip
+        environment = {**os.environ, "FNAT_OPTIONS": json.dumps(options)}
+        environment.pop("FNAT_KEEPER", None)
+        with subprocess.Popen(
+            [sys.executable, "-m", "fnat.control"], env=environment, stderr=subprocess.PIPE
+        ) as process:
+            try:
+                client = Client(path)
+                wait_until(lambda: is_up(client))
+                assert client.services()[0]["vip"] == "10.0.0.1"
+                assert client.status()["pids"]["control"] == process.pid
+                assert "fnat_rx_packets_total" in client.metrics()
+                client.change([{"op": "addr.add", "addr": "10.0.0.9", "port": "wan"}])
+                conf.write_text(FILE + '"10.1.1.2:8080" = { weight = 2 }\n')
+                process.send_signal(signal.SIGHUP)
+                wait_until(lambda: len(client.services()[0]["servers"]) == 2)
+            finally:
+                process.send_signal(signal.SIGTERM)
+                errors = process.communicate(timeout=20)[1].decode()
+            assert process.returncode == 0 and "Traceback" not in errors, errors
+        assert not path.exists()
+        plane.close()
+    finally:
+        for leftover in arena.iterdir():
+            leftover.unlink()
+        arena.rmdir()
+
+
+def is_up(client):
+    try:
+        return bool(client.status())
+    except NotRunning:
+        return False
+
+
+def wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)

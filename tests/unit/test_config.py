@@ -1,0 +1,230 @@
+"""The file: what it means, and that every wrong line is one clear error."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from fnat import config
+from fnat.errors import ConfigError
+from fnat.model import Config, Port
+
+ROOT = Path(__file__).parents[2]
+
+GOOD = """\
+version = 1
+[node.lb1]
+mgmt = "10.31.0.11"
+wan  = { nic = "ens1f0" }
+lan  = { mac = "02:00:00:00:00:01" }
+lips = ["10.31.101.1-10.31.101.3", "10.31.102.1"]
+[node.lb2]
+wan  = { nic = "ens1f0" }
+lips = ["10.31.103.1"]
+[host]
+conns = "4M"
+timeouts = { established = "2h4m", half_closed = "5m", close_wait = 7, syn = 5, udp = "1m30s" }
+[service.web]
+listen = ["198.51.100.80:443", "198.51.100.80:80"]
+scheduler = "rr"
+no_rs = "reset"
+limits = { half_open = "20k" }
+[service.web.rs]
+"10.31.2.11:8443" = { weight = 10 }
+[service.dns]
+listen = "198.51.100.53:53"
+proto = ["udp", "tcp"]
+port = "lan"
+lips = ["10.31.102.1"]
+conn_timeout = "30s"
+[service.dns.rs]
+"10.31.2.21:53" = {}
+"""
+
+
+def read(text: str, node: str | None = "lb1") -> Config:
+    return config.parse(text, "f.toml", node).config
+
+
+def test_good_file_means_what_it_says():
+    c = read(GOOD)
+    assert (c.node, c.mgmt) == ("lb1", "10.31.0.11")
+    assert c.ports == (Port(name="wan", nic="ens1f0"), Port(name="lan", mac="02:00:00:00:00:01"))
+    assert c.host.conns == 4_000_000
+    times = c.host.timeouts
+    assert (times.established, times.fin_wait, times.close_wait, times.syn_recv, times.udp_normal) == (
+        7440,
+        300,
+        7,
+        5,
+        90,
+    )
+    assert [str(s.key) for s in c.services] == [
+        "tcp 198.51.100.80:443",
+        "tcp 198.51.100.80:80",
+        "udp 198.51.100.53:53",
+        "tcp 198.51.100.53:53",
+    ]
+    web, dns = c.services[0], c.services[2]
+    assert (web.scheduler, web.no_rs, web.half_open) == ("rr", "reset", 20_000)
+    assert [f"{lip.addr} {lip.port}" for lip in web.lips] == [
+        "10.31.101.1 lan",
+        "10.31.101.2 lan",
+        "10.31.101.3 lan",
+        "10.31.102.1 lan",
+    ]
+    assert [lip.addr for lip in dns.lips] == ["10.31.102.1"]
+    assert dns.conn_timeout == 30
+    assert {a.addr: a.port for a in c.addresses} == {"198.51.100.80": "wan", "198.51.100.53": "lan"}
+
+
+def test_other_node_of_the_same_file():
+    c = read(GOOD.replace('port = "lan"\nlips = ["10.31.102.1"]\n', ""), "lb2")
+    assert [lip.addr for lip in c.services[0].lips] == ["10.31.103.1"]
+    assert {lip.port for lip in c.services[0].lips} == {"wan"}
+
+
+def test_node_finds_itself(monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "lb1.example.org")
+    assert read(GOOD, None).node == "lb1"
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    with pytest.raises(ConfigError, match="--node"):
+        read(GOOD, None)
+    assert read(re.sub(r"\[node.lb2\].*?(?=\[host\])", "", GOOD, flags=re.S), None).node == "lb1"
+
+
+# what is replaced, by what, code, where, words
+WRONG = [
+    ("version = 1", "", "FN-1105", "", "version"),
+    ("version = 1", "version = 2", "FN-1104", ":1:", "version = 1"),
+    ("[host]", "[hots]", "FN-1103", ":10:", "did you mean 'host'?"),
+    ('"4M"', '"4X"', "FN-1104", ":11: host.conns", "500k"),
+    ('"4M"', "100", "FN-1104", ":11: host.conns", "the least is 1024"),
+    ('"4M"', "true", "FN-1104", ":11: host.conns", "not a number"),
+    ('conns = "4M"', 'cpus = "auto"', "FN-1111", ":11: host.cpus", "not available in this version"),
+    ('conns = "4M"', 'routes = "kernal"', "FN-1104", ":11: host.routes", "'kernel' or 'manual'"),
+    ('conns = "4M"', "workers = 0", "FN-1104", ":11: host.workers", "the least is 1"),
+    ('conns = "4M"', 'lports = "80-90"', "FN-1104", ":11: host.lports", '"1024-65535"'),
+    ('conns = "4M"', 'lports = "9000-8000"', "FN-1104", ":11: host.lports", "not a range"),
+    ("established", "estabilshed", "FN-1103", ":12: host.timeouts.estabilshed", "did you mean 'established'?"),
+    ('"2h4m"', "0", "FN-1104", ":12: host.timeouts.established", "1..31535999"),
+    ('"2h4m"', '"2 hours"', "FN-1104", ":12:", "not a time"),
+    ("no_rs", "no_r", "FN-1103", ":16: service.web.no_r", "did you mean 'no_rs'?"),
+    ('no_rs = "reset"', 'no_rs = "10.31.9.9:80"', "FN-1104", ":16:", "'drop' or 'reset'"),
+    ('scheduler = "rr"', 'scheduler = "mh"', "FN-1104", ":15:", "'rr' or 'wrr'"),
+    ('scheduler = "rr"', 'client_addr = "proxy-v2"', "FN-1111", ":15:", "not available in this version"),
+    ('scheduler = "rr"', "expire_quiescent = 3", "FN-1104", ":15:", "boolean"),
+    ('half_open = "20k"', "conns = 5", "FN-1111", ":17:", "not available in this version"),
+    ('half_open = "20k"', "halfopen = 5", "FN-1103", ":17:", "did you mean 'half_open'?"),
+    ("limits = {", "limits = 3 #", "FN-1104", ":17:", "not a table"),
+    ("weight = 10", "weight = 65536", "FN-1104", ":19:", "the most is 65535"),
+    ("weight = 10", 'role = "backup"', "FN-1111", ":19:", "not available"),
+    ('"10.31.2.11:8443"', '"10.31.2.11"', "FN-1104", ":19:", "ADDRESS:PORT"),
+    ('"10.31.2.11:8443"', '"[fd00::1]:8443"', "FN-1202", ":19:", "IPv6 is not available"),
+    ("198.51.100.80:443", "198.51.100.80:99999", "FN-1104", ":14: service.web.listen", "1..65535"),
+    ("198.51.100.80:443", "[2001:db8::1]:443", "FN-1202", ":14:", "IPv6 is not available"),
+    ("198.51.100.80:443", "10.31.101.2:443", "FN-1107", ":14:", "also a LIP"),
+    ("198.51.100.80:443", "198.51.100.80:80", "FN-1109", ":14:", "already in service.web"),
+    ("198.51.100.53:53", "198.51.100.80:53", "FN-1104", ":23: service.dns.port", "would lie on wan and on lan"),
+    ('port = "lan"', 'port = "lam"', "FN-1110", ":23:", "use one of: wan, lan"),
+    ('lips = ["10.31.102.1"]\n', 'lips = ["10.31.109.1"]\n', "FN-1104", ":24:", "not a LIP of the node"),
+    ('listen = "198.51.100.53:53"\n', "", "FN-1105", ":20: service.dns", "listen"),
+    ('["udp", "tcp"]', '["icmp"]', "FN-1104", ":22:", '"tcp", "udp"'),
+    ('["udp", "tcp"]', "[17]", "FN-1104", ":22:", "list of texts"),
+    ("10.31.101.1-", "10.31.101.9-", "FN-1104", ":6: node.lb1.lips", "empty or too large"),
+    ("10.31.101.1-", "10.0.0.0-", "FN-1104", ":6:", "at most 4096"),
+    ("10.31.101.1-", "fd00::1-", "FN-1202", ":6:", "IPv6 is not available"),
+    ('"10.31.102.1"]\n[node', '"10.31.101.1"]\n[node', "FN-1104", ":6:", "there twice"),
+    ('lips = ["10.31.101.1-10.31.101.3", "10.31.102.1"]\n', "", "FN-1108", ":12: service.web", "no LIP"),
+    ("mgmt", "mgnt", "FN-1103", ":3: node.lb1.mgnt", "did you mean 'mgmt'?"),
+    ('mgmt = "10.31.0.11"', 'mgmt = "10.31.0"', "FN-1104", ":3:", "not an IPv4 address"),
+    ('{ mac = "02:00:00:00:00:01" }', '{ mac = "02:00" }', "FN-1104", ":5:", "not a MAC address"),
+    ('{ mac = "02:00:00:00:00:01" }', '{ pci = "0000:5e:00.1" }', "FN-1111", ":5:", "not available"),
+    ('{ mac = "02:00:00:00:00:01" }', "{}", "FN-1105", ":5:", "names no NIC"),
+    ("lan  =", "a-very-long-name =", "FN-1104", ":5:", "at most 10"),
+    ("[service.dns]", "[ha]\n[service.dns]", "FN-1111", ":20: ha", "not available"),
+    ("[service.dns]", "[service.dns", "FN-1102", "f.toml", "line 20"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "code", "where", "words"), WRONG, ids=[f"{w[2]}-{w[1][:20]}" for w in WRONG])
+def test_wrong_line_is_one_clear_error(old, new, code, where, words):
+    assert old in GOOD
+    with pytest.raises(ConfigError) as caught:
+        read(GOOD.replace(old, new, 1))
+    line = str(caught.value)
+    assert caught.value.code == code, line
+    assert line.startswith("f.toml") and where in line and words in line and "\n" not in line
+    assert caught.value.fix
+
+
+def test_service_without_rs_is_a_warning():
+    loaded = config.parse(GOOD.replace('"10.31.2.21:53" = {}', ""), "f.toml", "lb1")
+    assert loaded.warnings == ["f.toml: service.dns: no rs; every connection will be refused or dropped (no_rs)"]
+    assert config.parse(GOOD, "f.toml", "lb1").warnings == []
+
+
+def test_dump_says_the_same():
+    c = read(GOOD.replace('conns = "4M"', 'lports = "2000-2063"'))
+    assert c.host.lports == (2000, 2063)
+    assert read(config.dump(c)) == c
+
+
+def test_dump_names_what_the_file_cannot_say():
+    c = read(GOOD)
+    c = c.model_copy(update={"down": ("lan",)})
+    assert "# only in the overlay: {'op': 'link.set', 'port': 'lan', 'up': False}" in config.dump(c)
+
+
+@pytest.mark.parametrize(
+    "file", [ROOT / "conf/fnat.toml", *sorted((ROOT / "conf/examples").glob("*.toml"))], ids=lambda p: p.name
+)
+def test_shipped_files_load(file):
+    loaded = config.load(file)
+    assert loaded.config.services and loaded.warnings == []
+
+
+def test_shipped_file_shows_the_defaults():
+    shown = config.load(ROOT / "conf/fnat.toml").config.host
+    assert shown.timeouts == Config().host.timeouts
+    assert (shown.routes, shown.idle, shown.workers, shown.unserved) == ("kernel", "sleep", 1, "reset")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "No such file"),
+        (lambda path: path.mkdir(), "Is a directory"),
+        (lambda path: path.write_bytes(b"\xff\xfe"), "UTF-8"),
+    ],
+)
+def test_unreadable_file(tmp_path, make, words):
+    path = tmp_path / "f.toml"
+    make(path)
+    with pytest.raises(ConfigError, match=words) as caught:
+        config.load(path)
+    assert caught.value.code == "FN-1101"
+
+
+def test_ports_are_found_on_this_machine():
+    device = "lo"
+    assert config.resolve_ports(Config(ports=(Port(name="wan", nic=device),))) == [
+        {"name": "wan", "kind": "xdp", "device": device}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ports", "words"),
+    [
+        ((Port(name="wan", nic="nosuch0"),), "no nic nosuch0"),
+        ((Port(name="wan", mac="02:aa:bb:cc:dd:ee"),), "no NIC with mac"),
+        ((Port(name="wan", nic="lo", mac="02:aa:bb:cc:dd:ee"),), "must agree"),
+        ((Port(name="wan", nic="lo"), Port(name="lan", nic="lo")), "are both lo"),
+    ],
+)
+def test_wrong_port_is_one_clear_error(ports, words):
+    assert os.path.exists("/sys/class/net/lo")
+    with pytest.raises(ConfigError) as caught:
+        config.resolve_ports(Config(ports=ports))
+    assert caught.value.code == "FN-1110" and words in str(caught.value)

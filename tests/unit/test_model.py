@@ -1,0 +1,81 @@
+"""Which words are values, which are refused, and with what words."""
+
+import pytest
+from pydantic import ValidationError
+
+from fnat.config import explain
+from fnat.model import CHANGES, STATE_OF, Route, Timeouts, change_as_json
+
+SERVICE = {"proto": "tcp", "vip": "10.0.0.1", "vport": 80}
+
+# change, words that the refusal must have
+REFUSED = [
+    ({"op": "service.add", **SERVICE, "vip": "2001:db8::1"}, "IPv6 is not available in this version"),
+    ({"op": "service.add", **SERVICE, "vip": "10.0.0"}, "'10.0.0' is not an IPv4 address"),
+    ({"op": "service.add", **SERVICE, "vip": "10.0.0.256"}, "not an IPv4 address"),
+    ({"op": "service.add", **SERVICE, "vip": "224.0.0.1"}, "not an address of a host"),
+    ({"op": "service.add", **SERVICE, "vip": "0.0.0.0"}, "not an address of a host"),
+    ({"op": "service.add", **SERVICE, "vip": "127.0.0.1"}, "not an address of a host"),
+    ({"op": "service.add", **SERVICE, "vip": 1}, "not an IPv4 address"),
+    ({"op": "service.add", **SERVICE, "vport": 0}, "too small"),
+    ({"op": "service.add", **SERVICE, "vport": 65536}, "too large"),
+    ({"op": "service.add", **SERVICE, "vport": "80"}, "valid integer"),
+    ({"op": "service.add", **SERVICE, "proto": "sctp"}, "'tcp' or 'udp'"),
+    ({"op": "service.add", **SERVICE, "scheduler": "wlc"}, "'rr' or 'wrr'"),
+    ({"op": "service.add", **SERVICE, "conn_timeout": 31_536_000}, "too large"),
+    ({"op": "service.add", **SERVICE, "schedular": "rr"}, "no such key"),
+    ({"op": "service.add", "proto": "tcp", "vip": "10.0.0.1"}, "is missing"),
+    ({"op": "service.zero", "proto": "tcp"}, "or none of them"),
+    ({"op": "service.ad", **SERVICE}, "did you mean 'service.add'"),
+    ({"op": "server.add", "service": SERVICE, "rip": "10.1.1.1", "rport": 80, "weight": 65536}, "too large"),
+    ({"op": "server.add", "service": SERVICE, "rip": "10.1.1.1", "rport": 80, "weight": -1}, "too small"),
+    ({"op": "lip.add", "service": SERVICE, "addr": "10.2.0.1", "port": "0eth"}, "not a name"),
+    ({"op": "addr.add", "addr": "10.2.0.1", "plen": 33, "port": "lan"}, "too large"),
+    ({"op": "route.add", "prefix": "fd00::/8", "port": "lan"}, "IPv6"),
+    ({"op": "route.add", "prefix": "10.0.0.0/33", "port": "lan"}, "not an IPv4 prefix"),
+    ({"op": "neigh.add", "addr": "10.2.0.1", "mac": "02:00:00:00:00", "port": "lan"}, "not a MAC address"),
+    ({"op": "neigh.add", "addr": "10.2.0.1", "mac": "01:00:5e:00:00:01", "port": "lan"}, "group address"),
+    ({"op": "link.set", "port": "lan"}, "is missing"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), REFUSED, ids=[w for _, w in REFUSED])
+def test_refusal_says_what_is_wrong(change, words):
+    with pytest.raises(ValidationError) as caught:
+        CHANGES.validate_python([change])
+    assert words in "; ".join(explain(caught.value.errors()[0]))
+
+
+# what is written -> what it means
+CANONICAL = [
+    ("10.1.2.3/8", "10.0.0.0/8"),
+    ("default", "0.0.0.0/0"),
+    ("10.1.2.3", "10.1.2.3/32"),
+]
+
+
+@pytest.mark.parametrize(("text", "prefix"), CANONICAL)
+def test_prefix_is_canonical(text, prefix):
+    assert Route(prefix=text).prefix == prefix
+
+
+def test_zero_gateway_is_no_gateway():
+    assert Route(prefix="default", gateway="0.0.0.0", src="0.0.0.0") == Route(prefix="0.0.0.0/0")
+
+
+def test_values_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        Route(prefix="default").metric = 1
+
+
+def test_json_of_a_change_has_only_what_was_given():
+    text = {"op": "service.set", **SERVICE, "scheduler": "rr"}
+    (change,) = CHANGES.validate_python([text])
+    assert change_as_json(change) == text
+    assert CHANGES.validate_python([change_as_json(change)]) == [change]
+
+
+def test_timeouts_name_every_state_of_the_core():
+    core = pytest.importorskip("fnat._core")
+    assert tuple(STATE_OF.values()) == tuple(core.STATES)
+    assert Timeouts().by_state()["TCP_EST"] == 7440

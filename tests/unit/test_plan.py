@@ -1,0 +1,226 @@
+"""Changes on configs: what is made, what is refused, and that diff is the inverse of apply."""
+# ruff: noqa: E501  rows stay on one line
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fnat import plan
+from fnat.errors import ChangeError
+from fnat.model import (
+    CHANGES,
+    Address,
+    Config,
+    LocalAddress,
+    Neighbour,
+    Port,
+    RealServer,
+    Route,
+    Service,
+    ServiceDel,
+    ServiceRef,
+)
+
+WEB = {"proto": "tcp", "vip": "10.0.0.1", "vport": 80}
+RS = {"service": WEB, "rip": "10.1.1.1", "rport": 80}
+PORTS = (Port(name="wan"), Port(name="lan"))
+
+ADD = [
+    {"op": "service.add", **WEB},
+    {"op": "server.add", **RS, "weight": 3},
+    {"op": "lip.add", "service": WEB, "addr": "10.2.0.1", "port": "lan"},
+    {"op": "addr.add", "addr": "10.0.0.1", "plen": 24, "port": "wan"},
+    {"op": "route.add", "prefix": "default", "gateway": "10.0.0.254"},
+    {"op": "route.add", "prefix": "10.3.0.0/16", "port": "lan", "metric": 5},
+    {"op": "neigh.add", "addr": "10.2.0.9", "mac": "02:00:00:00:00:09", "port": "lan"},
+]
+
+
+def make(*changes, config=None):
+    return plan.apply(config or Config(ports=PORTS), CHANGES.validate_python(list(changes)))
+
+
+BASE = make(*ADD)
+
+
+def test_adds_make_things():
+    (service,) = BASE.services
+    assert service.scheduler == "wrr"
+    assert service.servers == (RealServer(rip="10.1.1.1", rport=80, weight=3),)
+    assert service.lips == (LocalAddress(addr="10.2.0.1", port="lan"),)
+    assert BASE.addresses == (Address(addr="10.0.0.1", plen=24, port="wan"),)
+    assert BASE.neighbours == (Neighbour(addr="10.2.0.9", mac="02:00:00:00:00:09", port="lan"),)
+    default, internal = BASE.routes
+    assert (default.port, default.scope) == ("wan", "global"), "the port follows from the gateway"
+    assert (internal.port, internal.scope) == ("lan", "link")
+
+
+# sentence, changes, what must then be true
+DONE = [
+    ("set changes only what is given", [{"op": "service.set", **WEB, "no_rs": "reset"}],
+     lambda c: (c.services[0].no_rs, c.services[0].scheduler, len(c.services[0].servers)) == ("reset", "wrr", 1)),
+    ("set can go back to the default quota", [{"op": "service.set", **WEB, "half_open": 5}, {"op": "service.set", **WEB, "half_open": None}],
+     lambda c: c.services[0].half_open is None),
+    ("weight", [{"op": "server.set", **RS, "weight": 0}], lambda c: c.services[0].servers[0].weight == 0),
+    ("server goes", [{"op": "server.del", **RS}], lambda c: c.services[0].servers == ()),
+    ("LIP goes", [{"op": "lip.del", "service": WEB, "addr": "10.2.0.1", "port": "lan"}], lambda c: c.services[0].lips == ()),
+    ("service goes", [{"op": "service.del", **WEB}], lambda c: c.services == ()),
+    ("all services go", [{"op": "service.clear"}], lambda c: c.services == () and len(c.addresses) == 1),
+    ("zero changes nothing", [{"op": "service.zero"}], lambda c: c == BASE),
+    ("address goes", [{"op": "addr.del", "addr": "10.0.0.1", "plen": 24, "port": "wan"}], lambda c: c.addresses == ()),
+    ("addresses of a port go", [{"op": "addr.flush", "port": "wan"}], lambda c: c.addresses == ()),
+    ("addresses of the other port stay", [{"op": "addr.flush", "port": "lan"}], lambda c: len(c.addresses) == 1),
+    ("route goes", [{"op": "route.del", "prefix": "default"}], lambda c: [r.prefix for r in c.routes] == ["10.3.0.0/16"]),
+    ("routes of a port go", [{"op": "route.flush", "port": "lan"}], lambda c: [r.prefix for r in c.routes] == ["0.0.0.0/0"]),
+    ("all routes go", [{"op": "route.flush"}], lambda c: c.routes == ()),
+    ("route moves", [{"op": "route.set", "prefix": "default", "gateway": "10.0.0.253", "port": "wan"}],
+     lambda c: c.routes[0].gateway == "10.0.0.253"),
+    ("same prefix with another metric", [{"op": "route.add", "prefix": "10.3.0.0/16", "port": "wan", "metric": 6}],
+     lambda c: len(c.routes) == 3),
+    ("carve-out", [{"op": "route.add", "prefix": "10.0.0.28/32", "port": "wan", "scope": "kni_host"}],
+     lambda c: c.routes[-1].scope == "kni_host"),
+    ("neighbour goes", [{"op": "neigh.del", "addr": "10.2.0.9", "port": "lan"}], lambda c: c.neighbours == ()),
+    ("link down", [{"op": "link.set", "port": "lan", "up": False}], lambda c: c.down == ("lan",)),
+    ("link down and up", [{"op": "link.set", "port": "lan", "up": False}, {"op": "link.set", "port": "lan", "up": True}],
+     lambda c: c == BASE),
+    ("service without address", [{"op": "service.add", "proto": "udp", "vip": "10.9.9.9", "vport": 53}], lambda c: len(c.services) == 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "holds"), [d[1:] for d in DONE], ids=[d[0] for d in DONE])
+def test_change_does_what_it_says(changes, holds):
+    assert holds(make(*changes, config=BASE))
+
+
+# sentence, change, status, code, words
+REFUSED = [
+    ("service twice", {"op": "service.add", **WEB}, 409, "FN-1204", "tcp 10.0.0.1:80 exists already"),
+    ("no service to set", {"op": "service.set", **WEB, "vport": 81}, 404, "FN-1203", "the nearest is tcp 10.0.0.1:80"),
+    ("no service to delete", {"op": "service.del", **WEB, "proto": "udp"}, 404, "FN-1203", "no service udp"),
+    ("no service to zero", {"op": "service.zero", **WEB, "vport": 81}, 404, "FN-1203", "no service"),
+    ("server twice", {"op": "server.add", **RS}, 409, "FN-1204", "server 10.1.1.1:80"),
+    ("no server to set", {"op": "server.set", **RS, "rport": 81}, 404, "FN-1203", "no server 10.1.1.1:81"),
+    ("no server to delete", {"op": "server.del", **RS, "rip": "10.1.1.2"}, 404, "FN-1203", "no server"),
+    ("server of no service", {"op": "server.add", **RS, "service": {**WEB, "vport": 1}}, 404, "FN-1203", "no service"),
+    ("LIP twice", {"op": "lip.add", "service": WEB, "addr": "10.2.0.1", "port": "lan"}, 409, "FN-1204", "LIP"),
+    ("LIP on no port", {"op": "lip.add", "service": WEB, "addr": "10.2.0.2", "port": "lam"}, 404, "FN-1207", "did you mean 'lan'"),
+    ("LIP is the VIP", {"op": "lip.add", "service": WEB, "addr": "10.0.0.1", "port": "wan"}, 409, "FN-1205", "a LIP of"),
+    ("VIP is a LIP", {"op": "service.add", **WEB, "vip": "10.2.0.1"}, 409, "FN-1205", "would be the VIP"),
+    ("LIP on two ports", {"op": "lip.add", "service": WEB, "addr": "10.2.0.1", "port": "wan"}, 409, "FN-1204", "exists"),
+    ("no LIP to delete", {"op": "lip.del", "service": WEB, "addr": "10.2.0.2", "port": "lan"}, 404, "FN-1203", "10.2.0.1"),
+    ("LIP on another port", {"op": "lip.del", "service": WEB, "addr": "10.2.0.1", "port": "wan"}, 404, "FN-1203", "on wan"),
+    ("address twice", {"op": "addr.add", "addr": "10.0.0.1", "port": "wan"}, 409, "FN-1204", "exists"),
+    ("address of a LIP elsewhere", {"op": "addr.add", "addr": "10.2.0.1", "port": "wan"}, 409, "FN-1205", "on lan"),
+    ("network address", {"op": "addr.add", "addr": "10.5.0.0", "plen": 16, "port": "wan"}, 400, "FN-1201", "network or"),
+    ("other prefix length", {"op": "addr.del", "addr": "10.0.0.1", "port": "wan"}, 404, "FN-1203", "10.0.0.1/24 on wan"),
+    ("LIP in use", {"op": "addr.del", "addr": "10.2.0.1", "port": "lan"}, 409, "FN-1206", "is a LIP of tcp"),
+    ("address on no port", {"op": "addr.flush", "port": "eth9"}, 404, "FN-1207", "use one of: wan, lan"),
+    ("route twice", {"op": "route.add", "prefix": "default", "gateway": "10.0.0.9"}, 409, "FN-1204", "route.set"),
+    ("route to nowhere", {"op": "route.add", "prefix": "10.9.0.0/16", "gateway": "10.8.0.1"}, 400, "FN-1201", "name one of"),
+    ("host scope", {"op": "route.add", "prefix": "10.9.0.1", "port": "wan", "scope": "host"}, 400, "FN-1201", "addr.add"),
+    ("link scope with gateway", {"op": "route.add", "prefix": "10.9.0.0/16", "gateway": "10.0.0.9", "scope": "link"}, 400, "FN-1201", "no gateway"),
+    ("global scope without", {"op": "route.add", "prefix": "10.9.0.0/16", "port": "wan", "scope": "global"}, 400, "FN-1201", "needs a gateway"),
+    ("route MTU", {"op": "route.add", "prefix": "10.9.0.0/16", "port": "wan", "mtu": 1400}, 400, "FN-1111", "MTU"),
+    ("no route to set", {"op": "route.set", "prefix": "10.9.0.0/16", "port": "wan"}, 404, "FN-1203", "no route"),
+    ("no route to delete", {"op": "route.del", "prefix": "default", "gateway": "10.0.0.1"}, 404, "FN-1203", "gateway 10.0.0.1"),
+    ("neighbour twice", {"op": "neigh.add", "addr": "10.2.0.9", "mac": "02:00:00:00:00:0a", "port": "lan"}, 409, "FN-1204", "exists"),
+    ("no neighbour to delete", {"op": "neigh.del", "addr": "10.2.0.8", "port": "lan"}, 404, "FN-1203", "10.2.0.9"),
+    ("link of no port", {"op": "link.set", "port": "eth9", "up": True}, 404, "FN-1207", "no port 'eth9'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "status", "code", "words"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+def test_refusal_names_the_mend(change, status, code, words):
+    with pytest.raises(ChangeError) as caught:
+        make(change, config=BASE)
+    error = caught.value
+    assert (error.status, error.code) == (status, code), str(error)
+    assert words in str(error) and error.fix and "\n" not in str(error)
+
+
+def test_overlay_on_a_file_that_moved_on():
+    told = []
+    changes = CHANGES.validate_python(
+        [
+            {"op": "service.add", **WEB, "scheduler": "rr"},
+            {"op": "server.del", **RS},
+            {"op": "service.del", **WEB, "vport": 7},
+        ]
+    )
+    result = plan.apply(BASE, changes, lenient=told.append)
+    assert result.services[0].scheduler == "rr" and len(result.services[0].lips) == 1
+    assert result.services[0].servers == ()
+    assert len(told) == 1 and told[0].startswith("service.del is not possible any more")
+
+
+def test_subject_is_the_same_for_all_changes_of_a_thing():
+    one, two, other = CHANGES.validate_python(
+        [{"op": "server.add", **RS}, {"op": "server.del", **RS}, {"op": "server.del", **RS, "rport": 81}]
+    )
+    assert plan.subject(one) == plan.subject(two) == "server tcp 10.0.0.1:80 10.1.1.1 80"
+    assert plan.subject(one) != plan.subject(other)
+
+
+# ---- diff ----
+
+few = st.integers(1, 3)
+lips = st.lists(few.map(lambda n: LocalAddress(addr=f"10.2.0.{n}", port="lan")), unique=True).map(tuple)
+servers = st.dictionaries(few, st.integers(0, 2)).map(
+    lambda d: tuple(RealServer(rip=f"10.1.0.{n}", rport=80, weight=w) for n, w in d.items())
+)
+services = st.lists(
+    st.builds(
+        Service,
+        proto=st.sampled_from(["tcp", "udp"]),
+        vip=few.map(lambda n: f"10.0.0.{n}"),
+        vport=st.just(80),
+        scheduler=st.sampled_from(["rr", "wrr"]),
+        half_open=st.sampled_from([None, 0, 5]),
+        lips=lips,
+        servers=servers,
+    ),
+    unique_by=lambda s: s.key,
+    max_size=4,
+).map(tuple)
+addresses = st.dictionaries(few, st.sampled_from([24, 32])).map(
+    lambda d: tuple(Address(addr=f"10.0.0.{n}", plen=p, port="wan") for n, p in d.items())
+)
+routes = st.dictionaries(few, st.sampled_from(["wan", "lan"])).map(
+    lambda d: tuple(Route(prefix=f"10.{n}.0.0/16", port=p, scope="link") for n, p in d.items())
+)
+neighbours = st.dictionaries(few, few).map(
+    lambda d: tuple(Neighbour(addr=f"10.0.1.{n}", mac=f"02:00:00:00:00:0{m}", port="wan") for n, m in d.items())
+)
+configs = st.builds(
+    Config,
+    ports=st.just(PORTS),
+    services=services,
+    addresses=addresses,
+    routes=routes,
+    neighbours=neighbours,
+    down=st.sampled_from([(), ("wan",), ("wan", "lan")]),
+)
+
+
+def things(config: Config):
+    """The config without its order."""
+    return (
+        {
+            s.key: (s.model_copy(update={"lips": (), "servers": ()}), set(s.lips), set(s.servers))
+            for s in config.services
+        },
+        *(set(part) for part in (config.addresses, config.routes, config.neighbours, config.down)),
+    )
+
+
+@given(configs, configs)
+def test_diff_leads_from_one_to_the_other(old, new):
+    changes = plan.diff(old, new)
+    assert things(plan.apply(old, changes)) == things(new)
+    if things(old) == things(new):
+        assert changes == []
+
+
+def test_diff_of_one_service_is_one_change():
+    ref = ServiceRef(**WEB)
+    assert plan.diff(BASE, make({"op": "service.del", **WEB}, config=BASE)) == [ServiceDel(**ref.model_dump())]
