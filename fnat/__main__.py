@@ -1,0 +1,5 @@
+"""`python -m fnat` is the command `fnat`."""
+
+from fnat.cli.main import main
+
+main()

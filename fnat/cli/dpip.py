@@ -1,0 +1,74 @@
+"""`fnat dpip` and `fnat-dpip`: the grammar joined to the API."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fnat import __version__
+from fnat.cli import guarded, pick, say, say_json
+from fnat.grammar import Row, dpip
+from fnat.grammar.dpip import Changes, Show, Word
+
+if TYPE_CHECKING:
+    from fnat.client import Client
+
+
+def main() -> None:
+    sys.exit(guarded("fnat-dpip", lambda: run(sys.argv[1:], None)))
+
+
+def run(words: Sequence[str], socket: str | None) -> int:
+    """One command line. Raises Usage and FnatError."""
+    command = dpip.parse(words)
+    if isinstance(command, Word):
+        say(dpip.HELP if command.name == "help" else f"fnat-dpip {__version__} (the FullNAT part of DPVS's dpip)\n")
+        return 0
+    from fnat.client import Client  # takes a third of a second: not for -h and refusals
+
+    with Client(socket) as client:
+        if isinstance(command, Changes):
+            client.change(command.changes)
+        elif command.interval:
+            _watch_links(client, command)
+        else:
+            rows, text = _read(client, command)
+            say_json(rows) if command.json else say(text)
+    return 0
+
+
+def _read(client: Client, show: Show) -> tuple[Sequence[Row], str]:
+    """What to show, as JSON and as text."""
+    if show.what == "cpu":
+        workers = pick(client.workers(), "index", None if show.name is None else int(show.name), "worker")
+        return workers, dpip.cpu_text(workers, client.ports(), show)
+    ports = client.ports()
+    mine = pick(ports, "name", show.name, "port")
+    if show.what == "link":
+        return mine, dpip.link_text(mine, show)
+    if show.what == "addr":
+        addresses = client.addresses(port=show.name)
+        return addresses, dpip.addr_text(addresses, show)
+    if show.what == "route":
+        routes = [row for row in client.routes() if show.name in (None, row["port"])]
+        return routes, dpip.route_text(routes, ports)
+    neighbours = client.neighbours(port=show.name)
+    return neighbours, dpip.neigh_text(neighbours)
+
+
+def _watch_links(client: Client, show: Show) -> None:
+    """Rates, one block each interval."""
+    ports = pick(client.ports(), "name", show.name, "port")
+    blocks = 0
+    while not show.count or blocks < show.count:
+        before = {port["name"]: port["stats"] for port in ports}
+        time.sleep(show.interval)
+        ports = pick(client.ports(), "name", show.name, "port")
+        say(dpip.link_text(ports, show, before))
+        blocks += 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""`fnat ipvsadm` and `fnat-ipvsadm`: the grammar joined to the API."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from fnat import __version__
+from fnat.cli import guarded, say, say_json, say_json_rows
+from fnat.errors import FnatError
+from fnat.grammar import ipvsadm
+from fnat.grammar.ipvsadm import Changes, Listing, Word
+
+if TYPE_CHECKING:
+    from fnat.client import Client
+    from fnat.model import ConnView
+
+PAGE = 1024  # connections asked for at a time
+
+
+def main() -> None:
+    sys.exit(guarded("fnat-ipvsadm", lambda: run(sys.argv[1:], None)))
+
+
+def run(words: Sequence[str], socket: str | None) -> int:
+    """One command line. Raises Usage and FnatError."""
+    command = ipvsadm.parse(words)
+    if command == Word("help"):
+        say(ipvsadm.HELP)
+        return 0
+    if command == Word("version"):
+        say(f"fnat-ipvsadm {__version__} (the FullNAT part of DPVS's ipvsadm 1.27)\n")
+        return 0
+    if command == Word("restore"):
+        command = ipvsadm.parse_rules(sys.stdin.read())
+    from fnat.client import Client  # takes a third of a second: not for -h and refusals
+
+    with Client(socket) as client:
+        if isinstance(command, Changes):
+            if command.changes:
+                client.change(command.changes)
+        elif isinstance(command, Listing):
+            (_list_conns if command.view == "conns" else _list_services)(client, command)
+    return 0
+
+
+def _list_services(client: Client, command: Listing) -> None:
+    services = client.services(**(command.service or {}))
+    if command.service and not services:
+        name = f"{command.service['proto']} {command.service['vip']}:{command.service['vport']}"
+        raise FnatError("FN-1203", f"no service {name}", "-ln lists the services")
+    if command.view == "save":
+        say(ipvsadm.save_text(services))
+    elif command.view == "laddrs":
+        if command.json:
+            say_json([{key: row[key] for key in ("proto", "vip", "vport", "lips")} for row in services])
+        else:
+            say(ipvsadm.laddrs_text(services))
+    elif command.json:
+        say_json(services)
+    else:
+        say(ipvsadm.services_text(client.status(), services, command))
+
+
+def _list_conns(client: Client, command: Listing) -> None:
+    filters = command.service or {}
+    if pair := command.sockpair:
+        filters = {key: pair[key] for key in ("proto", "vip", "vport")}
+    conns: Iterable[ConnView] = client.conns(worker=command.cpu, limit=PAGE, **filters)
+    if pair:
+        conns = [row for row in conns if (row["cip"], row["cport"]) == (pair["cip"], pair["cport"])]
+        if not conns:
+            raise FnatError("FN-1203", "no such connection", "-lnc lists the connections")
+    if command.json:
+        say_json_rows(conns)
+        return
+    for row in conns:
+        sys.stdout.write(ipvsadm.conns_text([row]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+"""`fnat`: the command tree, and the commands that start, stop and check a balancer.
+
+The nouns (service, rs, lip, …) are in nouns.py; `ipvsadm` and `dpip` have grammars of their own and get their words
+untouched.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fnat import __version__, keeper
+from fnat.cli import guarded, nouns, say, say_json, show
+from fnat.cli.nouns import Tree, settings
+from fnat.errors import CODES, FnatError
+from fnat.grammar import Usage
+from fnat.keeper import PortOption
+
+if TYPE_CHECKING:
+    from fnat.config import Loaded
+
+DEFAULT_CONFIG = Path("/etc/fnat/fnat.toml")
+MINIMUM_KERNEL = (5, 11)  # oldest kernel that the AF_XDP driver supports
+PORT_KINDS = ("xdp", "tap")
+
+
+class Root(Tree):
+    """The whole tree; `bench` is read only when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        bench = ["bench"] if importlib.util.find_spec("fnat.bench") else []
+        return super().list_commands(ctx) + bench
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name == "bench" and importlib.util.find_spec("fnat.bench"):
+            command: click.Command = importlib.import_module("fnat.bench").bench
+            return command
+        return super().get_command(ctx, name)
+
+
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@nouns.changing
+def fnat() -> None:
+    """fnat, a FullNAT layer-4 load balancer.
+
+    The options --socket, --json, --quiet and --dry-run may also stand behind the command.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 fnat is not running.
+    """
+
+
+state_dir_option = click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where state is kept; /var/lib/fnat when left out.",
+)
+
+
+# ---- the balancer ----
+
+
+@fnat.command()
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What to do; without it nothing but the changes made later.",
+)
+@click.option(
+    "--port",
+    "ports",
+    multiple=True,
+    metavar="NAME=xdp:DEVICE",
+    help="A NIC to use, and its name here. May be repeated.",
+)
+@click.option("--workers", type=click.IntRange(1, 64), metavar="N", help="Worker threads, one a core.")
+@nouns.socket_option
+@state_dir_option
+@click.option("--node", metavar="NAME", help="Which node of the file this is; the host name when left out.")
+@click.option(
+    "--exclusive",
+    multiple=True,
+    metavar="NAME",
+    help="Take everything that arrives on this port; the host gets a TAP NAME.kni.",
+)
+@click.option("--conns", type=click.IntRange(1024, 2**31 - 1), metavar="N", help="Most connections, over all workers.")
+@click.option(
+    "--idle", type=click.Choice(["sleep", "spin"]), help="sleep: a quiet worker costs nothing; spin: lowest latency."
+)
+def run(
+    config: Path | None,
+    ports: tuple[str, ...],
+    workers: int | None,
+    state_dir: Path | None,
+    node: str | None,
+    exclusive: tuple[str, ...],
+    conns: int | None,
+    idle: str | None,
+) -> int:
+    """Run the balancer in the foreground until SIGTERM or Ctrl-C. Existing connections of an earlier run go on."""
+    from fnat.config import resolve_ports
+
+    if node and not config:
+        raise Usage("--node without --config", "name the file, or leave --node out")
+    named = [_port(text) for text in ports]
+    file = _load(config, node).config if config else None
+    in_file = (
+        [PortOption(name=p["name"], kind=p["kind"], device=p["device"]) for p in resolve_ports(file)] if file else []
+    )
+    chosen = _merge(in_file, named)
+    _fit_to_run(chosen, exclusive)
+    from fnat.model import Host
+    from fnat.paths import DEFAULT_STATE_DIR, default_socket
+
+    host = file.host if file else Host()
+    options: keeper.Options = {
+        "config": str(config.absolute()) if config else None,
+        "ports": chosen,
+        "workers": workers or host.workers,
+        "socket": str(Path(settings().socket or default_socket()).absolute()),
+        "state_dir": str((state_dir or DEFAULT_STATE_DIR).absolute()),
+        "node": node,
+        "log": "info",
+        "exclusive": list(exclusive),
+        "conns": conns or host.conns,
+        "idle": idle or host.idle,
+    }
+    return keeper.run(options)
+
+
+def _port(text: str) -> PortOption:
+    """NAME=xdp:DEVICE."""
+    name, equals, rest = text.partition("=")
+    kind, colon, device = rest.partition(":")
+    if not (name and equals and colon and device) or kind not in PORT_KINDS:
+        raise Usage(f"--port {text!r} is not a port", "write NAME=xdp:DEVICE, for example --port wan=xdp:ens1f0")
+    return {"name": name, "kind": kind, "device": device}
+
+
+def _merge(in_file: Sequence[PortOption], named: Sequence[PortOption]) -> list[PortOption]:
+    """The ports of the file and of the command line; the command line wins for a name that both have."""
+    names = [port["name"] for port in named]
+    return [port for port in in_file if port["name"] not in names] + list(named)
+
+
+def _fit_to_run(ports: list[PortOption], exclusive: tuple[str, ...]) -> None:
+    """What can be known before anything starts. The data plane looks closer, also before it opens a device."""
+    release = os.uname().release
+    version = tuple(int("0" + "".join(filter(str.isdigit, part))) for part in release.split(".")[:2])
+    if version < MINIMUM_KERNEL:
+        need = ".".join(map(str, MINIMUM_KERNEL))
+        raise FnatError("FN-1111", f"kernel {release} is too old", f"run kernel {need} or newer")
+    if not ports:
+        raise Usage("no port to serve", "name one with --port NAME=xdp:DEVICE, or in the file's [node.NAME]")
+    names = [port["name"] for port in ports]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise Usage(f"two ports are named {double}", "give each port its own name")
+    known = [name for _, name in socket.if_nameindex()]
+    for port in ports:
+        if port["kind"] == "xdp" and port["device"] not in known:
+            raise FnatError(
+                "FN-1110", f"port {port['name']}: no device {port['device']} here", f"there are: {' '.join(known)}"
+            )
+    for name in exclusive:
+        if name not in names:
+            raise Usage(f"--exclusive {name}: no such port", f"the ports are: {' '.join(names)}")
+        device = next(port["device"] for port in ports if port["name"] == name)
+        if _carries_default_route(device):
+            message = f"port {name}: {device} carries the default route and cannot be exclusive"
+            raise FnatError("FN-1111", message, "leave --exclusive out for it")
+    if not _may_administer_network():
+        raise FnatError("FN-1002", "no privilege to open network devices", "run as root")
+
+
+def _may_administer_network() -> bool:
+    """capabilities(7): CAP_NET_ADMIN (12) is effective."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return bool(int(status["CapEff"], 16) >> 12 & 1)
+
+
+def _carries_default_route(device: str) -> bool:
+    """proc(5) /proc/net/route: interface, destination, …, mask (column 7)."""
+    try:
+        rows = [line.split() for line in Path("/proc/self/net/route").read_text().splitlines()[1:]]
+    except OSError:
+        return False
+    return any(row[0] == device and row[1] == row[7] == "00000000" for row in rows)
+
+
+@fnat.command()
+@click.option("--clean", is_flag=True, help="Remove the connections too; without it the next run goes on with them.")
+@nouns.socket_option
+@state_dir_option
+def stop(clean: bool, state_dir: Path | None) -> int:
+    """Stop the balancer and wait until it has gone."""
+    from fnat.paths import DEFAULT_STATE_DIR, Paths, default_socket
+
+    return keeper.stop(Paths(state_dir or DEFAULT_STATE_DIR, Path(settings().socket or default_socket())), clean)
+
+
+@fnat.command()
+@nouns.reading
+def status() -> None:
+    """Processes, workers, connections."""
+    with nouns.client() as door:
+        row = door.status()
+    say_json(row) if settings().json else say(show.status(row))
+
+
+@fnat.command()
+@nouns.json_option
+def version() -> None:
+    """The version of this command; `fnat status` shows the running one."""
+    say_json({"version": __version__}) if settings().json else say(f"fnat {__version__}\n")
+
+
+@fnat.command()
+@nouns.socket_option
+def metrics() -> None:
+    """All counters, as Prometheus reads them."""
+    with nouns.client() as door:
+        say(door.metrics())
+
+
+@fnat.command()
+@click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_CONFIG)
+@click.option("--node", metavar="NAME", help="Which node of the file; the host name when left out.")
+@nouns.json_option
+def check(file: Path, node: str | None) -> None:
+    """Check a configuration file; nothing is changed."""
+    loaded = _load(file, node)
+    config = loaded.config
+    counts = {
+        "ports": len(config.ports),
+        "services": len(config.services),
+        "servers": sum(len(service.servers) for service in config.services),
+        "lips": len({lip.addr for service in config.services for lip in service.lips}),
+    }
+    if settings().json:
+        say_json({"file": str(file), "node": config.node, **counts, "warnings": loaded.warnings})
+    else:
+        say("".join(f"warning: {warning}\n" for warning in loaded.warnings))
+        say(
+            f"{file}: ok, node {config.node or '-'}: "
+            + ", ".join(f"{count} {name}" for name, count in counts.items())
+            + "\n"
+        )
+
+
+def _load(file: Path, node: str | None) -> Loaded:
+    from fnat.config import load
+
+    return load(file, node)
+
+
+@fnat.command("help")
+@click.argument("code", metavar="CODE")
+def explain_code(code: str) -> None:
+    """What an error code such as FN-1203 means."""
+    if code not in CODES:
+        raise Usage(f"{code} is not an error code", "codes look like FN-1203 and stand at the end of a message")
+    say(f"{code}: {CODES[code]}\n")
+
+
+# ---- other languages ----
+
+
+_UNTOUCHED = {"ignore_unknown_options": True, "help_option_names": []}
+
+
+@fnat.command("ipvsadm", cls=click.Command, context_settings=_UNTOUCHED)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def ipvsadm(words: tuple[str, ...]) -> int:
+    """The FullNAT part of DPVS's ipvsadm; `fnat ipvsadm -h` shows it."""
+    from fnat.cli.ipvsadm import run
+
+    return run(_with_settings(words), settings().socket)
+
+
+@fnat.command("dpip", cls=click.Command, context_settings=_UNTOUCHED)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def dpip(words: tuple[str, ...]) -> int:
+    """The FullNAT part of DPVS's dpip; `fnat dpip -h` shows it."""
+    from fnat.cli.dpip import run
+
+    return run(_with_settings(words), settings().socket)
+
+
+def _with_settings(words: tuple[str, ...]) -> list[str]:
+    if settings().quiet or settings().dry_run:
+        raise Usage("--quiet and --dry-run mean nothing here", "leave them out")
+    return [*words, *(["--json"] if settings().json and "--json" not in words else [])]
+
+
+for noun in nouns.NOUNS:
+    fnat.add_command(noun)
+
+
+def main() -> None:
+    sys.exit(guarded("fnat", _run))
+
+
+def _run() -> int:
+    try:
+        result = fnat.main(prog_name="fnat", standalone_mode=False)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.exceptions.Abort:
+        raise KeyboardInterrupt from None
+    except click.UsageError as error:
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # click 8.2 and newer
+            say(error.format_message() + "\n")
+            return 2
+        path = error.ctx.command_path if error.ctx else "fnat"
+        raise Usage(error.format_message().rstrip("."), f"see `{path} --help`") from None
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    main()

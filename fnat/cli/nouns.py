@@ -1,0 +1,552 @@
+"""`fnat service|rs|lip|addr|route|neigh|port|conn`: show, and where there is a change, add, set and del.
+
+A service is named by two words, PROTO VIP:PORT. The words are checked here only as far as they become JSON; what they
+mean is checked by fnat itself, all or nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from fnat.cli import pick, say, say_json, say_json_rows, show
+from fnat.client import Client
+from fnat.grammar import Change, Row, address, endpoint, mac, network, prefix
+from fnat.grammar.dpip import SCOPES
+from fnat.grammar.ipvsadm import SCHEDULERS
+from fnat.model import ConnView, ServiceView
+
+PAGE = 1024  # connections asked for at a time
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Settings:
+    """The global options; each may stand before or behind the command. None and False: not given."""
+
+    socket: str | None = None
+    json: bool = False
+    quiet: bool = False
+    dry_run: bool = False
+
+
+def settings() -> Settings:
+    return click.get_current_context().find_root().ensure_object(Settings)
+
+
+class Leaf(click.Command):
+    """A command that refuses a global option which it does not read."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        read = {param.name for param in self.params}
+        for name, value in vars(settings()).items():
+            from_environment = name == "socket" and value == os.environ.get("FNAT_SOCKET")
+            if value and name not in read and not from_environment:
+                raise click.UsageError(f"--{name.replace('_', '-')} means nothing with {self.name}; leave it out", ctx)
+        return super().invoke(ctx)
+
+
+class Tree(click.Group):
+    """A group whose commands are Leafs, in the order of their definition."""
+
+    command_class = Leaf
+    group_class = type
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def _set(name: str) -> Callable[[click.Context, click.Parameter, object], None]:
+    def remember(ctx: click.Context, _: click.Parameter, value: object) -> None:
+        if value:
+            setattr(ctx.find_root().ensure_object(Settings), name, value)
+
+    return remember
+
+
+def client() -> Client:
+    return Client(settings().socket)
+
+
+socket_option = click.option(
+    "--socket",
+    metavar="PATH",
+    envvar="FNAT_SOCKET",
+    expose_value=False,
+    callback=_set("socket"),
+    help="Socket of the running fnat.",
+)
+json_option = click.option(
+    "--json", is_flag=True, expose_value=False, callback=_set("json"), help="What the API gives, as JSON."
+)
+quiet_option = click.option(
+    "-q", "--quiet", is_flag=True, expose_value=False, callback=_set("quiet"), help="Say nothing on success."
+)
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, expose_value=False, callback=_set("dry_run"), help="Check the change without making it."
+)
+
+
+def reading(function: F) -> F:
+    """Options of a command that shows something."""
+    return socket_option(json_option(function))
+
+
+def changing(function: F) -> F:
+    """Options of a command that changes something."""
+    return socket_option(json_option(quiet_option(dry_run_option(function))))
+
+
+def apply(*changes: Change) -> None:
+    """Make the changes and say so."""
+    wanted = settings()
+    with client() as door:
+        done = door.change(changes, dry_run=wanted.dry_run)
+    if wanted.json:
+        say_json(done)
+    elif not wanted.quiet:
+        number = f"{len(changes)} change" + ("s" if len(changes) != 1 else "")
+        say(f"{number} would be accepted\n" if wanted.dry_run else f"{number} in force (snapshot {done['snapshot']})\n")
+
+
+def present(rows: Iterable[Row], table: Callable[[Iterable[Row]], show.Table]) -> None:
+    rows = list(rows)
+    say_json(rows) if settings().json else show.show(table(rows))
+
+
+def _service(proto: str, name: str) -> Change:
+    vip, vport = endpoint(name, "service")
+    return {"proto": proto, "vip": vip, "vport": vport}
+
+
+def _server(name: str) -> Change:
+    rip, rport = endpoint(name, "server")
+    return {"rip": rip, "rport": rport}
+
+
+proto_argument = click.argument("proto", type=click.Choice(["tcp", "udp"]))
+service_argument = click.argument("service", metavar="VIP:PORT")
+server_argument = click.argument("server", metavar="RIP:PORT")
+port_option = click.option("--port", required=True, metavar="PORT", help="The balancer's port, by its name.")
+weight_option = click.option(
+    "--weight", type=click.IntRange(0, 65535), default=1, show_default=True, help="0: no new connections."
+)
+
+
+def _only(function: F) -> F:
+    """[PROTO VIP:PORT] of a listing."""
+    function = click.argument("service", metavar="[VIP:PORT]", required=False)(function)
+    return click.argument("proto", metavar="[PROTO]", type=click.Choice(["tcp", "udp"]), required=False)(function)
+
+
+def _services(proto: str | None, service: str | None) -> list[ServiceView]:
+    filters: Change = {}
+    if service is not None:
+        filters = _service(proto or "", service)
+    elif proto is not None:
+        filters = {"proto": proto}
+    with client() as door:
+        return door.services(**filters)
+
+
+# ---- service ----
+
+
+@click.group(cls=Tree)
+def service() -> None:
+    """Services: PROTO VIP:PORT."""
+
+
+@service.command("show")
+@_only
+@reading
+def service_show(proto: str | None, service: str | None) -> None:
+    """Services with their load."""
+    present(_services(proto, service), show.services)
+
+
+def _shape(function: F) -> F:
+    for option in (
+        click.option("--half-open", type=click.IntRange(0, 2**31 - 1), help="Most half-open connections; 0: no limit."),
+        click.option(
+            "--expire-quiescent/--keep-quiescent",
+            default=None,
+            help="End connections of a server that is removed or has weight 0.",
+        ),
+        click.option("--no-rs", type=click.Choice(["drop", "reset"]), help="A first packet when no server is usable."),
+        click.option(
+            "--conn-timeout",
+            type=click.IntRange(0),
+            metavar="SECONDS",
+            help="Instead of the general timeout; 0: the general one.",
+        ),
+        click.option("--scheduler", type=click.Choice(SCHEDULERS), help="wrr when left out."),
+    ):
+        function = option(function)
+    return function
+
+
+@service.command("add")
+@proto_argument
+@service_argument
+@_shape
+@changing
+def service_add(proto: str, service: str, **shape: object) -> None:
+    """Add a service."""
+    apply({"op": "service.add", **_service(proto, service), **_given(shape)})
+
+
+@service.command("set")
+@proto_argument
+@service_argument
+@_shape
+@changing
+def service_set(proto: str, service: str, **shape: object) -> None:
+    """Change what is given, nothing else."""
+    if not _given(shape):
+        raise click.UsageError("nothing to change; give what shall change, such as --scheduler rr")
+    apply({"op": "service.set", **_service(proto, service), **_given(shape)})
+
+
+def _given(options: dict[str, object]) -> Change:
+    return {key: value for key, value in options.items() if value is not None}
+
+
+@service.command("del")
+@proto_argument
+@service_argument
+@changing
+def service_del(proto: str, service: str) -> None:
+    """Delete a service; its connections go on until they end."""
+    apply({"op": "service.del", **_service(proto, service)})
+
+
+@service.command("zero")
+@proto_argument
+@service_argument
+@changing
+def service_zero(proto: str, service: str) -> None:
+    """Let the service's counters start again from 0."""
+    apply({"op": "service.zero", **_service(proto, service)})
+
+
+# ---- rs ----
+
+
+@click.group(cls=Tree)
+def rs() -> None:
+    """Real servers of a service."""
+
+
+@rs.command("show")
+@_only
+@reading
+def rs_show(proto: str | None, service: str | None) -> None:
+    """Real servers with their load."""
+    present(_services(proto, service), show.servers)
+
+
+@rs.command("add")
+@proto_argument
+@service_argument
+@server_argument
+@weight_option
+@changing
+def rs_add(proto: str, service: str, server: str, weight: int) -> None:
+    """Add a real server to a service."""
+    apply({"op": "server.add", "service": _service(proto, service), **_server(server), "weight": weight})
+
+
+@rs.command("set")
+@proto_argument
+@service_argument
+@server_argument
+@click.option("--weight", type=click.IntRange(0, 65535), required=True, help="0: no new connections.")
+@changing
+def rs_set(proto: str, service: str, server: str, weight: int) -> None:
+    """Change a real server's weight."""
+    apply({"op": "server.set", "service": _service(proto, service), **_server(server), "weight": weight})
+
+
+@rs.command("del")
+@proto_argument
+@service_argument
+@server_argument
+@changing
+def rs_del(proto: str, service: str, server: str) -> None:
+    """Remove a real server; its connections go on until they end."""
+    apply({"op": "server.del", "service": _service(proto, service), **_server(server)})
+
+
+# ---- lip ----
+
+
+@click.group(cls=Tree)
+def lip() -> None:
+    """Local addresses of a service: what its real servers see as clients."""
+
+
+@lip.command("show")
+@_only
+@reading
+def lip_show(proto: str | None, service: str | None) -> None:
+    """Local addresses with their connections."""
+    present(_services(proto, service), show.lips)
+
+
+@lip.command("add")
+@proto_argument
+@service_argument
+@click.argument("lip", metavar="LIP")
+@port_option
+@changing
+def lip_add(proto: str, service: str, lip: str, port: str) -> None:
+    """Add a local address to a service and own it on a port."""
+    apply({"op": "lip.add", "service": _service(proto, service), "addr": address(lip, "local address"), "port": port})
+
+
+@lip.command("del")
+@proto_argument
+@service_argument
+@click.argument("lip", metavar="LIP")
+@changing
+def lip_del(proto: str, service: str, lip: str) -> None:
+    """Take a local address from a service; it stays owned until its last connection ends."""
+    apply({"op": "lip.del", "service": _service(proto, service), "addr": address(lip, "local address")})
+
+
+# ---- addr ----
+
+
+@click.group(cls=Tree)
+def addr() -> None:
+    """Addresses that fnat owns."""
+
+
+@addr.command("show")
+@click.option("--port", metavar="PORT", help="Only of this port.")
+@reading
+def addr_show(port: str | None) -> None:
+    """Owned addresses."""
+    with client() as door:
+        rows = door.addresses(port=port)
+    present(rows, show.addresses)
+
+
+@addr.command("add")
+@click.argument("address", metavar="IP[/PLEN]")
+@port_option
+@click.option("--lip", is_flag=True, help="For use as a local address.")
+@changing
+def addr_add(address: str, port: str, lip: bool) -> None:
+    """Own an address on a port."""
+    ip, plen = network(address)
+    apply({"op": "addr.add", "addr": ip, "plen": plen, "port": port, "sapool": lip})
+
+
+@addr.command("del")
+@click.argument("address", metavar="IP[/PLEN]")
+@port_option
+@changing
+def addr_del(address: str, port: str) -> None:
+    """Give an address up."""
+    ip, plen = network(address)
+    apply({"op": "addr.del", "addr": ip, "plen": plen, "port": port})
+
+
+# ---- route ----
+
+
+@click.group(cls=Tree)
+def route() -> None:
+    """Routes of the data plane."""
+
+
+@route.command("show")
+@reading
+def route_show() -> None:
+    """Routes, with where they come from."""
+    with client() as door:
+        rows = door.routes()
+    present(rows, show.routes)
+
+
+def _route_options(function: F) -> F:
+    for option in (
+        click.option("--scope", type=click.Choice(SCOPES), help="kni_host: hand to the kernel."),
+        click.option("--metric", type=click.IntRange(0, 2**32 - 1), help="Of equal prefixes the lowest wins."),
+        click.option("--mtu", type=click.IntRange(68, 3500), help="The port's when left out."),
+        click.option("--src", metavar="IP", help="Sender of ARP requests."),
+        click.option("--port", metavar="PORT", help="The balancer's port, by its name."),
+        click.option("--via", metavar="IP", help="The gateway."),
+    ):
+        function = option(function)
+    return function
+
+
+def _route(op: str, text: str, options: dict[str, object]) -> Change:
+    given = _given(options)
+    change: Change = {"op": op, "prefix": prefix(text)}
+    for key, name, what in (("via", "gateway", "gateway"), ("src", "src", "source")):
+        if key in given:
+            change[name] = address(given.pop(key), what)
+    if op != "route.del" and "gateway" not in change and "port" not in given:
+        raise click.UsageError("give --via or --port")
+    return {**change, **given}
+
+
+@route.command("add")
+@click.argument("prefix", metavar="PREFIX|default")
+@_route_options
+@changing
+def route_add(prefix: str, **options: object) -> None:
+    """Add a route."""
+    apply(_route("route.add", prefix, options))
+
+
+@route.command("set")
+@click.argument("prefix", metavar="PREFIX|default")
+@_route_options
+@changing
+def route_set(prefix: str, **options: object) -> None:
+    """Put this route in the place of the one with the same prefix and metric."""
+    apply(_route("route.set", prefix, options))
+
+
+@route.command("del")
+@click.argument("prefix", metavar="PREFIX|default")
+@_route_options
+@changing
+def route_del(prefix: str, **options: object) -> None:
+    """Delete the route of this prefix and metric; what else is given must agree."""
+    apply(_route("route.del", prefix, options))
+
+
+# ---- neigh ----
+
+
+@click.group(cls=Tree)
+def neigh() -> None:
+    """Neighbours: the MAC addresses behind next hops."""
+
+
+@neigh.command("show")
+@click.option("--port", metavar="PORT", help="Only of this port.")
+@reading
+def neigh_show(port: str | None) -> None:
+    """Neighbours, learned and static."""
+    with client() as door:
+        rows = door.neighbours(port=port)
+    present(rows, show.neighbours)
+
+
+@neigh.command("add")
+@click.argument("addr", metavar="IP")
+@click.argument("lladdr", metavar="MAC")
+@port_option
+@changing
+def neigh_add(addr: str, lladdr: str, port: str) -> None:
+    """Add a static neighbour."""
+    apply({"op": "neigh.add", "addr": address(addr), "mac": mac(lladdr), "port": port})
+
+
+@neigh.command("del")
+@click.argument("addr", metavar="IP")
+@port_option
+@changing
+def neigh_del(addr: str, port: str) -> None:
+    """Forget a neighbour."""
+    apply({"op": "neigh.del", "addr": address(addr), "port": port})
+
+
+# ---- port ----
+
+
+@click.group(cls=Tree)
+def port() -> None:
+    """Ports: the NICs the balancer uses."""
+
+
+@port.command("show")
+@click.argument("name", required=False)
+@reading
+def port_show(name: str | None) -> None:
+    """Ports with mode, queues and packets."""
+    with client() as door:
+        rows = pick(door.ports(), "name", name, "port")
+    present(rows, show.ports)
+
+
+@port.command("set")
+@click.argument("name")
+@click.argument("state", type=click.Choice(["up", "down"]))
+@changing
+def port_set(name: str, state: str) -> None:
+    """Take a port into use or out of use."""
+    apply({"op": "link.set", "port": name, "up": state == "up"})
+
+
+# ---- conn ----
+
+
+@click.group(cls=Tree)
+def conn() -> None:
+    """Connections."""
+
+
+def _filters(function: F) -> F:
+    for option in (
+        click.option("--state", metavar="STATE", help="TCP_EST, SYN_RECV, UDP_NORM, …"),
+        click.option("--rs", metavar="RIP[:PORT]", help="Only to this server."),
+        click.option("--vip", metavar="VIP[:PORT]", help="Only of this service."),
+        click.option("--proto", type=click.Choice(["tcp", "udp"])),
+        click.option("--worker", type=click.IntRange(0, 63), help="Only of this worker."),
+    ):
+        function = option(function)
+    return function
+
+
+def _conns(door: Client, options: dict[str, object]) -> Iterable[ConnView]:
+    given = _given(options)
+    for option, ip, number in (("vip", "vip", "vport"), ("rs", "rip", "rport")):
+        if text := given.pop(option, None):
+            if ":" in text:
+                given[ip], given[number] = endpoint(text, f"--{option}")
+            else:
+                given[ip] = address(text, f"--{option}")
+    return door.conns(limit=PAGE, **given)
+
+
+@conn.command("show")
+@_filters
+@reading
+def conn_show(**options: object) -> None:
+    """Connections, with the seconds left before they expire when idle."""
+    with client() as door:
+        rows = _conns(door, options)
+        if settings().json:
+            say_json_rows(rows)
+            return
+        titles = show.CONN_TITLES
+        for row in rows:
+            sys.stdout.write(titles + show.conn(row))
+            titles = ""
+        say(titles)
+
+
+@conn.command("count")
+@_filters
+@reading
+def conn_count(**options: object) -> None:
+    """How many connections there are."""
+    with client() as door:
+        count = sum(1 for _ in _conns(door, options)) if _given(options) else door.status()["conns"]
+    say_json({"conns": count}) if settings().json else say(f"{count}\n")
+
+
+NOUNS = (service, rs, lip, addr, route, neigh, port, conn)

@@ -1,0 +1,181 @@
+"""Tables of the `show` commands: rich on a terminal, plain aligned text otherwise. Each takes rows of the API."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fnat.cli import say
+from fnat.grammar import Row
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows; a column whose title begins with ">" is aligned to the right. A row may be marked as bad."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    bad: frozenset[int] = frozenset()
+
+
+def show(table: Table) -> None:
+    if sys.stdout.isatty():
+        _show_rich(table)
+    else:
+        say(plain(table))
+
+
+def plain(table: Table) -> str:
+    """Titles in capitals, columns two blanks apart."""
+    titles = [title.lstrip(">").upper() for title in table.columns]
+    cells = [[_cell(value) for value in row] for row in table.rows]
+    widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+    text = ""
+    for row in [titles, *cells]:
+        aligned = (
+            f"{cell:>{width}}" if title.startswith(">") else f"{cell:<{width}}"
+            for title, cell, width in zip(table.columns, row, widths, strict=True)
+        )
+        text += "  ".join(aligned).rstrip() + "\n"
+    return text
+
+
+def _show_rich(table: Table) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    rich_table = RichTable(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for title in table.columns:
+        rich_table.add_column(title.lstrip(">"), justify="right" if title.startswith(">") else "left", no_wrap=True)
+    for number, row in enumerate(table.rows):
+        rich_table.add_row(*(Text(_cell(value)) for value in row), style="red" if number in table.bad else None)
+    Console().print(rich_table)
+
+
+def _cell(value: object) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _name(row: Row) -> tuple[str, str]:
+    return row["proto"], f"{row['vip']}:{row['vport']}"
+
+
+def services(rows: Iterable[Row]) -> Table:
+    """One line a service; bad: no server takes new connections, or no local address."""
+    columns = ("proto", "service", "scheduler", ">rs", ">rs in use", ">lips", ">active", ">inactive", ">conns/s",
+               ">in pkt/s", ">out pkt/s", ">in B/s", ">out B/s", ">conns", "timeout", "no rs")  # fmt: skip
+    lines: list[tuple[object, ...]] = []
+    bad: set[int] = set()
+    for row in rows:
+        usable = sum(1 for server in row["servers"] if server["weight"] > 0)
+        if not usable or not row["lips"]:
+            bad.add(len(lines))
+        rate, stats = row["rate"], row["stats"]
+        timeout = f"{row['conn_timeout']}s" if row["conn_timeout"] else None
+        lines.append((*_name(row), row["scheduler"], len(row["servers"]), usable, len(row["lips"]), stats["active"],
+                      stats["inactive"], rate["cps"], rate["in_pps"], rate["out_pps"], rate["in_bps"], rate["out_bps"],
+                      stats["conns"], timeout, row["no_rs"]))  # fmt: skip
+    return Table(columns, lines, frozenset(bad))
+
+
+def servers(rows: Iterable[Row]) -> Table:
+    """One line a server of a service; bad: weight 0."""
+    columns = (
+        "proto",
+        "service",
+        "server",
+        ">weight",
+        ">active",
+        ">inactive",
+        ">conns/s",
+        ">in pkt/s",
+        ">out pkt/s",
+        ">conns",
+    )
+    lines = []
+    for row in rows:
+        for rs in row["servers"]:
+            rate, stats = rs["rate"], rs["stats"]
+            lines.append((*_name(row), f"{rs['rip']}:{rs['rport']}", rs["weight"], stats["active"], stats["inactive"],
+                          rate["cps"], rate["in_pps"], rate["out_pps"], stats["conns"]))  # fmt: skip
+    return Table(columns, lines, frozenset(number for number, line in enumerate(lines) if line[3] == 0))
+
+
+def lips(rows: Iterable[Row]) -> Table:
+    """One line a local address of a service; bad: a connection found no free port."""
+    columns = ("proto", "service", "lip", "port", ">conns", ">conflicts")
+    lines = [
+        (*_name(row), lip["addr"], lip["port"], lip["conns"], lip["conflicts"]) for row in rows for lip in row["lips"]
+    ]
+    return Table(columns, lines, frozenset(number for number, line in enumerate(lines) if line[5]))
+
+
+def addresses(rows: Iterable[Row]) -> Table:
+    columns = ("address", "port", "lip", ">ports used", ">ports free", ">misses")
+    lines = []
+    for row in rows:
+        figures = (row["sa_used"], row["sa_free"], row["sa_miss"]) if row["sapool"] else (None, None, None)
+        lines.append((f"{row['addr']}/{row['plen']}", row["port"], row["sapool"], *figures))
+    return Table(columns, lines)
+
+
+def routes(rows: Iterable[Row]) -> Table:
+    columns = ("prefix", "gateway", "port", "source", ">mtu", ">metric", "scope", "from")
+    keys = ("prefix", "gateway", "port", "src", "mtu", "metric", "scope", "proto")
+    return Table(columns, [[row[key] or None if key == "mtu" else row[key] for key in keys] for row in rows])
+
+
+def neighbours(rows: Iterable[Row]) -> Table:
+    columns = ("address", "mac", "state", "port", "static")
+    return Table(columns, [[row[key] for key in ("addr", "mac", "state", "port", "static")] for row in rows])
+
+
+def ports(rows: Iterable[Row]) -> Table:
+    """One line a port; bad: down."""
+    columns = ("port", "device", "kind", "mode", "zero-copy", "exclusive", "up", ">mtu", ">queues", "mac", ">in pkts",
+               ">out pkts", ">missed", ">frames free")  # fmt: skip
+    keys = ("name", "device", "kind", "mode", "zero_copy", "exclusive", "up", "mtu", "queues", "mac")
+    lines = []
+    for row in rows:
+        stats = row["stats"]
+        figures = (stats["ipackets"], stats["opackets"], stats["imissed"], row["frames"]["avail"])
+        lines.append((*(row[key] for key in keys), *figures))
+    return Table(columns, lines, frozenset(number for number, line in enumerate(lines) if not line[6]))
+
+
+CONN_TITLES = (
+    f"{'WORKER':<6}  {'PROTO':<5}  {'STATE':<10}  {'LEFT':>6}  {'AGE':>6}  {'CLIENT':<21}  {'SERVICE':<21}  "
+    f"{'LIP':<21}  {'SERVER':<21}  {'IN PKTS':>10}  {'OUT PKTS':>10}\n"
+)
+
+
+def conn(row: Row) -> str:
+    """One connection; the columns have fixed widths, because a million rows are not collected to measure them."""
+    ends = "  ".join(f"{row[f'{who}ip']}:{row[f'{who}port']}".ljust(21) for who in ("c", "v", "l", "r"))
+    return (
+        f"{row['worker']:<6}  {row['proto']:<5}  {row['state']:<10}  {str(row['remaining']) + 's':>6}  "
+        f"{str(row['age']) + 's':>6}  {ends}  {row['in_packets']:>10}  {row['out_packets']:>10}\n"
+    )
+
+
+def status(row: Row) -> str:
+    """`fnat status`: a name and a value a line."""
+    pids = ", ".join(f"{name} {pid or 'not running'}" for name, pid in row["pids"].items())
+    huge = f"{row['huge_pages']} bytes" if row["huge_pages"] else "none"
+    lines = {
+        "version": row["version"],
+        "up for": f"{round(row['uptime'])} s",
+        "processes": pids,
+        "workers": row["workers"],
+        "connections": f"{row['conns']} of {row['capacity']}",
+        "snapshot": row["snapshot"],
+        "huge pages": huge,
+    }
+    return "".join(f"{name:<12} {value}\n" for name, value in lines.items())

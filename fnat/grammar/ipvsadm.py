@@ -1,0 +1,451 @@
+"""The language of DPVS's ipvsadm, FullNAT part: words -> changes or a listing; resources -> its exact text.
+
+The first table holds every option that DPVS knows. An option that fnat has is parsed; one that it has not is refused
+with the reason and the way out, except in the spelling that switches it off (`--dest-check disable`). Each command
+names the options it reads, so that an option without effect is an error.
+
+Different from DPVS on purpose: `-lnc` shows the time that is left, `--rate` is true, service counters survive the
+removal of a server, `-S` loses nothing, `-R` is all or nothing, weights up to 65535 are real, the scheduler is wrr when
+none is given, `-lnc` may be narrowed to a service, addresses are always numeric. Own options: `--json`, `--no-rs`,
+`--half-open`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fnat.grammar import Change, Row, Usage, address, endpoint, number, server_key, service_key
+
+# ---- words ----
+
+# "letter/long-name", "-" for no letter
+_FLAGS = """
+    A/add-service E/edit-service D/delete-service C/clear a/add-server e/edit-server d/delete-server L/list l/list
+    Z/zero S/save R/restore P/add-laddr Q/del-laddr G/get-laddr h/help v/version
+    b/fullnat -/expire-quiescent n/numeric c/connection -/stats -/rate X/exact -/sort -/nosort -/json
+    U/add-blklst V/del-blklst B/get-blklst O/add-whtlst Y/del-whtlst W/get-whtlst -/set -/daemon -/timeout 6/ipv6
+    p/persistent g/gatewaying i/ipip m/masquerading J/snat o/ops -/quic -/thresholds -/persistent-conn
+"""
+_VALUED = """
+    t/tcp-service u/udp-service r/real-server w/weight s/scheduler z/local-address F/ifname -/conn-timeout -/no-rs
+    -/half-open -/cpu -/sockpair
+    k/blklst 2/whtlst -/start-daemon -/stop-daemon -/sctp-service q/icmp-service 1/icmpv6-service f/fwmark-service
+    H/match M/netmask x/u-threshold y/l-threshold j/synproxy -/hash-target -/proxy-protocol -/dest-check -/pe
+    -/mcast-interface -/syncid
+"""
+_NAMES = [tuple(name.split("/")) for name in (_FLAGS + _VALUED).split()]
+_LONG_OF = {letter: name for letter, name in _NAMES if letter != "-"}
+_TAKES = {name: False for _, name in _NAMES} | {name.split("/")[1]: True for name in _VALUED.split()}
+
+_ACL = ("fnat has no per-service access lists", "filter in front of the balancer")
+_MODE = ("fnat forwards in FullNAT mode only", "give -b or leave the mode out")
+_PROTO = ("fnat balances TCP and UDP services only", "use -t or -u")
+_PERSIST = ("persistence is not in fnat", "leave it out")
+_LIMIT = ("fnat has no connection thresholds", "leave it out")
+_DAEMON = ("fnat has no session sync daemon", "leave it out")
+_REFUSED: dict[str, tuple[str, str]] = {
+    "add-blklst": _ACL, "del-blklst": _ACL, "get-blklst": _ACL, "blklst": _ACL,
+    "add-whtlst": _ACL, "del-whtlst": _ACL, "get-whtlst": _ACL, "whtlst": _ACL,
+    "set": ("timeouts are not set here", "put them in the file, [host] timeouts, or give a service --conn-timeout"),
+    "timeout": ("timeouts are not shown here", "look in the file, [host] timeouts"),
+    "start-daemon": _DAEMON, "stop-daemon": _DAEMON, "daemon": _DAEMON, "mcast-interface": _DAEMON, "syncid": _DAEMON,
+    "sctp-service": _PROTO, "icmp-service": _PROTO, "icmpv6-service": _PROTO,
+    "fwmark-service": ("fnat has no firewall marks", "name the service with -t or -u"),
+    "match": ("fnat has no match services (they are for SNAT)", "name the service with -t or -u"),
+    "ipv6": ("IPv6 is not available in this version", "leave it out"),
+    "persistent": _PERSIST, "netmask": _PERSIST, "persistent-conn": _PERSIST, "pe": _PERSIST,
+    "gatewaying": _MODE, "ipip": _MODE, "masquerading": _MODE, "snat": _MODE,
+    "u-threshold": _LIMIT, "l-threshold": _LIMIT, "thresholds": _LIMIT,
+    "ops": ("one-packet scheduling is not in fnat", "leave it out, or give the UDP service a short --conn-timeout"),
+    "synproxy": ("the SYN proxy is not in fnat", "leave it out and limit half-open connections with --half-open"),
+    "hash-target": ("hashing schedulers are not in fnat", "leave it out and use -s rr or -s wrr"),
+    "quic": ("QUIC server routing is not in fnat", "leave it out"),
+    "proxy-protocol": ("the PROXY protocol is not in fnat", "leave it out or say disable"),
+    "dest-check": ("passive health checks are not in fnat", "leave it out or say disable"),
+}  # fmt: skip
+# What switches a refused option off is what fnat does anyway.
+_OFF = {
+    "synproxy": "disable",
+    "proxy-protocol": "disable",
+    "dest-check": "disable",
+    "u-threshold": "0",
+    "l-threshold": "0",
+}
+
+_SERVICE = {"tcp-service", "udp-service"}
+_SHAPE = {"scheduler", "conn-timeout", "expire-quiescent", "no-rs", "half-open"}
+_READS: dict[str, set[str]] = {
+    "add-service": _SERVICE | _SHAPE,
+    "edit-service": _SERVICE | _SHAPE,
+    "delete-service": _SERVICE,
+    "clear": set(),
+    "add-server": _SERVICE | {"real-server", "weight", "fullnat"},
+    "edit-server": _SERVICE | {"real-server", "weight", "fullnat"},
+    "delete-server": _SERVICE | {"real-server"},
+    "list": _SERVICE | {"numeric", "connection", "stats", "rate", "exact", "sort", "nosort", "cpu", "sockpair", "json"},
+    "zero": _SERVICE,
+    "save": {"numeric"},
+    "restore": set(),
+    "add-laddr": _SERVICE | {"local-address", "ifname"},
+    "del-laddr": _SERVICE | {"local-address", "ifname"},
+    "get-laddr": _SERVICE | {"numeric", "json"},
+    "help": set(),
+    "version": set(),
+}
+SCHEDULERS = ("rr", "wrr")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What POST /v1/changes shall do, all of it or nothing."""
+
+    changes: list[Change]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What to show. `service` has the keys proto, vip, vport; `sockpair` also cip, cport."""
+
+    view: Literal["services", "stats", "rate", "conns", "laddrs", "save"]
+    service: Change | None = None
+    sockpair: Change | None = None
+    cpu: int | None = None
+    exact: bool = False
+    sort: bool = True
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Word:
+    """A command that needs nothing else: help, version, restore (rules on standard input)."""
+
+    name: Literal["help", "version", "restore"]
+
+
+Command = Changes | Listing | Word
+
+
+def parse(words: Sequence[str]) -> Command:
+    """One command line without the program's name. Raises Usage."""
+    if not words:
+        return Listing("services")
+    options = _split(words)
+    commands = [name for name in options if name in _READS]
+    if len(commands) != 1:
+        given = " and ".join(f"--{name}" for name in commands) or "no command"
+        raise Usage(f"{given} given", "give exactly one command such as -A -a -l -P; -h lists them")
+    command = commands[0]
+    for name in options:
+        if name != command and name not in _READS[command]:
+            raise Usage(f"--{name} means nothing with --{command}", "leave it out")
+    if command in ("help", "version", "restore"):
+        return Word(command)  # type: ignore[arg-type]
+    service = _service(options, command)
+    if command in ("list", "get-laddr", "save"):
+        return _listing(command, service, options)
+    return Changes([_change(command, service, options)])
+
+
+def parse_rules(text: str) -> Changes:
+    """What -S wrote: one command a line, empty lines and lines that begin with # do not count."""
+    changes: list[Change] = []
+    for nr, line in enumerate(text.splitlines(), 1):
+        try:
+            words = shlex.split(line, comments=True)
+            command = parse(words) if words else Changes([])
+            if not isinstance(command, Changes):
+                raise Usage("only commands that change something can be restored", "take this line out")
+        except ValueError as error:
+            raise Usage(f"line {nr}: {error}", "mend the quotes; nothing was changed") from None
+        except Usage as error:
+            raise Usage(f"line {nr}: {error.message}", f"{error.fix}; nothing was changed") from None
+        changes += command.changes
+    return Changes(changes)
+
+
+def _split(words: Sequence[str]) -> dict[str, str]:
+    """Words -> {long name: value, "" for a flag}. Short options may be bundled, a value may be attached."""
+    options: dict[str, str] = {}
+    rest = list(words)
+
+    def take(name: str, shown: str, attached: str | None) -> None:
+        if name in _REFUSED and name not in _OFF:
+            raise Usage(f"{shown}: {_REFUSED[name][0]}", _REFUSED[name][1])
+        if _TAKES[name] and attached is None and not rest:
+            raise Usage(f"{shown} needs a value", "-h shows the options")
+        value = (rest.pop(0) if attached is None else attached) if _TAKES[name] else ""
+        if name in _REFUSED:
+            if value != _OFF[name]:
+                raise Usage(f"{shown} {value}: {_REFUSED[name][0]}", _REFUSED[name][1])
+            return
+        if name in options:
+            raise Usage(f"{shown} is given twice", "give it once")
+        options[name] = value
+
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            if name not in _TAKES:
+                raise Usage(f"unknown option --{name}", "-h shows the options")
+            if equals and not _TAKES[name]:
+                raise Usage(f"--{name} takes no value", f"write --{name}")
+            take(name, f"--{name}", value if equals else None)
+        elif word.startswith("-") and len(word) > 1:
+            letters = word[1:]
+            while letters:
+                letter, letters = letters[0], letters[1:]
+                if letter not in _LONG_OF:
+                    raise Usage(f"unknown option -{letter}", "-h shows the options")
+                name = _LONG_OF[letter]
+                attached, letters = (letters, "") if _TAKES[name] else (None, letters)
+                take(name, f"-{letter}", attached or None)
+        else:
+            raise Usage(f"unexpected word {word!r}", "-h shows the options")
+    return options
+
+
+def _service(options: dict[str, str], command: str) -> Change | None:
+    """The service that -t or -u names, if any."""
+    if len(_SERVICE & options.keys()) > 1:
+        raise Usage("-t and -u given", "name one service")
+    for name, proto in (("tcp-service", "tcp"), ("udp-service", "udp")):
+        if name in options:
+            vip, vport = endpoint(options[name], "service")
+            return {"proto": proto, "vip": vip, "vport": vport}
+    if _SERVICE & _READS[command] and command not in ("list", "zero", "get-laddr"):
+        raise Usage(f"--{command} needs a service", "add -t VIP:PORT or -u VIP:PORT")
+    return None
+
+
+def _need(options: dict[str, str], name: str, command: str, fix: str) -> str:
+    if name not in options:
+        raise Usage(f"--{command} needs --{name}", f"add {fix}")
+    return options[name]
+
+
+def _shape(options: dict[str, str]) -> Change:
+    """The fields of a service that are given."""
+    fields: Change = {}
+    if "scheduler" in options:
+        fields["scheduler"] = options["scheduler"]
+        if options["scheduler"] not in SCHEDULERS:
+            raise Usage(f"scheduler {options['scheduler']} is not in fnat", "use -s rr or -s wrr")
+    if "conn-timeout" in options:
+        fields["conn_timeout"] = number(options["conn-timeout"], "--conn-timeout", 0, 31535999)
+    if "expire-quiescent" in options:
+        fields["expire_quiescent"] = True
+    if "no-rs" in options:
+        fields["no_rs"] = options["no-rs"]
+        if options["no-rs"] not in ("drop", "reset"):
+            raise Usage(f"--no-rs {options['no-rs']} is unknown", "say drop or reset")
+    if "half-open" in options:
+        fields["half_open"] = number(options["half-open"], "--half-open", 0, 2**31 - 1)
+    return fields
+
+
+def _change(command: str, service: Change | None, options: dict[str, str]) -> Change:
+    if command == "clear":
+        return {"op": "service.clear"}
+    if command == "zero":
+        return {"op": "service.zero", **(service or {"proto": None, "vip": None, "vport": None})}
+    assert service is not None
+    if command == "add-service":
+        return {"op": "service.add", **service, "scheduler": "wrr", **_shape(options)}
+    if command == "edit-service":
+        if not (fields := _shape(options)):
+            raise Usage("nothing to edit", "give what shall change, such as -s rr or --conn-timeout 3600")
+        return {"op": "service.set", **service, **fields}
+    if command == "delete-service":
+        return {"op": "service.del", **service}
+    if command in ("add-laddr", "del-laddr"):
+        lip = address(_need(options, "local-address", command, "-z LIP"), "local address")
+        if command == "del-laddr" and "ifname" not in options:
+            return {"op": "lip.del", "service": service, "addr": lip}
+        port = _need(options, "ifname", command, "-F PORT, the balancer's port that has the address")
+        return {"op": "lip.add" if command == "add-laddr" else "lip.del", "service": service, "addr": lip, "port": port}
+    text = _need(options, "real-server", command, "-r RIP:PORT")
+    rip, rport = endpoint(text, "server") if ":" in text else (address(text, "server"), service["vport"])
+    server: Change = {"op": f"server.{command.split('-')[0]}", "service": service, "rip": rip, "rport": rport}
+    if command == "delete-server":
+        return {**server, "op": "server.del"}
+    if command == "edit-server":
+        return {**server, "op": "server.set", "weight": _weight(_need(options, "weight", command, "-w WEIGHT"))}
+    return {**server, "weight": _weight(options.get("weight", "1"))}
+
+
+def _weight(text: str) -> int:
+    return number(text, "weight", 0, 65535)
+
+
+def _listing(command: str, service: Change | None, options: dict[str, str]) -> Listing:
+    if command != "list":
+        return Listing("save" if command == "save" else "laddrs", service, json="json" in options)
+    if len(views := [name for name in ("connection", "stats", "rate") if name in options]) > 1:
+        raise Usage(" and ".join(f"--{name}" for name in views) + " given", "ask for one of them")
+    if {"sort", "nosort"} <= options.keys():
+        raise Usage("--sort and --nosort given", "give one of them")
+    view: Any = {"connection": "conns"}.get(views[0], views[0]) if views else "services"
+    services = ("services", "stats", "rate")
+    for name, wanted, needs in (
+        ("cpu", ("conns",), "-c"),
+        ("sockpair", ("conns",), "-c"),
+        ("exact", ("stats", "rate"), "--stats or --rate"),
+        ("sort", services, "a listing of services"),
+        ("nosort", services, "a listing of services"),
+    ):
+        if name in options and view not in wanted:
+            raise Usage(f"--{name} only means something with {needs}", "leave it out")
+    cpu = number(options["cpu"], "--cpu", 0, 63) if "cpu" in options else None
+    pair = _sockpair(options["sockpair"]) if "sockpair" in options else None
+    if pair and service:
+        raise Usage("--sockpair and a service given", "the socket pair names the service already")
+    return Listing(view, service, pair, cpu, "exact" in options, "nosort" not in options, "json" in options)
+
+
+def _sockpair(text: str) -> Change:
+    """PROTO:CIP:CPORT:VIP:VPORT."""
+    parts = text.split(":")
+    if len(parts) != 5 or parts[0] not in ("tcp", "udp"):
+        raise Usage(f"--sockpair {text!r} is not a socket pair", "write tcp:CLIENT:PORT:VIP:PORT or udp:…")
+    cip, cport = endpoint(f"{parts[1]}:{parts[2]}", "client")
+    vip, vport = endpoint(f"{parts[3]}:{parts[4]}", "service")
+    return {"proto": parts[0], "vip": vip, "vport": vport, "cip": cip, "cport": cport}
+
+
+HELP = """\
+Usage: fnat-ipvsadm COMMAND [OPTIONS]      the FullNAT part of DPVS's ipvsadm
+
+  -A --add-service     SERVICE [-s SCHED] [--conn-timeout SEC] [--expire-quiescent] [--no-rs drop|reset] [--half-open N]
+  -E --edit-service    SERVICE, and only what shall change
+  -D --delete-service  SERVICE
+  -C --clear           delete all services
+  -a --add-server      SERVICE -r RIP[:PORT] [-w WEIGHT] [-b]
+  -e --edit-server     SERVICE -r RIP[:PORT] -w WEIGHT [-b]
+  -d --delete-server   SERVICE -r RIP[:PORT]
+  -P --add-laddr       SERVICE -z LIP -F PORT
+  -Q --del-laddr       SERVICE -z LIP [-F PORT]
+  -G --get-laddr       [SERVICE] [--json]
+  -L -l --list         [SERVICE] [-n] [--stats | --rate] [--exact] [--sort | --nosort] [--json]
+                       [SERVICE] [-n] -c [--cpu WORKER] [--sockpair PROTO:CIP:PORT:VIP:PORT] [--json]
+  -Z --zero            [SERVICE]   counters start again from 0
+  -S --save            [-n]        print rules for -R, nothing is left out
+  -R --restore         read rules on standard input: all of them or none; a first line -C replaces what is there
+  -h --help   -v --version
+
+SERVICE is -t VIP:PORT (TCP) or -u VIP:PORT (UDP).
+SCHED is rr or wrr; wrr when left out. WEIGHT is 0..65535, 1 when left out. -b (FullNAT) is the only mode
+and may be left out.
+--conn-timeout replaces the established timeout of TCP and all timeouts of UDP; 0 means the general ones.
+--no-rs: a SYN when no server is usable is dropped or answered with RST.
+--half-open: most half-open connections, 0 = no limit.
+Addresses are always printed as numbers, with or without -n. -lnc shows the seconds left; its [N] is the worker.
+The environment variable FNAT_SOCKET names the socket of another fnat.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 fnat is not running.
+"""
+
+# ---- text ----
+
+
+def services_text(status: Row, services: Iterable[Row], listing: Listing) -> str:
+    """-ln, --stats and --rate."""
+    lines = [f"IP Virtual Server version {status['version']} (size={status['capacity']})"]
+    if listing.view == "services":
+        lines += [
+            "Prot LocalAddress:Port Scheduler Flags",
+            "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn",
+        ]
+    else:
+        titles = {
+            "stats": ("Conns", "InPkts", "OutPkts", "InBytes", "OutBytes"),
+            "rate": ("CPS", "InPPS", "OutPPS", "InBPS", "OutBPS"),
+        }
+        lines += [f"{'Prot LocalAddress:Port':<33}" + "".join(f" {title:>8}" for title in titles[listing.view])]
+        lines += ["  -> RemoteAddress:Port"]
+    for service in sorted(services, key=service_key) if listing.sort else services:
+        servers = sorted(service["servers"], key=server_key) if listing.sort else service["servers"]
+        if listing.view == "services":
+            lines.append(f"{service_name(service)} {service['scheduler']}{_flags(service)}")
+            lines += [_server_line(server) for server in servers]
+        else:
+            lines.append(f"{service_name(service):<33}{_figures(service, listing)}")
+            lines += [
+                f"  -> {server['rip'] + ':' + str(server['rport']):<28}{_figures(server, listing)}"
+                for server in servers
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def service_name(service: Row) -> str:
+    return f"{service['proto'].upper():<5}{service['vip']}:{service['vport']}"
+
+
+def _flags(service: Row) -> str:
+    flags = f" conn-timeout {service['conn_timeout']}" if service.get("conn_timeout") else ""
+    flags += " expire-quiescent" if service.get("expire_quiescent") else ""
+    flags += " no-rs reset" if service.get("no_rs") == "reset" else ""
+    return flags + (f" half-open {service['half_open']}" if service.get("half_open") is not None else "")
+
+
+def _server_line(server: Row) -> str:
+    name, stats = f"{server['rip']}:{server['rport']}", server["stats"]
+    return f"  -> {name:<28} {'FullNat':<7} {server['weight']:<6} {stats['active']:<10} {stats['inactive']:<10}"
+
+
+def _figures(row: Row, listing: Listing) -> str:
+    if listing.view == "stats":
+        values = [row["stats"][key] for key in ("conns", "in_packets", "out_packets", "in_bytes", "out_bytes")]
+    else:
+        values = [row["rate"][key] for key in ("cps", "in_pps", "out_pps", "in_bps", "out_bps")]
+    return "".join(large(round(value), listing.exact) for value in values)
+
+
+def large(value: int, exact: bool = False) -> str:
+    """A counter in nine columns, from 100 million on in K, M, G or T; exact: all digits after at least one blank."""
+    if exact or value < 10**8:
+        return f"{value:>9}" if value < 10**8 else f" {value}"
+    for limit, unit, letter in ((10**9, 10**3, "K"), (10**11, 10**6, "M"), (10**14, 10**9, "G")):
+        if value < limit:
+            return f"{value // unit:>8}{letter}"
+    return f"{value // 10**12:>8}T"
+
+
+def conns_text(conns: Iterable[Row]) -> str:
+    """-lnc: one line a connection, no header."""
+    return "".join(
+        f"[{conn['worker']}]{conn['proto']:<3} {str(conn['remaining']) + 's':<6} {conn['state']:<11} "
+        f"{conn['cip'] + ':' + str(conn['cport']):<18} {conn['vip'] + ':' + str(conn['vport']):<18} "
+        f"{conn['lip'] + ':' + str(conn['lport']):<18} {conn['rip']}:{conn['rport']}\n"
+        for conn in conns
+    )
+
+
+def laddrs_text(services: Iterable[Row]) -> str:
+    """-G."""
+    text = f"{'VIP:VPORT':<20} {'TOTAL':<8} {'SNAT_IP':<20} {'CONFLICTS':<10} {'CONNS':<10}\n"
+    for service in sorted(services, key=service_key):
+        text += f"{service['vip'] + ':' + str(service['vport']):<20} {len(service['lips']):<8} \n"
+        for lip in service["lips"]:
+            text += f"{'':<20} {'':<8} {lip['addr']:<20} {lip['conflicts']:<10} {lip['conns']:<10}\n"
+    return text
+
+
+def save_text(services: Iterable[Row]) -> str:
+    """-S: the commands that make these services, local addresses and servers again."""
+    lines = []
+    for service in sorted(services, key=service_key):
+        name = f"-{service['proto'][0]} {service['vip']}:{service['vport']}"
+        shape = f" --conn-timeout {service['conn_timeout']}" if service.get("conn_timeout") else ""
+        shape += " --expire-quiescent" if service.get("expire_quiescent") else ""
+        shape += f" --no-rs {service['no_rs']}" if service.get("no_rs", "drop") != "drop" else ""
+        shape += f" --half-open {service['half_open']}" if service.get("half_open") is not None else ""
+        lines.append(f"-A {name} -s {service['scheduler']}{shape}")
+        lines += [f"-P {name} -z {lip['addr']} -F {lip['port']}" for lip in service["lips"]]
+        lines += [
+            f"-a {name} -r {rs['rip']}:{rs['rport']} -b -w {rs['weight']}"
+            for rs in sorted(service["servers"], key=server_key)
+        ]
+    return "".join(line + "\n" for line in lines)

@@ -1,0 +1,424 @@
+"""The commands end to end: argv in, exit code, standard output and changes out, over a real socket to a fake fnat."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from fake_api import FakeApi
+from terminal import type_in
+
+from fnat import keeper
+from fnat.cli import dpip, main
+
+WEB = {"proto": "tcp", "vip": "10.0.0.1", "vport": 80}
+ZERO = {"conns": 0, "in_packets": 0, "out_packets": 0, "in_bytes": 0, "out_bytes": 0, "active": 0, "inactive": 0}
+CALM = {"cps": 0, "in_pps": 0, "out_pps": 0, "in_bps": 0, "out_bps": 0}
+SERVICE = {
+    **WEB, "scheduler": "rr", "conn_timeout": 0, "no_rs": "drop", "expire_quiescent": False, "half_open": None,
+    "stats": {**ZERO, "conns": 12, "active": 3, "inactive": 4}, "rate": {**CALM, "cps": 5},
+    "lips": [{"addr": "10.0.9.1", "port": "dpdk0", "conns": 7, "conflicts": 0}],
+    "servers": [
+        {"rip": "10.0.2.1", "rport": 8080, "weight": 3, "stats": {**ZERO, "active": 3, "inactive": 4}, "rate": CALM},
+    ],
+}  # fmt: skip
+STATUS = {
+    "version": "0.1.0", "pids": {"keeper": 1, "dataplane": 2, "control": None}, "uptime": 61.7, "workers": 2,
+    "conns": 7, "capacity": 4096, "snapshot": 9, "huge_pages": 0,
+}  # fmt: skip
+CONN = {
+    "worker": 1, "proto": "tcp", "state": "TCP_EST", "remaining": 90, "age": 5, "cip": "10.1.1.1", "cport": 1111,
+    "vip": "10.0.0.1", "vport": 80, "lip": "10.0.9.1", "lport": 2222, "rip": "10.0.2.1", "rport": 8080,
+    "in_packets": 3, "out_packets": 2, "in_bytes": 300, "out_bytes": 200,
+}  # fmt: skip
+PORT = {
+    "id": 0, "name": "dpdk0", "kind": "xdp", "device": "veth0", "mac": "02:00:00:00:00:01", "mtu": 1500, "up": True,
+    "speed": 10000, "duplex": "full", "mode": "native", "zero_copy": False, "exclusive": False, "queues": 1,
+    "stats": dict.fromkeys(
+        ["ipackets", "opackets", "ibytes", "obytes", "ierrors", "oerrors", "imissed", "rx_nombuf"], 100
+    ),
+    "frames": {"avail": 10, "inuse": 2},
+}  # fmt: skip
+RESOURCES: dict[str, Any] = {
+    "/v1/status": STATUS,
+    "/v1/services": [SERVICE],
+    "/v1/conns": [[CONN], [], [{**CONN, "cport": 1112, "worker": 0}]],
+    "/v1/ports": [PORT],
+    "/v1/workers": [{"index": 0, "cpu": 1, "counters": dict.fromkeys(["steps", "sleeps"], 1)}],
+    "/v1/addresses": [
+        {"addr": "10.0.9.1", "plen": 32, "port": "dpdk0", "scope": "global", "sapool": True, "sa_used": 7,
+         "sa_free": 64505, "sa_miss": 0},
+    ],
+    "/v1/routes": [
+        {"prefix": "0.0.0.0/0", "gateway": "10.0.0.254", "src": None, "port": "dpdk0", "mtu": 0, "metric": 0,
+         "scope": "global", "proto": "kernel"},
+    ],
+    "/v1/neighbours": [{"addr": "10.0.0.254", "mac": "", "state": "SEND", "port": "dpdk0", "static": False}],
+    "/metrics": "fnat_conns 7\n",
+}  # fmt: skip
+
+
+@pytest.fixture
+def fnat(api: FakeApi) -> FakeApi:
+    api.resources = RESOURCES
+    return api
+
+
+SHOWN: list[tuple[str, str]] = [
+    (
+        "fnat-ipvsadm -ln",
+        "IP Virtual Server version 0.1.0 (size=4096)\n"
+        "Prot LocalAddress:Port Scheduler Flags\n"
+        "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n"
+        "TCP  10.0.0.1:80 rr\n"
+        "  -> 10.0.2.1:8080                FullNat 3      3          4         \n",
+    ),
+    (
+        "fnat-ipvsadm -lnc",
+        "[1]tcp 90s    TCP_EST     10.1.1.1:1111      10.0.0.1:80        10.0.9.1:2222      10.0.2.1:8080\n"
+        "[0]tcp 90s    TCP_EST     10.1.1.1:1112      10.0.0.1:80        10.0.9.1:2222      10.0.2.1:8080\n",
+    ),
+    (
+        "fnat ipvsadm -lnc --sockpair tcp:10.1.1.1:1112:10.0.0.1:80",
+        "[0]tcp 90s    TCP_EST     10.1.1.1:1112      10.0.0.1:80        10.0.9.1:2222      10.0.2.1:8080\n",
+    ),
+    ("fnat-ipvsadm -S", "-A -t 10.0.0.1:80 -s rr\n-P -t 10.0.0.1:80 -z 10.0.9.1 -F dpdk0\n"
+     "-a -t 10.0.0.1:80 -r 10.0.2.1:8080 -b -w 3\n"),
+    (
+        "fnat ipvsadm -G",
+        "VIP:VPORT            TOTAL    SNAT_IP              CONFLICTS  CONNS     \n"
+        "10.0.0.1:80          1        \n"
+        "                              10.0.9.1             0          7         \n",
+    ),
+    (
+        "fnat dpip link show dpdk0",
+        "1: dpdk0: socket 0 mtu 1500 rx-queue 1 tx-queue 1\n"
+        "    UP 10000 Mbps full-duplex unknown-nego\n"
+        "    addr 02:00:00:00:00:01\n",
+    ),
+    (
+        "fnat-dpip link show cpu",
+        "<< Controll Plane >>\n<< Data Plane >>\n"
+        "0: cpu1: socket 0\n    queues dpdk0:rx0;tx0\n"
+        "<< Isolate RX Lcores >>\n",
+    ),
+    (
+        "fnat-dpip addr show -s",
+        "inet 10.0.9.1/32 scope global dpdk0\n"
+        "     valid_lft forever preferred_lft forever sa_used 7 sa_free 64505 sa_miss 0\n",
+    ),
+    (
+        "fnat-dpip route show",
+        "inet 0.0.0.0/0 via 10.0.0.254 src 0.0.0.0 dev dpdk0 mtu 1500 tos 0 scope global metric 0 proto kernel\n",
+    ),
+    (
+        "fnat-dpip neigh show dev dpdk0",
+        f"ip: 10.0.0.254{'':38} mac:incomplate{'':23}state: SEND           dev: dpdk0  core: 0\n",
+    ),
+    (
+        "fnat service show",
+        "PROTO  SERVICE      SCHEDULER  RS  RS IN USE  LIPS  ACTIVE  INACTIVE  CONNS/S  IN PKT/S  OUT PKT/S"
+        "  IN B/S  OUT B/S  CONNS  TIMEOUT  NO RS\n"
+        "tcp    10.0.0.1:80  rr          1          1     1       3         4        5         0          0"
+        "       0        0     12  -        drop\n",
+    ),
+    (
+        "fnat rs show tcp 10.0.0.1:80",
+        "PROTO  SERVICE      SERVER         WEIGHT  ACTIVE  INACTIVE  CONNS/S  IN PKT/S  OUT PKT/S  CONNS\n"
+        "tcp    10.0.0.1:80  10.0.2.1:8080       3       3         4        0         0          0      0\n",
+    ),
+    (
+        "fnat lip show",
+        "PROTO  SERVICE      LIP       PORT   CONNS  CONFLICTS\n"
+        "tcp    10.0.0.1:80  10.0.9.1  dpdk0      7          0\n",
+    ),
+    (
+        "fnat addr show",
+        "ADDRESS      PORT   LIP  PORTS USED  PORTS FREE  MISSES\n"
+        "10.0.9.1/32  dpdk0  yes           7       64505       0\n",
+    ),
+    (
+        "fnat route show",
+        "PREFIX     GATEWAY     PORT   SOURCE  MTU  METRIC  SCOPE   FROM\n"
+        "0.0.0.0/0  10.0.0.254  dpdk0  -         -       0  global  kernel\n",
+    ),
+    (
+        "fnat neigh show",
+        "ADDRESS     MAC  STATE  PORT   STATIC\n"
+        "10.0.0.254  -    SEND   dpdk0  no\n",
+    ),
+    (
+        "fnat port show dpdk0",
+        "PORT   DEVICE  KIND  MODE    ZERO-COPY  EXCLUSIVE  UP    MTU  QUEUES  MAC              "
+        "  IN PKTS  OUT PKTS  MISSED  FRAMES FREE\n"
+        "dpdk0  veth0   xdp   native  no         no         yes  1500       1  02:00:00:00:00:01"
+        "      100       100     100           10\n",
+    ),
+    ("fnat conn count", "7\n"),
+    ("fnat conn count --proto tcp", "2\n"),
+    ("fnat conn count --json", '{\n  "conns": 7\n}\n'),
+    (
+        "fnat status",
+        "version      0.1.0\n"
+        "up for       62 s\n"
+        "processes    keeper 1, dataplane 2, control not running\n"
+        "workers      2\n"
+        "connections  7 of 4096\n"
+        "snapshot     9\n"
+        "huge pages   none\n",
+    ),
+    ("fnat metrics", "fnat_conns 7\n"),
+    ("fnat version", "fnat 0.1.0\n"),
+    ("fnat help FN-1001", "FN-1001: No fnat serves the socket.\n"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "text"), SHOWN, ids=[line for line, _ in SHOWN])
+def test_what_is_shown(line: str, text: str, fnat: FakeApi) -> None:
+    assert type_in(line) == (0, text, "")
+
+
+JSON: list[tuple[str, Any]] = [
+    ("fnat-ipvsadm -ln --json", [SERVICE]),
+    ("fnat --json ipvsadm -ln", [SERVICE]),
+    ("fnat-ipvsadm -G --json", [{**WEB, "lips": SERVICE["lips"]}]),
+    ("fnat-ipvsadm -lnc --json", [CONN, {**CONN, "cport": 1112, "worker": 0}]),
+    ("fnat-dpip --json link show", [PORT]),
+    ("fnat-dpip link show cpu --json", RESOURCES["/v1/workers"]),
+    ("fnat-dpip addr show --json", RESOURCES["/v1/addresses"]),
+    ("fnat-dpip route show --json", RESOURCES["/v1/routes"]),
+    ("fnat-dpip neigh show --json", RESOURCES["/v1/neighbours"]),
+    ("fnat --json service show", [SERVICE]),
+    ("fnat conn show --json", [CONN, {**CONN, "cport": 1112, "worker": 0}]),
+    ("fnat status --json", STATUS),
+    ("fnat version --json", {"version": "0.1.0"}),
+]
+
+
+@pytest.mark.parametrize(("line", "value"), JSON, ids=[line for line, _ in JSON])
+def test_json_is_what_the_api_gives(line: str, value: Any, fnat: FakeApi) -> None:
+    code, out, err = type_in(line)
+    assert (code, json.loads(out), err) == (0, value, "")
+
+
+CHANGES: list[tuple[str, dict[str, Any]]] = [
+    ("fnat-ipvsadm -A -t 10.0.0.1:80 -s rr", {"op": "service.add", **WEB, "scheduler": "rr"}),
+    ("fnat ipvsadm -C", {"op": "service.clear"}),
+    ("fnat-dpip addr flush dev dpdk0", {"op": "addr.flush", "port": "dpdk0"}),
+    ("fnat dpip link set dpdk0 link down", {"op": "link.set", "port": "dpdk0", "up": False}),
+    ("fnat -q service add tcp 10.0.0.1:80", {"op": "service.add", **WEB}),
+    (
+        "fnat service set tcp 10.0.0.1:80 --no-rs reset --keep-quiescent --half-open 9 --conn-timeout 60 -q",
+        {"op": "service.set", **WEB, "no_rs": "reset", "expire_quiescent": False, "half_open": 9, "conn_timeout": 60},
+    ),
+    ("fnat service del tcp 10.0.0.1:80 -q", {"op": "service.del", **WEB}),
+    ("fnat service zero tcp 10.0.0.1:80 -q", {"op": "service.zero", **WEB}),
+    (
+        "fnat rs add tcp 10.0.0.1:80 10.0.2.1:8080 --weight 3 -q",
+        {"op": "server.add", "service": WEB, "rip": "10.0.2.1", "rport": 8080, "weight": 3},
+    ),
+    (
+        "fnat rs set tcp 10.0.0.1:80 10.0.2.1:8080 --weight 0 -q",
+        {"op": "server.set", "service": WEB, "rip": "10.0.2.1", "rport": 8080, "weight": 0},
+    ),
+    (
+        "fnat rs del tcp 10.0.0.1:80 10.0.2.1:8080 -q",
+        {"op": "server.del", "service": WEB, "rip": "10.0.2.1", "rport": 8080},
+    ),
+    (
+        "fnat lip add tcp 10.0.0.1:80 10.0.9.1 --port dpdk0 -q",
+        {"op": "lip.add", "service": WEB, "addr": "10.0.9.1", "port": "dpdk0"},
+    ),
+    ("fnat lip del tcp 10.0.0.1:80 10.0.9.1 -q", {"op": "lip.del", "service": WEB, "addr": "10.0.9.1"}),
+    (
+        "fnat addr add 10.0.0.1/24 --port dpdk0 -q",
+        {"op": "addr.add", "addr": "10.0.0.1", "plen": 24, "port": "dpdk0", "sapool": False},
+    ),
+    ("fnat addr del 10.0.0.1 --port dpdk0 -q", {"op": "addr.del", "addr": "10.0.0.1", "plen": 32, "port": "dpdk0"}),
+    (
+        "fnat route add default --via 10.0.0.254 --port dpdk0 -q",
+        {"op": "route.add", "prefix": "0.0.0.0/0", "gateway": "10.0.0.254", "port": "dpdk0"},
+    ),
+    (
+        "fnat route set 10.1.0.0/16 --port dpdk0 --metric 5 --mtu 1400 -q",
+        {"op": "route.set", "prefix": "10.1.0.0/16", "port": "dpdk0", "metric": 5, "mtu": 1400},
+    ),
+    ("fnat route del 10.1.0.0/16 -q", {"op": "route.del", "prefix": "10.1.0.0/16"}),
+    (
+        "fnat neigh add 10.0.0.9 02-00-00-00-00-0A --port dpdk0 -q",
+        {"op": "neigh.add", "addr": "10.0.0.9", "mac": "02:00:00:00:00:0a", "port": "dpdk0"},
+    ),
+    ("fnat neigh del 10.0.0.9 --port dpdk0 -q", {"op": "neigh.del", "addr": "10.0.0.9", "port": "dpdk0"}),
+    ("fnat port set dpdk0 down -q", {"op": "link.set", "port": "dpdk0", "up": False}),
+]
+
+
+@pytest.mark.parametrize(("line", "change"), CHANGES, ids=[line for line, _ in CHANGES])
+def test_what_is_changed(line: str, change: dict[str, Any], fnat: FakeApi) -> None:
+    assert type_in(line) == (0, "", "")
+    assert fnat.changes == [change]
+
+
+def test_a_change_is_told(fnat: FakeApi) -> None:
+    line = "fnat service del tcp 10.0.0.1:80"
+    assert type_in(line) == (0, "1 change in force (snapshot 7)\n", "")
+    assert type_in(line + " --dry-run") == (0, "1 change would be accepted\n", "")
+    assert type_in("fnat --json " + line[5:])[1] == '{\n  "applied": 1,\n  "snapshot": 7\n}\n'
+    assert fnat.dry_runs == 1
+
+
+def test_restored_rules_are_one_request(fnat: FakeApi) -> None:
+    saved = type_in("fnat-ipvsadm -S")[1]
+    assert type_in("fnat-ipvsadm -R", "-C\n" + saved) == (0, "", "")
+    assert [change["op"] for change in fnat.changes] == ["service.clear", "service.add", "lip.add", "server.add"]
+
+
+def test_filters_go_to_fnat(fnat: FakeApi) -> None:
+    type_in("fnat-ipvsadm -lnc --cpu 1 -t 10.0.0.1:80")
+    type_in("fnat conn show --rs 10.0.2.1 --vip 10.0.0.1:80 --state TCP_EST")
+    queries = [query for _, query in fnat.asked if "cursor" not in query]
+    assert queries == [
+        {"worker": "1", "proto": "tcp", "vip": "10.0.0.1", "vport": "80", "limit": "1024"},
+        {"rip": "10.0.2.1", "vip": "10.0.0.1", "vport": "80", "state": "TCP_EST", "limit": "1024"},
+    ]
+
+
+def test_rates_of_a_link(fnat: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sleep(seconds: float) -> None:
+        fnat.resources = {**RESOURCES, "/v1/ports": [{**PORT, "stats": {**PORT["stats"], "ipackets": 100 + 500}}]}
+        assert seconds == 5
+
+    monkeypatch.setattr(dpip.time, "sleep", sleep)
+    code, out, _ = type_in("fnat-dpip link show dpdk0 -s -i 5 -c 2")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[3::7]] == ["ipackets/pps"] * 2
+    assert [line.split()[0] for line in out.splitlines()[4::7]] == ["100", "0"]
+
+
+FAILED: list[tuple[str, int, str]] = [
+    ("fnat-dpip addr flush dev none", 1, "fnat-dpip: no port none; there are: dpdk0 (FN-1207)\n"),
+    ("fnat-dpip link show lan", 1, "fnat-dpip: no port lan; there are: dpdk0 (FN-1203)\n"),
+    ("fnat-dpip link show cpu7", 1, "fnat-dpip: no worker 7; there are: 0 (FN-1203)\n"),
+    ("fnat port show lan", 1, "fnat: no port lan; there are: dpdk0 (FN-1203)\n"),
+    ("fnat-ipvsadm -lnc --sockpair tcp:10.9.9.9:1:10.0.0.1:80", 1,
+     "fnat-ipvsadm: no such connection; -lnc lists the connections (FN-1203)\n"),
+    ("fnat-ipvsadm -a -t 10.0.0.1:80", 2, "fnat-ipvsadm: --add-server needs --real-server; add -r RIP:PORT\n"),
+    ("fnat ipvsadm -A -t 10.0.0.1:80 -p", 2, "fnat: -p: persistence is not in fnat; leave it out\n"),
+    ("fnat-dpip vlan show", 2,
+     "fnat-dpip: vlan is not in fnat; make the VLAN device with `ip link` and give it to fnat as a port\n"),
+    ("fnat frob", 2, "fnat: No such command 'frob'; see `fnat --help`\n"),
+    ("fnat service add sctp 10.0.0.1:80", 2,
+     "fnat: Invalid value for '{tcp|udp}': 'sctp' is not one of 'tcp', 'udp'; see `fnat service add --help`\n"),
+    ("fnat service add tcp 10.0.0.1", 2,
+     "fnat: service '10.0.0.1' has no port; write ADDRESS:PORT with a port from 1 to 65535 "
+     "(port 0 does not exist in fnat)\n"),
+    ("fnat service set tcp 10.0.0.1:80", 2,
+     "fnat: nothing to change; give what shall change, such as --scheduler rr; see `fnat service set --help`\n"),
+    ("fnat route add default", 2, "fnat: give --via or --port; see `fnat route add --help`\n"),
+    ("fnat --json metrics", 2, "fnat: --json means nothing with metrics; leave it out; see `fnat metrics --help`\n"),
+    ("fnat --dry-run status", 2, "fnat: --dry-run means nothing with status; leave it out; see `fnat status --help`\n"),
+    ("fnat -q dpip link show", 2, "fnat: --quiet and --dry-run mean nothing here; leave them out\n"),
+    ("fnat help FN-9", 2,
+     "fnat: FN-9 is not an error code; codes look like FN-1203 and stand at the end of a message\n"),
+    ("fnat check /nonexistent/fnat.toml", 1,
+     "fnat: /nonexistent/fnat.toml: No such file or directory; give the path of a readable file (FN-1101)\n"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "code", "said"), FAILED, ids=[line for line, _, _ in FAILED])
+def test_a_failure_is_one_line(line: str, code: int, said: str, fnat: FakeApi) -> None:
+    assert type_in(line) == (code, "", said)
+    assert fnat.changes == []
+
+
+@pytest.mark.parametrize(
+    "line", ["fnat status", "fnat-ipvsadm -ln", "fnat-dpip link show", "fnat --socket /nonexistent/s service show"]
+)
+def test_nobody_is_there(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FNAT_SOCKET", "/nonexistent/s")
+    code, out, err = type_in(line)
+    assert (code, out) == (3, "")
+    assert "fnat is not running (nobody serves /nonexistent/s)" in err
+    assert err.count("\n") == 1
+
+
+# ---- run ----
+
+
+RUN: list[tuple[str, int, str]] = [
+    ("", 2, "no port to serve; name one with --port NAME=xdp:DEVICE"),
+    ("--port wan", 2, "--port 'wan' is not a port; write NAME=xdp:DEVICE"),
+    ("--port wan=dpdk:0000:00:01.0", 2, "is not a port; write NAME=xdp:DEVICE"),
+    ("--port wan=xdp:nonesuch", 1, "port wan: no device nonesuch here; there are: "),
+    ("--port wan=xdp:lo --port wan=tap:t0", 2, "two ports are named wan; give each port its own name"),
+    ("--port wan=xdp:lo --exclusive lan", 2, "--exclusive lan: no such port; the ports are: wan"),
+    ("--port wan=xdp:lo --workers 0", 2, "Invalid value for '--workers': 0 is not in the range 1<=x<=64"),
+    ("--port wan=xdp:lo --node lb1", 2, "--node without --config"),
+    ("--config /nonexistent/fnat.toml", 1, "/nonexistent/fnat.toml: No such file or directory"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "said"), RUN, ids=[line for line, _, _ in RUN])
+def test_run_refuses_before_anything_starts(line: str, code: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "run", lambda _: pytest.fail("started"))
+    monkeypatch.setattr(main, "_may_administer_network", lambda: True)
+    got, out, err = type_in(f"fnat run {line}")
+    assert (got, out, err.count("\n")) == (code, "", 1)
+    assert said in err
+
+
+MACHINES: list[tuple[str, dict[str, Any], str]] = [
+    ("an old kernel", {"release": "5.10.0-30-amd64"}, "kernel 5.10.0-30-amd64 is too old; run kernel 5.11 or newer"),
+    ("not root", {"privileged": False}, "no privilege to open network devices; run as root"),
+    ("the default route", {"default": True}, "port wan: lo carries the default route and cannot be exclusive"),
+]
+
+
+@pytest.mark.parametrize(("machine", "said"), [row[1:] for row in MACHINES], ids=[row[0] for row in MACHINES])
+def test_run_refuses_on_this_machine(machine: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = os.uname_result(("Linux", "lb1", machine.get("release", "6.1.0"), "", "x86_64"))
+    monkeypatch.setattr(keeper, "run", lambda _: pytest.fail("started"))
+    monkeypatch.setattr(os, "uname", lambda: system)
+    monkeypatch.setattr(main, "_may_administer_network", lambda: machine.get("privileged", True))
+    monkeypatch.setattr(main, "_carries_default_route", lambda _: machine.get("default", False))
+    code, out, err = type_in("fnat run --port wan=xdp:lo --exclusive wan")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert said in err
+
+
+def test_run_hands_its_options_to_the_keeper(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(keeper, "run", lambda options: given.append(options) or 0)
+    monkeypatch.setattr(main, "_may_administer_network", lambda: True)
+    line = f"fnat run --port wan=xdp:lo --workers 2 --socket {tmp_path}/s --state-dir {tmp_path}/d"
+    assert type_in(line + " --conns 5000 --idle spin") == (0, "", "")
+    assert given == [
+        {
+            "config": None, "ports": [{"name": "wan", "kind": "xdp", "device": "lo"}], "workers": 2,
+            "socket": f"{tmp_path}/s", "state_dir": f"{tmp_path}/d", "node": None, "log": "info", "exclusive": [],
+            "conns": 5000, "idle": "spin",
+        }
+    ]  # fmt: skip
+
+
+def test_stop_without_a_running_fnat(tmp_path: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    assert type_in(f"fnat stop --state-dir {tmp_path}/d --socket {tmp_path}/s")[0] == 3
+    assert capfd.readouterr().err == f"fnat: not running (state directory {tmp_path}/d)\n"
+
+
+# ---- as processes ----
+
+
+@pytest.mark.parametrize("module", ["fnat.cli.ipvsadm", "fnat.cli.dpip", "fnat"])
+def test_the_reader_has_enough(module: str, fnat: FakeApi) -> None:
+    """A closed pipe makes no noise."""
+    words = {"fnat.cli.ipvsadm": ["-lnc"], "fnat.cli.dpip": ["link", "show"], "fnat": ["conn", "show"]}[module]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", module, *words], stdout=write, stderr=subprocess.PIPE, timeout=30)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")

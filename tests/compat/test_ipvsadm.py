@@ -1,0 +1,411 @@
+"""ipvsadm as DPVS's documents and runbooks use it: command lines -> changes, resources -> the exact listing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fnat.grammar import Usage, ipvsadm
+from fnat.grammar.ipvsadm import Changes, Listing, Word, parse, parse_rules
+from fnat.model import CHANGES as MODEL
+
+WEB = {"proto": "tcp", "vip": "192.168.100.254", "vport": 80}
+DNS = {"proto": "udp", "vip": "192.168.100.253", "vport": 53}
+
+CHANGES: list[tuple[str, dict[str, Any]]] = [
+    # the tutorial's one-arm and two-arm FullNAT
+    ("-A -t 192.168.100.254:80 -s rr", {"op": "service.add", **WEB, "scheduler": "rr"}),
+    (
+        "-a -t 192.168.100.254:80 -r 192.168.100.2 -b",
+        {"op": "server.add", "service": WEB, "rip": "192.168.100.2", "rport": 80, "weight": 1},
+    ),
+    (
+        "-a -t 192.168.100.254:80 -r 192.168.100.3:8080 -b -w 100",
+        {"op": "server.add", "service": WEB, "rip": "192.168.100.3", "rport": 8080, "weight": 100},
+    ),
+    (
+        "--add-laddr -z 192.168.100.200 -t 192.168.100.254:80 -F dpdk0",
+        {"op": "lip.add", "service": WEB, "addr": "192.168.100.200", "port": "dpdk0"},
+    ),
+    # everything else
+    ("-A -u 192.168.100.253:53", {"op": "service.add", **DNS, "scheduler": "wrr"}),
+    ("-At 192.168.100.254:80 -swrr", {"op": "service.add", **WEB, "scheduler": "wrr"}),
+    (
+        "--add-service --tcp-service=192.168.100.254:80 --scheduler=rr --conn-timeout 7200 --expire-quiescent "
+        "--no-rs reset --half-open 0",
+        {
+            "op": "service.add",
+            **WEB,
+            "scheduler": "rr",
+            "conn_timeout": 7200,
+            "expire_quiescent": True,
+            "no_rs": "reset",
+            "half_open": 0,
+        },
+    ),
+    (
+        "-A -t 192.168.100.254:80 -j disable --proxy-protocol disable --dest-check=disable",
+        {"op": "service.add", **WEB, "scheduler": "wrr"},
+    ),
+    ("-E -t 192.168.100.254:80 -s rr", {"op": "service.set", **WEB, "scheduler": "rr"}),
+    ("-E -t 192.168.100.254:80 --conn-timeout=0", {"op": "service.set", **WEB, "conn_timeout": 0}),
+    ("-D -u 192.168.100.253:53", {"op": "service.del", **DNS}),
+    ("-C", {"op": "service.clear"}),
+    ("--clear", {"op": "service.clear"}),
+    (
+        "-a -t 192.168.100.254:80 -r 192.168.100.2:80 -w 0 -x 0 -y 0",
+        {"op": "server.add", "service": WEB, "rip": "192.168.100.2", "rport": 80, "weight": 0},
+    ),
+    (
+        "-e -t 192.168.100.254:80 -r 192.168.100.2 -w65535",
+        {"op": "server.set", "service": WEB, "rip": "192.168.100.2", "rport": 80, "weight": 65535},
+    ),
+    (
+        "-d -t 192.168.100.254:80 -r 192.168.100.2:80",
+        {"op": "server.del", "service": WEB, "rip": "192.168.100.2", "rport": 80},
+    ),
+    (
+        "-Q -z 192.168.100.200 -t 192.168.100.254:80 -F dpdk0",
+        {"op": "lip.del", "service": WEB, "addr": "192.168.100.200", "port": "dpdk0"},
+    ),
+    ("-Qt 192.168.100.254:80 -z 192.168.100.200", {"op": "lip.del", "service": WEB, "addr": "192.168.100.200"}),
+    ("-Z", {"op": "service.zero", "proto": None, "vip": None, "vport": None}),
+    ("-Z -t 192.168.100.254:80", {"op": "service.zero", **WEB}),
+]
+
+
+@pytest.mark.parametrize(("line", "change"), CHANGES, ids=[line for line, _ in CHANGES])
+def test_a_command_is_one_change(line: str, change: dict[str, Any]) -> None:
+    assert parse(line.split()) == Changes([change])
+    MODEL.validate_python([change])
+
+
+LISTINGS: list[tuple[str, Listing | Word]] = [
+    ("", Listing("services")),
+    ("-ln", Listing("services")),
+    ("-L", Listing("services")),
+    ("-l -n -t 192.168.100.254:80", Listing("services", WEB)),
+    ("-ln --nosort", Listing("services", sort=False)),
+    ("-ln --sort --json", Listing("services", json=True)),
+    ("-ln --stats", Listing("stats")),
+    ("-ln --stats --exact", Listing("stats", exact=True)),
+    ("-lnX --rate", Listing("rate", exact=True)),
+    ("-lnc", Listing("conns")),
+    ("-ln -c --cpu 1", Listing("conns", cpu=1)),
+    ("-lc -u 192.168.100.253:53", Listing("conns", DNS)),
+    (
+        "-lnc --sockpair tcp:10.0.0.9:51540:192.168.100.254:80",
+        Listing("conns", sockpair={**WEB, "cip": "10.0.0.9", "cport": 51540}),
+    ),
+    ("-G", Listing("laddrs")),
+    ("--get-laddr -t 192.168.100.254:80", Listing("laddrs", WEB)),
+    ("-Sn", Listing("save")),
+    ("-R", Word("restore")),
+    ("-h", Word("help")),
+    ("--version", Word("version")),
+]
+
+
+@pytest.mark.parametrize(("line", "listing"), LISTINGS, ids=[line or "nothing" for line, _ in LISTINGS])
+def test_a_command_asks_for_a_listing(line: str, listing: Listing | Word) -> None:
+    assert parse(line.split()) == listing
+
+
+REFUSED: list[tuple[str, str]] = [
+    # what DPVS has and fnat has not
+    ("-a -t 10.0.0.1:80 -r 10.0.0.2:80 -g", "-g: fnat forwards in FullNAT mode only; give -b or leave the mode out"),
+    ("-a -t 10.0.0.1:80 -r 10.0.0.2:80 -i", "-i: fnat forwards in FullNAT mode only"),
+    ("-a -t 10.0.0.1:80 -r 10.0.0.2:80 -m", "-m: fnat forwards in FullNAT mode only"),
+    ("-a -t 10.0.0.1:80 -r 10.0.0.2:80 -J", "-J: fnat forwards in FullNAT mode only"),
+    ("-a -t 10.0.0.1:80 -r 10.0.0.2:80 -x 100", "-x 100: fnat has no connection thresholds"),
+    ("-a -t 10.0.0.1:80 -r 10.0.0.2:80 -y100", "-y 100: fnat has no connection thresholds"),
+    ("-A -t 10.0.0.1:80 -p 300", "-p: persistence is not in fnat"),
+    ("-A -t 10.0.0.1:80 -M 255.255.255.0", "-M: persistence is not in fnat"),
+    ("-A -t 10.0.0.1:80 -j enable", "-j enable: the SYN proxy is not in fnat"),
+    ("-A -t 10.0.0.1:80 --quic", "--quic: QUIC server routing is not in fnat"),
+    ("-A -t 10.0.0.1:80 --hash-target sip", "--hash-target: hashing schedulers are not in fnat"),
+    ("-A -t 10.0.0.1:80 --proxy-protocol v2", "--proxy-protocol v2: the PROXY protocol is not in fnat"),
+    ("-A -t 10.0.0.1:80 --dest-check=default", "--dest-check default: passive health checks are not in fnat"),
+    ("-A -u 10.0.0.1:80 --ops", "--ops: one-packet scheduling is not in fnat"),
+    ("-A -t 10.0.0.1:80 -o", "-o: one-packet scheduling is not in fnat"),
+    ("-A -t 10.0.0.1:80 --pe sip", "--pe: persistence is not in fnat"),
+    ("-A -t 10.0.0.1:80 -s wlc", "scheduler wlc is not in fnat; use -s rr or -s wrr"),
+    ("-A -t 10.0.0.1:80 -s mh", "scheduler mh is not in fnat"),
+    ("-A -f 1", "-f: fnat has no firewall marks"),
+    ("-A -q 10.0.0.1:0", "-q: fnat balances TCP and UDP services only"),
+    ("-A -1 10.0.0.1:0", "-1: fnat balances TCP and UDP services only"),
+    ("-A --sctp-service 10.0.0.1:80", "--sctp-service: fnat balances TCP and UDP services only"),
+    ("-A -H proto=tcp,src-range=10.0.0.0-10.0.0.9,oif=dpdk0", "-H: fnat has no match services"),
+    ("-A -6 -f 1", "-6: IPv6 is not available in this version"),
+    ("-A -t [2001::1]:80", "service [2001::1]:80: IPv6 is not available in this version"),
+    ("-P -t 10.0.0.1:80 -z 2001::9 -F dpdk0", "local address 2001::9: IPv6 is not available in this version"),
+    ("-U -t 10.0.0.1:80 -k 10.9.9.9", "-U: fnat has no per-service access lists"),
+    ("-V -t 10.0.0.1:80 -k 10.9.9.9", "-V: fnat has no per-service access lists"),
+    ("-B", "-B: fnat has no per-service access lists"),
+    ("-O -t 10.0.0.1:80 -2 10.9.9.9", "-O: fnat has no per-service access lists"),
+    ("-Y -t 10.0.0.1:80 -2 10.9.9.9", "-Y: fnat has no per-service access lists"),
+    ("-W", "-W: fnat has no per-service access lists"),
+    ("--set 900 120 300", "--set: timeouts are not set here"),
+    ("-l --timeout", "--timeout: timeouts are not shown here"),
+    ("--start-daemon master", "--start-daemon: fnat has no session sync daemon"),
+    ("--stop-daemon master", "--stop-daemon: fnat has no session sync daemon"),
+    ("-l --daemon", "--daemon: fnat has no session sync daemon"),
+    ("--start-daemon=master --mcast-interface eth0 --syncid 1", "--start-daemon: fnat has no session sync daemon"),
+    ("-ln --thresholds", "--thresholds: fnat has no connection thresholds"),
+    ("-ln --persistent-conn", "--persistent-conn: persistence is not in fnat"),
+    # bad values
+    ("-A -t 10.0.0.1:0", "service '10.0.0.1:0' has no port"),
+    ("-A -t 10.0.0.1", "service '10.0.0.1' has no port"),
+    ("-A -t 10.0.0.1:65536", "port of service '65536' is out of range; give a number from 1 to 65535"),
+    ("-A -t 10.0.0.999:80", "service '10.0.0.999' is not an IPv4 address"),
+    ("-A -t www.example.com:80", "names are not looked up"),
+    ("-a -t 10.0.0.1:80 -r 10.0.0.2:0", "server '10.0.0.2:0' has no port"),
+    ("-a -t 10.0.0.1:80 -r 10.0.0.2 -w 65536", "weight '65536' is out of range; give a number from 0 to 65535"),
+    ("-a -t 10.0.0.1:80 -r 10.0.0.2 -w -1", "weight '-1' is out of range"),
+    ("-A -t 10.0.0.1:80 --conn-timeout soon", "--conn-timeout 'soon' is out of range"),
+    ("-A -t 10.0.0.1:80 --no-rs maybe", "--no-rs maybe is unknown; say drop or reset"),
+    ("-lnc --sockpair tcp:10.0.0.9:1:10.0.0.1", "is not a socket pair"),
+    ("-lnc --sockpair sctp:10.0.0.9:1:10.0.0.1:80", "is not a socket pair"),
+    # bad shape
+    ("-n", "no command given; give exactly one command"),
+    ("-A -D -t 10.0.0.1:80", "--add-service and --delete-service given"),
+    ("-A", "--add-service needs a service; add -t VIP:PORT or -u VIP:PORT"),
+    ("-A -t 10.0.0.1:80 -u 10.0.0.1:80", "-t and -u given; name one service"),
+    ("-A -t 10.0.0.1:80 -t 10.0.0.1:81", "-t is given twice"),
+    ("-A -t", "-t needs a value"),
+    ("-a -t 10.0.0.1:80", "--add-server needs --real-server; add -r RIP:PORT"),
+    ("-e -t 10.0.0.1:80 -r 10.0.0.2", "--edit-server needs --weight; add -w WEIGHT"),
+    ("-E -t 10.0.0.1:80", "nothing to edit; give what shall change"),
+    ("-P -t 10.0.0.1:80 -z 10.0.0.9", "--add-laddr needs --ifname; add -F PORT"),
+    ("-P -t 10.0.0.1:80 -F dpdk0", "--add-laddr needs --local-address; add -z LIP"),
+    ("-D -t 10.0.0.1:80 -w 3", "--weight means nothing with --delete-service; leave it out"),
+    ("-C -t 10.0.0.1:80", "--tcp-service means nothing with --clear"),
+    ("-ln --stats --rate", "--stats and --rate given; ask for one of them"),
+    ("-lnc --exact", "--exact only means something with --stats or --rate"),
+    ("-ln --cpu 1", "--cpu only means something with -c"),
+    ("-lnc --nosort", "--nosort only means something with a listing of services"),
+    ("-ln --sort --nosort", "--sort and --nosort given"),
+    ("-A -t 10.0.0.1:80 -T", "unknown option -T"),
+    ("-A -t 10.0.0.1:80 --frobnicate", "unknown option --frobnicate"),
+    ("--clear=yes", "--clear takes no value"),
+    ("-l now", "unexpected word 'now'"),
+]
+
+
+@pytest.mark.parametrize(("line", "why"), REFUSED, ids=[line for line, _ in REFUSED])
+def test_refused_with_one_line(line: str, why: str) -> None:
+    with pytest.raises(Usage) as caught:
+        parse(line.split())
+    assert why in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def stats(*values: int) -> dict[str, int]:
+    return dict(
+        zip(("conns", "in_packets", "out_packets", "in_bytes", "out_bytes", "active", "inactive"), values, strict=True)
+    )
+
+
+def rate(*values: float) -> dict[str, float]:
+    return dict(zip(("cps", "in_pps", "out_pps", "in_bps", "out_bps"), values, strict=True))
+
+
+def service(
+    name: str, servers: list[dict[str, Any]], lips: list[dict[str, Any]] | None = None, **more: Any
+) -> dict[str, Any]:
+    proto, vip, vport = name.split(":")
+    made = {
+        "proto": proto, "vip": vip, "vport": int(vport), "scheduler": "rr", "conn_timeout": 0, "no_rs": "drop",
+        "expire_quiescent": False, "half_open": None, "stats": stats(0, 0, 0, 0, 0, 0, 0), "rate": rate(0, 0, 0, 0, 0),
+        "lips": lips or [], "servers": servers,
+    }  # fmt: skip
+    return {**made, **more}
+
+
+def server(name: str, weight: int = 1, **more: Any) -> dict[str, Any]:
+    rip, rport = name.split(":")
+    made = {
+        "rip": rip,
+        "rport": int(rport),
+        "weight": weight,
+        "stats": stats(0, 0, 0, 0, 0, 0, 0),
+        "rate": rate(0, 0, 0, 0, 0),
+    }
+    return {**made, **more}
+
+
+STATUS = {"version": "0.1.0", "capacity": 1048576}
+
+
+def test_the_listing_of_services() -> None:
+    servers = [
+        server("192.168.88.68:80", 65535, stats=stats(9, 1, 1, 1, 1, 1234567890, 8)),
+        server("192.168.88.30:80", stats=stats(8, 1, 1, 1, 1, 0, 8)),
+    ]
+    services = [
+        service(
+            "udp:192.168.88.2:53",
+            [],
+            scheduler="wrr",
+            conn_timeout=30,
+            expire_quiescent=True,
+            no_rs="reset",
+            half_open=9,
+        ),
+        service("tcp:192.168.88.1:80", servers),
+    ]
+    assert ipvsadm.services_text(STATUS, services, Listing("services")) == (
+        "IP Virtual Server version 0.1.0 (size=1048576)\n"
+        "Prot LocalAddress:Port Scheduler Flags\n"
+        "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n"
+        "TCP  192.168.88.1:80 rr\n"
+        "  -> 192.168.88.30:80             FullNat 1      0          8         \n"
+        "  -> 192.168.88.68:80             FullNat 65535  1234567890 8         \n"
+        "UDP  192.168.88.2:53 wrr conn-timeout 30 expire-quiescent no-rs reset half-open 9\n"
+    )
+    unsorted = ipvsadm.services_text(STATUS, services, Listing("services", sort=False)).splitlines()
+    assert [line.split()[1] for line in unsorted[3:]] == [
+        "192.168.88.2:53",
+        "192.168.88.1:80",
+        "192.168.88.68:80",
+        "192.168.88.30:80",
+    ]
+
+
+def test_the_counters_of_services() -> None:
+    figures = stats(1, 1969674, 103645, 2938900000, 4218283, 1, 0)
+    services = [
+        service("tcp:192.168.88.1:80", [server("192.168.88.215:80", stats=figures)], stats=figures),
+        service("tcp:192.168.88.2:22", [], stats=stats(142, 142, 142, 7384, 5680, 0, 0)),
+    ]
+    assert ipvsadm.services_text(STATUS, services, Listing("stats")) == (
+        "IP Virtual Server version 0.1.0 (size=1048576)\n"
+        "Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes\n"
+        "  -> RemoteAddress:Port\n"
+        "TCP  192.168.88.1:80                     1  1969674   103645    2938M  4218283\n"
+        "  -> 192.168.88.215:80                   1  1969674   103645    2938M  4218283\n"
+        "TCP  192.168.88.2:22                   142      142      142     7384     5680\n"
+    )
+
+
+def test_the_rates_of_services() -> None:
+    services = [service("tcp:192.168.88.1:80", [], rate=rate(12.4, 100.5, 99.6, 123456789.0, 0.2))]
+    lines = ipvsadm.services_text(STATUS, services, Listing("rate")).splitlines()
+    assert lines[1:] == [
+        "Prot LocalAddress:Port                 CPS    InPPS   OutPPS    InBPS   OutBPS",
+        "  -> RemoteAddress:Port",
+        "TCP  192.168.88.1:80                    12      100      100  123456K        0",
+    ]
+    exact = ipvsadm.services_text(STATUS, services, Listing("rate", exact=True)).splitlines()
+    assert exact[-1] == "TCP  192.168.88.1:80                    12      100      100 123456789        0"
+
+
+LARGE = [
+    (0, "        0", "        0"),
+    (99_999_999, " 99999999", " 99999999"),
+    (100_000_000, "  100000K", " 100000000"),
+    (999_999_999, "  999999K", " 999999999"),
+    (1_000_000_000, "    1000M", " 1000000000"),
+    (99_999_999_999, "   99999M", " 99999999999"),
+    (100_000_000_000, "     100G", " 100000000000"),
+    (99_999_999_999_999, "   99999G", " 99999999999999"),
+    (100_000_000_000_000, "     100T", " 100000000000000"),
+]
+
+
+@pytest.mark.parametrize(("value", "short", "exact"), LARGE)
+def test_large_counters(value: int, short: str, exact: str) -> None:
+    assert (ipvsadm.large(value), ipvsadm.large(value, True)) == (short, exact)
+
+
+def conn(worker: int, proto: str, state: str, remaining: int, *ends: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"worker": worker, "proto": proto, "state": state, "remaining": remaining}
+    for (ip, port), end in zip(
+        (("cip", "cport"), ("vip", "vport"), ("lip", "lport"), ("rip", "rport")), ends, strict=True
+    ):
+        row[ip], row[port] = end.split(":")
+    return row
+
+
+def test_the_listing_of_connections() -> None:
+    conns = [
+        conn(
+            1,
+            "tcp",
+            "TCP_EST",
+            90,
+            "192.168.88.15:51540",
+            "192.168.88.100:80",
+            "192.168.88.241:1030",
+            "192.168.88.15:80",
+        ),
+        conn(0, "tcp", "FIN_WAIT", 7, "1.1.1.1:1", "2.2.2.2:2", "3.3.3.3:3", "4.4.4.4:4"),
+        conn(0, "udp", "UDP_ONEWAY", 299, "1.1.1.1:1", "2.2.2.2:2", "3.3.3.3:3", "4.4.4.4:4"),
+    ]
+    assert ipvsadm.conns_text(conns) == (
+        "[1]tcp 90s    TCP_EST     192.168.88.15:51540 192.168.88.100:80  192.168.88.241:1030 192.168.88.15:80\n"
+        "[0]tcp 7s     FIN_WAIT    1.1.1.1:1          2.2.2.2:2          3.3.3.3:3          4.4.4.4:4\n"
+        "[0]udp 299s   UDP_ONEWAY  1.1.1.1:1          2.2.2.2:2          3.3.3.3:3          4.4.4.4:4\n"
+    )
+
+
+def test_the_listing_of_local_addresses() -> None:
+    lips = [{"addr": f"192.168.100.{n}", "port": "dpdk0", "conns": 0, "conflicts": 0} for n in (200, 201)]
+    assert ipvsadm.laddrs_text([service("tcp:192.168.100.254:80", [], lips)]) == (
+        "VIP:VPORT            TOTAL    SNAT_IP              CONFLICTS  CONNS     \n"
+        "192.168.100.254:80   2        \n"
+        "                              192.168.100.200      0          0         \n"
+        "                              192.168.100.201      0          0         \n"
+    )
+
+
+def test_what_is_saved_can_be_restored() -> None:
+    lips = [{"addr": "192.168.100.200", "port": "dpdk0", "conns": 7, "conflicts": 0}]
+    services = [
+        service("tcp:192.168.100.254:80", [server("192.168.100.3:80", 5), server("192.168.100.2:8080", 0)], lips),
+        service(
+            "udp:192.168.100.253:53",
+            [],
+            scheduler="wrr",
+            conn_timeout=30,
+            expire_quiescent=True,
+            no_rs="reset",
+            half_open=100,
+        ),
+    ]
+    saved = ipvsadm.save_text(services)
+    assert saved == (
+        "-A -t 192.168.100.254:80 -s rr\n"
+        "-P -t 192.168.100.254:80 -z 192.168.100.200 -F dpdk0\n"
+        "-a -t 192.168.100.254:80 -r 192.168.100.2:8080 -b -w 0\n"
+        "-a -t 192.168.100.254:80 -r 192.168.100.3:80 -b -w 5\n"
+        "-A -u 192.168.100.253:53 -s wrr --conn-timeout 30 --expire-quiescent --no-rs reset --half-open 100\n"
+    )
+    assert parse_rules("# all of it\n\n-C\n" + saved).changes == [
+        {"op": "service.clear"},
+        {"op": "service.add", **WEB, "scheduler": "rr"},
+        {"op": "lip.add", "service": WEB, "addr": "192.168.100.200", "port": "dpdk0"},
+        {"op": "server.add", "service": WEB, "rip": "192.168.100.2", "rport": 8080, "weight": 0},
+        {"op": "server.add", "service": WEB, "rip": "192.168.100.3", "rport": 80, "weight": 5},
+        {
+            "op": "service.add", **DNS, "scheduler": "wrr", "conn_timeout": 30, "expire_quiescent": True,
+            "no_rs": "reset", "half_open": 100,
+        },
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rules", "why"),
+    [
+        ("-A -t 10.0.0.1:80\n-ln\n", "line 2: only commands that change something can be restored"),
+        (
+            "\n-A -t 10.0.0.1:80 -s wlc\n",
+            "line 2: scheduler wlc is not in fnat; use -s rr or -s wrr; nothing was changed",
+        ),
+        ("-A -t '10.0.0.1:80\n", "line 1: No closing quotation"),
+    ],
+)
+def test_rules_that_cannot_be_restored_name_their_line(rules: str, why: str) -> None:
+    with pytest.raises(Usage, match=why):
+        parse_rules(rules)

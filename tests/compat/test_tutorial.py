@@ -1,0 +1,213 @@
+"""The DPVS tutorial's one-arm and two-arm FullNAT, typed into the real API over a unix socket: transcripts.
+
+The data plane is an anonymous plane whose worker does not run, so nothing is forwarded here; what is shown is what
+control made of the commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+from terminal import type_in
+
+from fnat import _core, api
+from fnat.control import Control
+from fnat.engine import Engine
+from fnat.model import PortInfo
+from fnat.state import Ids, Overlay
+
+PORTS = [
+    PortInfo(id=0, name="dpdk0", kind="tap", mac="02:00:00:00:00:01", mode="native", queues=1),
+    PortInfo(id=1, name="dpdk1", kind="tap", mac="02:00:00:00:00:02", mode="native", queues=1),
+]
+
+
+@pytest.fixture
+def balancer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Control]:
+    """Control with its API; FNAT_SOCKET names it."""
+    directory = Path(tempfile.mkdtemp(prefix="fnat-api-"))
+    plane = _core.Plane.create(None, workers=1, conns=4096)
+    ids = Ids(directory / "state.json")
+    ids.load()
+    control = Control(Engine(plane, {}, PORTS, ids, startle=0.0), Overlay(directory / "overlay.json"))
+    control.start()
+    listening = api.listen(directory / "s")
+    config = uvicorn.Config(api.create_app(control), log_config=None, access_log=False, lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
+    monkeypatch.setenv("FNAT_SOCKET", str(directory / "s"))
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, directory)
+        undo.callback(plane.close)
+        undo.callback(listening.close)
+        thread.start()
+        undo.callback(thread.join)
+        undo.callback(setattr, server, "should_exit", True)
+        yield control
+
+
+def type_all(script: str) -> None:
+    for line in script.strip().splitlines():
+        assert type_in(line) == (0, "", ""), line
+
+
+ONE_ARM = """
+dpip addr add 192.168.100.254/32 dev dpdk0
+ipvsadm -A -t 192.168.100.254:80 -s rr
+ipvsadm -a -t 192.168.100.254:80 -r 192.168.100.2 -b
+ipvsadm -a -t 192.168.100.254:80 -r 192.168.100.3 -b
+ipvsadm --add-laddr -z 192.168.100.200 -t 192.168.100.254:80 -F dpdk0
+ipvsadm --add-laddr -z 192.168.100.201 -t 192.168.100.254:80 -F dpdk0
+dpip route add 192.168.100.0/24 dev dpdk0
+"""
+
+ONE_ARM_SHOWN = [
+    (
+        "ipvsadm -ln",
+        "IP Virtual Server version 0.1.0 (size=4096)\n"
+        "Prot LocalAddress:Port Scheduler Flags\n"
+        "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n"
+        "TCP  192.168.100.254:80 rr\n"
+        "  -> 192.168.100.2:80             FullNat 1      0          0         \n"
+        "  -> 192.168.100.3:80             FullNat 1      0          0         \n",
+    ),
+    (
+        "ipvsadm -G",
+        "VIP:VPORT            TOTAL    SNAT_IP              CONFLICTS  CONNS     \n"
+        "192.168.100.254:80   2        \n"
+        "                              192.168.100.200      0          0         \n"
+        "                              192.168.100.201      0          0         \n",
+    ),
+    (
+        "ipvsadm -ln --stats",
+        "IP Virtual Server version 0.1.0 (size=4096)\n"
+        "Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes\n"
+        "  -> RemoteAddress:Port\n"
+        "TCP  192.168.100.254:80                  0        0        0        0        0\n"
+        "  -> 192.168.100.2:80                    0        0        0        0        0\n"
+        "  -> 192.168.100.3:80                    0        0        0        0        0\n",
+    ),
+    ("ipvsadm -lnc", ""),
+    (
+        "dpip addr show -s",
+        "inet 192.168.100.254/32 scope global dpdk0\n"
+        "     valid_lft forever preferred_lft forever\n"
+        "inet 192.168.100.200/32 scope global dpdk0\n"
+        "     valid_lft forever preferred_lft forever sa_used 0 sa_free 129024 sa_miss 0\n"
+        "inet 192.168.100.201/32 scope global dpdk0\n"
+        "     valid_lft forever preferred_lft forever sa_used 0 sa_free 129024 sa_miss 0\n",
+    ),
+    (
+        "dpip route show",
+        "inet 192.168.100.254/32 via 0.0.0.0 src 0.0.0.0 dev dpdk0 mtu 1500 tos 0 scope host metric 0 proto auto\n"
+        "inet 192.168.100.200/32 via 0.0.0.0 src 0.0.0.0 dev dpdk0 mtu 1500 tos 0 scope host metric 0 proto auto\n"
+        "inet 192.168.100.201/32 via 0.0.0.0 src 0.0.0.0 dev dpdk0 mtu 1500 tos 0 scope host metric 0 proto auto\n"
+        "inet 192.168.100.0/24 via 0.0.0.0 src 0.0.0.0 dev dpdk0 mtu 1500 tos 0 scope link metric 0 proto static\n",
+    ),
+    (
+        "dpip link show dpdk1 -v",
+        "2: dpdk1: socket 0 mtu 1500 rx-queue 1 tx-queue 1\n"
+        "    UP 0 Mbps unknown-duplex unknown-nego\n"
+        "    addr 02:00:00:00:00:02\n"
+        "    driver tap device  mode native zero-copy no exclusive no\n",
+    ),
+    (
+        "ipvsadm -S",
+        "-A -t 192.168.100.254:80 -s rr\n"
+        "-P -t 192.168.100.254:80 -z 192.168.100.200 -F dpdk0\n"
+        "-P -t 192.168.100.254:80 -z 192.168.100.201 -F dpdk0\n"
+        "-a -t 192.168.100.254:80 -r 192.168.100.2:80 -b -w 1\n"
+        "-a -t 192.168.100.254:80 -r 192.168.100.3:80 -b -w 1\n",
+    ),
+]
+
+
+def test_one_arm(balancer: Control) -> None:
+    type_all(ONE_ARM)
+    assert [(line, type_in(line)) for line, _ in ONE_ARM_SHOWN] == [
+        (line, (0, text, "")) for line, text in ONE_ARM_SHOWN
+    ]
+    saved = type_in("ipvsadm -S")[1]
+    type_all("ipvsadm -C")
+    assert type_in("ipvsadm -S") == (0, "", "")
+    assert type_in("ipvsadm -R", saved) == (0, "", "")
+    assert type_in("ipvsadm -S") == (0, saved, "")
+
+
+TWO_ARM = """
+dpip addr add 10.0.0.100/32 dev dpdk1
+dpip route add 10.0.0.0/16 dev dpdk1
+dpip route add default via 10.0.0.1 dev dpdk1
+dpip route add 192.168.100.0/24 dev dpdk0
+dpip neigh add 10.0.0.1 lladdr 02:00:5e:10:00:01 dev dpdk1
+ipvsadm -A -t 10.0.0.100:80 -s wrr
+ipvsadm -A -u 10.0.0.100:53
+ipvsadm -a -t 10.0.0.100:80 -r 192.168.100.2:8080 -b -w 65535
+ipvsadm -e -t 10.0.0.100:80 -r 192.168.100.2:8080 -w 0
+ipvsadm -a -t 10.0.0.100:80 -r 192.168.100.3:8080 -b -w 100
+ipvsadm -d -t 10.0.0.100:80 -r 192.168.100.3:8080
+ipvsadm -P -z 192.168.100.200 -t 10.0.0.100:80 -F dpdk0
+ipvsadm -E -t 10.0.0.100:80 -s rr --conn-timeout 3600 --expire-quiescent --no-rs reset --half-open 0
+ipvsadm -Z
+dpip route set default via 10.0.0.2 dev dpdk1
+dpip route del 192.168.100.0/24 dev dpdk0
+dpip addr add 192.168.100.9/24 dev dpdk0
+dpip addr del 192.168.100.9/24 dev dpdk0
+dpip link set dpdk1 link down
+"""
+
+
+def test_two_arm(balancer: Control) -> None:
+    type_all(TWO_ARM)
+    assert type_in("ipvsadm -S")[1] == (
+        "-A -t 10.0.0.100:80 -s rr --conn-timeout 3600 --expire-quiescent --no-rs reset --half-open 0\n"
+        "-P -t 10.0.0.100:80 -z 192.168.100.200 -F dpdk0\n"
+        "-a -t 10.0.0.100:80 -r 192.168.100.2:8080 -b -w 0\n"
+        "-A -u 10.0.0.100:53 -s wrr\n"
+    )
+    assert type_in("dpip route show dev dpdk1")[1].splitlines()[1:] == [
+        "inet 10.0.0.0/16 via 0.0.0.0 src 0.0.0.0 dev dpdk1 mtu 1500 tos 0 scope link metric 0 proto static",
+        "inet 0.0.0.0/0 via 10.0.0.2 src 0.0.0.0 dev dpdk1 mtu 1500 tos 0 scope global metric 0 proto static",
+    ]
+    assert type_in("dpip neigh show")[1] == (
+        f"ip: 10.0.0.1{'':40} mac: 02:00:5e:10:00:01   state: REACHABLE     dev: dpdk1  core: 0  [static]\n"
+    )
+    assert type_in("dpip link show dpdk1")[1].splitlines()[1].split()[0] == "DOWN"
+    assert type_in("fnat service show tcp 10.0.0.100:80")[1].splitlines()[1].split()[:4] == [
+        "tcp",
+        "10.0.0.100:80",
+        "rr",
+        "1",
+    ]
+    assert type_in("fnat metrics")[1].count("\nfnat_server_weight{") == 1
+
+
+REFUSED = [
+    ("ipvsadm -A -t 192.168.100.254:80", 1, "ipvsadm", "exists"),
+    ("ipvsadm -D -t 192.168.100.254:81", 1, "ipvsadm", "FN-1203"),
+    ("ipvsadm -A -t 192.168.100.200:80", 1, "ipvsadm", "FN-1205"),
+    ("ipvsadm -P -z 192.168.100.210 -t 192.168.100.254:80 -F dpdk9", 1, "ipvsadm", "FN-1207"),
+    ("dpip addr add 10.9.9.9/32 dev dpdk9", 1, "dpip", "FN-1207"),
+    ("dpip addr add 127.0.0.1/32 dev dpdk0", 1, "dpip", "FN-1201"),
+    ("dpip link show dpdk9", 1, "dpip", "no port dpdk9"),
+    ("fnat conn show --state NOPE", 1, "fnat", "there is no state 'NOPE'"),
+    ("fnat conn show --worker 5", 1, "fnat", "there is no worker 5"),
+]
+
+
+def test_refused_by_control_with_one_line(balancer: Control) -> None:
+    type_all(ONE_ARM)
+    for line, code, program, why in REFUSED:
+        got, out, err = type_in(line)
+        assert (got, out, err.count("\n")) == (code, "", 1), line
+        assert err.startswith("fnat: " if program == "fnat" else f"fnat-{program}: ")
+        assert why in err, line
+    assert type_in("ipvsadm -S")[1] == ONE_ARM_SHOWN[-1][1]
