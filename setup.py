@@ -21,7 +21,16 @@ ROOT = Path(__file__).parent
 CORE = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "cext").glob("*.c"))
 DRIVERS = [f"cext/drivers/{name}.c" for name in ("mem", "tap", "pcap") if (ROOT / f"cext/drivers/{name}.c").exists()]
 MARCH = os.environ.get("FNAT_MARCH") or ("x86-64-v3" if platform.machine() == "x86_64" else "")
-FLAGS = ["-std=gnu11", "-O3", "-g", "-Wall", "-Wextra", "-fno-strict-aliasing", "-flto=auto", "-fno-semantic-interposition"]
+FLAGS = [
+    "-std=gnu11",
+    "-O3",
+    "-g",
+    "-Wall",
+    "-Wextra",
+    "-fno-strict-aliasing",
+    "-flto=auto",
+    "-fno-semantic-interposition",
+]
 FLAGS += [f"-march={MARCH}"] if MARCH else []
 FLAGS += shlex.split(os.environ.get("FNAT_CFLAGS", ""))
 
@@ -49,7 +58,10 @@ class BuildExt(build_ext):
     def run(self) -> None:
         super().run()
         if not XDP:
-            print("fnat: built without AF_XDP: libbpf's headers are not there (Debian: apt-get install libbpf-dev clang)", file=sys.stderr)
+            print(
+                "fnat: built without AF_XDP: libbpf's headers are not there (Debian: apt-get install libbpf-dev clang)",
+                file=sys.stderr,
+            )
             return
         from fnat.drivers import xdp_build
 

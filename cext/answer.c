@@ -151,8 +151,8 @@ void answer_ask_neighbour(struct core *k, u32 neigh, bool unicast)
 enum verdict answer_arp(struct core *k, struct packet *p)
 {
     struct arp_header *arp = (struct arp_header *)(p->data + ETH_HEADER);
-    if (p->len < ETH_HEADER + sizeof *arp || arp->htype != be16(1) || arp->ptype != be16(ETH_TYPE_IP4) || arp->hlen != 6 || arp->plen != 4 ||
-        (arp->op != be16(ARP_REQUEST) && arp->op != be16(ARP_REPLY)) || arp->sha[0] & 1)
+    if (p->len < ETH_HEADER + sizeof *arp || arp->htype != be16(1) || arp->ptype != be16(ETH_TYPE_IP4) || arp->hlen != 6 ||
+        arp->plen != 4 || (arp->op != be16(ARP_REQUEST) && arp->op != be16(ARP_REPLY)) || arp->sha[0] & 1)
         return drop(k, p, DROP_arp);
     struct addr16 sender = addr16_4(arp->spa);
     const struct snap_address_slot *target = owned4(k, arp->tpa);

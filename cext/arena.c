@@ -1,5 +1,7 @@
 /* arena.c: see arena.h. */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include "arena.h"
 
 #include <errno.h>

@@ -7,7 +7,9 @@
  * in the same random order, with the same batching and prefetching.
  * Nothing here is used when fnat carries traffic.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include "csum.h"
 #include "worker.h"
 
@@ -34,8 +36,8 @@ struct generator {
     u32 n_flows;
     u8 proto, gateway_mac[2][6], port_mac[2][6];
     u64 random;
-    u32 at, end;       /* flows in order, for phases; end 0: random order */
-    u32 wan_or_lan;    /* in a phase, the only side that sends */
+    u32 at, end;    /* flows in order, for phases; end 0: random order */
+    u32 wan_or_lan; /* in a phase, the only side that sends */
     enum shape shape;
     bool learn, idle[2];
     u64 made, seen, verified, mismatched;
@@ -72,7 +74,10 @@ static inline u64 next_random(u64 *state) /* splitmix64 */
 
 /* ---- frames ---- */
 
-static inline u32 l4_size(const struct generator *g) { return g->proto == PROTO_TCP ? sizeof(struct tcp_header) : sizeof(struct udp_header); }
+static inline u32 l4_size(const struct generator *g)
+{
+    return g->proto == PROTO_TCP ? sizeof(struct tcp_header) : sizeof(struct udp_header);
+}
 
 static void write_frame(const struct generator *g, u8 *data, u32 id, const struct flow *f, enum direction dir, enum shape shape)
 {
@@ -80,7 +85,11 @@ static void write_frame(const struct generator *g, u8 *data, u32 id, const struc
     memcpy(data + 6, g->gateway_mac[dir], 6);
     put16(data + 12, be16(ETH_TYPE_IP4));
     struct ip4_header *ip = (struct ip4_header *)(data + ETH_HEADER);
-    *ip = (struct ip4_header){.version_ihl = 0x45, .total_len = be16((u16)(sizeof *ip + l4_size(g) + PAYLOAD)), .frag = be16(IP4_DF), .ttl = 64, .proto = g->proto};
+    *ip = (struct ip4_header){.version_ihl = 0x45,
+                              .total_len = be16((u16)(sizeof *ip + l4_size(g) + PAYLOAD)),
+                              .frag = be16(IP4_DF),
+                              .ttl = 64,
+                              .proto = g->proto};
     ip->src = dir == TO_RS ? f->cip : f->rip;
     ip->dst = dir == TO_RS ? f->vip : f->lip;
     ip->csum = csum_ip4(ip, sizeof *ip);
@@ -102,7 +111,8 @@ static void write_frame(const struct generator *g, u8 *data, u32 id, const struc
         udp->csum = 0;
     }
     put32(l4 + l4_size(g), id);
-    u16 len = (u16)(l4_size(g) + PAYLOAD), *csum = (u16 *)(l4 + (g->proto == PROTO_TCP ? offsetof(struct tcp_header, csum) : offsetof(struct udp_header, csum)));
+    u16 len = (u16)(l4_size(g) + PAYLOAD),
+        *csum = (u16 *)(l4 + (g->proto == PROTO_TCP ? offsetof(struct tcp_header, csum) : offsetof(struct udp_header, csum)));
     u16 sum = csum_fold(csum_pseudo4(get32(&ip->src), get32(&ip->dst), g->proto, len) + csum_partial(l4, len));
     put16(csum, sum == 0xffff ? 0xffff : (u16)~sum);
 }
@@ -203,7 +213,7 @@ static int gen_open(struct generator *g, struct fnat_worker *w, enum direction d
     struct gen_queue *q = calloc(1, sizeof *q);
     if (!q)
         return -ENOMEM;
-    *q = (struct gen_queue){{&gen_driver, g->pool, -1}, g, dir};
+    *q = (struct gen_queue){{.driver = &gen_driver, .pool = g->pool, .fd = -1}, g, dir};
     return fnat_worker_attach(w, dir == TO_RS ? 0 : 1, 0, (struct io_queue *)q);
 }
 
@@ -387,7 +397,8 @@ static void live_generator_alone(struct generator *g, struct fnat_worker *w, u32
     static const struct {
         enum direction dir;
         enum shape shape;
-    } order[LIVES_PACKETS] = {{TO_RS, SHAPE_SYN}, {TO_CLIENT, SHAPE_SYNACK}, {TO_RS, SHAPE_ACK}, {TO_RS, SHAPE_DATA}, {TO_RS, SHAPE_FIN}, {TO_CLIENT, SHAPE_FIN}};
+    } order[LIVES_PACKETS] = {{TO_RS, SHAPE_SYN},  {TO_CLIENT, SHAPE_SYNACK}, {TO_RS, SHAPE_ACK},
+                              {TO_RS, SHAPE_DATA}, {TO_RS, SHAPE_FIN},        {TO_CLIENT, SHAPE_FIN}};
     for (u32 i = 0; i < LIVES_PACKETS; i++) {
         g->at = 0, g->end = n, g->shape = order[i].shape;
         g->learn = false;

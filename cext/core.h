@@ -36,7 +36,7 @@ struct core {
     struct core_port ports[FNAT_PORTS];
     /* the rest */
     u64 now_ns;
-    u32 clock_ms, clock_us4; /* wall clocks for TCP identity, wrapping */
+    u32 clock_ms, clock_us4;   /* wall clocks for TCP identity, wrapping */
     u32 timeouts[FNAT_STATES]; /* ticks */
     const struct snapshot *snap;
     const u8 *area;

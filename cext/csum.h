@@ -35,10 +35,7 @@ static inline u64 csum_partial(const void *data, u32 len)
 }
 
 /* Pseudo-header of TCP and UDP over IPv4 (RFC 9293 3.1); l4_len in host order. */
-static inline u64 csum_pseudo4(u32 saddr, u32 daddr, u8 proto, u16 l4_len)
-{
-    return (u64)saddr + daddr + be16(proto) + be16(l4_len);
-}
+static inline u64 csum_pseudo4(u32 saddr, u32 daddr, u8 proto, u16 l4_len) { return (u64)saddr + daddr + be16(proto) + be16(l4_len); }
 
 /* What a checksum changes by when `from` becomes `to`: sums over 16-bit words, to be added to the complement (RFC 1624 eqn 3). */
 static inline u32 csum_delta32(u32 from, u32 to)
@@ -53,9 +50,6 @@ static inline u16 csum_apply(u16 csum, u32 delta) { return (u16)~csum_fold((u64)
 /* The delta of the opposite direction. */
 static inline u16 csum_negate(u16 delta) { return (u16)~delta; }
 
-static inline u16 csum_ip4(const struct ip4_header *ip, u32 header_len)
-{
-    return (u16)~csum_fold(csum_partial(ip, header_len));
-}
+static inline u16 csum_ip4(const struct ip4_header *ip, u32 header_len) { return (u16)~csum_fold(csum_partial(ip, header_len)); }
 
 #endif

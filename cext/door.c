@@ -1,5 +1,7 @@
 /* door.c: fnat.h implemented: argument checks, handles, errno. Reading happens here, from any thread or process. */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include "conn.h"
 #include "track.h"
 #include "worker.h"
@@ -60,12 +62,16 @@ void fnat_plane_info(const struct fnat_plane *p, struct fnat_plane_info *out)
 
 int fnat_put_settings(struct fnat_plane *p, const struct fnat_settings *settings) { return snapshot_put_settings(p, settings); }
 int fnat_put_port(struct fnat_plane *p, const struct fnat_port_spec *port) { return snapshot_put_port(p, port); }
-int fnat_put_service(struct fnat_plane *p, const struct fnat_service_spec *svc, const struct fnat_member_spec *members, const uint16_t *lips)
+int fnat_put_service(struct fnat_plane *p, const struct fnat_service_spec *svc, const struct fnat_member_spec *members,
+                     const uint16_t *lips)
 {
     return snapshot_put_service(p, svc, members, lips);
 }
 int fnat_del_service(struct fnat_plane *p, uint32_t id) { return snapshot_del_service(p, id); }
-int fnat_put_addresses(struct fnat_plane *p, const struct fnat_address_spec *addrs, uint32_t n) { return snapshot_put_addresses(p, addrs, n); }
+int fnat_put_addresses(struct fnat_plane *p, const struct fnat_address_spec *addrs, uint32_t n)
+{
+    return snapshot_put_addresses(p, addrs, n);
+}
 int fnat_put_routes(struct fnat_plane *p, const struct fnat_route_spec *routes, uint32_t n) { return snapshot_put_routes(p, routes, n); }
 int64_t fnat_publish(struct fnat_plane *p) { return snapshot_publish(p); }
 int64_t fnat_adopted(const struct fnat_plane *p) { return snapshot_adopted(p); }
@@ -189,6 +195,13 @@ int fnat_counters(const struct fnat_plane *p, uint32_t worker, uint64_t *out)
     return 0;
 }
 
+int fnat_worker_cpu(const struct fnat_plane *p, uint32_t worker)
+{
+    if (worker >= p->config.workers || !load_acquire(&p->maps[worker].header->active))
+        return -1;
+    return (int)load_relaxed(&p->maps[worker].header->cpu) - 1;
+}
+
 /* ---- connections ---- */
 
 static u32 timeout_seconds(const struct fnat_plane *p, const struct conn *c)
@@ -223,8 +236,8 @@ static void fill_info(const struct fnat_plane *p, const struct conn *c, u32 tick
 
 static bool wanted(const struct fnat_conn_filter *f, const struct fnat_conn_info *i)
 {
-    return !f || ((f->service < 0 || f->service == i->service) && (f->member < 0 || f->member == i->member) && (f->state < 0 || f->state == i->state) &&
-                  (f->proto < 0 || f->proto == i->proto));
+    return !f || ((f->service < 0 || f->service == i->service) && (f->member < 0 || f->member == i->member) &&
+                  (f->state < 0 || f->state == i->state) && (f->proto < 0 || f->proto == i->proto));
 }
 
 int fnat_conns(const struct fnat_plane *p, uint32_t worker, uint32_t *cursor, const struct fnat_conn_filter *filter, uint64_t now_ns,

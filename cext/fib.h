@@ -8,8 +8,8 @@
 #include "net.h"
 
 struct fib4 {
-    const u32 *first;              /* host order; first[0] == 0 when there is any range */
-    const u32 *leaf;               /* index into routes + 1; 0: no route */
+    const u32 *first; /* host order; first[0] == 0 when there is any range */
+    const u32 *leaf;  /* index into routes + 1; 0: no route */
     const struct fnat_route_spec *routes;
     u32 ranges;
 };

@@ -26,22 +26,22 @@ enum { FNAT_PORTS = 16, FNAT_WORKERS = 64, FNAT_NAME = 32, FNAT_TCP_STATES = 11,
 /* ---- the plane ---- */
 
 struct fnat_plane_config {
-    uint32_t workers;       /* 1..FNAT_WORKERS */
-    uint32_t conns;         /* connections of each worker */
-    uint32_t services;      /* service ids, all workers */
-    uint32_t members;       /* member ids (service x RS), all workers */
-    uint32_t endpoints;     /* (protocol, LIP, RS) port maps of each worker */
-    uint32_t neighbours;    /* 16..65535 */
-    uint32_t frames;        /* frames of each worker, 4 KiB each; 0: none (the caller brings its own queues) */
-    uint32_t snapshot_mib;  /* room for snapshots */
+    uint32_t workers;      /* 1..FNAT_WORKERS */
+    uint32_t conns;        /* connections of each worker */
+    uint32_t services;     /* service ids, all workers */
+    uint32_t members;      /* member ids (service x RS), all workers */
+    uint32_t endpoints;    /* (protocol, LIP, RS) port maps of each worker */
+    uint32_t neighbours;   /* 16..65535 */
+    uint32_t frames;       /* frames of each worker, 4 KiB each; 0: none (the caller brings its own queues) */
+    uint32_t snapshot_mib; /* room for snapshots */
 };
 
 struct fnat_plane_info {
     struct fnat_plane_config config;
     uint64_t plane_bytes, worker_bytes, frames_bytes; /* of the mappings; worker_bytes is of one worker */
-    uint64_t conn_bytes;     /* of one worker's memory that grows with config.conns */
-    uint32_t huge_page_size; /* bytes; 0: ordinary pages */
-    uint32_t restored;       /* connections found in the arena at creation */
+    uint64_t conn_bytes;                              /* of one worker's memory that grows with config.conns */
+    uint32_t huge_page_size;                          /* bytes; 0: ordinary pages */
+    uint32_t restored;                                /* connections found in the arena at creation */
 };
 
 enum { FNAT_ANON = 1, FNAT_FRESH = 2 /* ignore what an earlier run left */ };
@@ -71,7 +71,7 @@ struct fnat_member_spec {
 
 struct fnat_service_spec {
     uint8_t vip[16];
-    uint32_t id;        /* service id, stable */
+    uint32_t id; /* service id, stable */
     uint16_t vport;
     uint8_t family, proto; /* 4 | 6; 6 (TCP) | 17 (UDP) */
     uint8_t sched, no_rs, flags, pad;
@@ -95,8 +95,8 @@ enum { FNAT_ROUTE_UNICAST = 0, FNAT_ROUTE_HOST = 1 /* hand to the host: kni_host
 
 struct fnat_route_spec {
     uint8_t prefix[16], gateway[16], src[16]; /* gateway 0: on link; src: sender of ARP, 0: the packet's own source */
-    uint32_t mtu;                              /* 0: the port's */
-    uint32_t metric;                           /* of equal prefixes the lowest metric wins */
+    uint32_t mtu;                             /* 0: the port's */
+    uint32_t metric;                          /* of equal prefixes the lowest metric wins */
     uint8_t family, plen, port, kind;
     uint8_t pad[4];
 };
@@ -115,26 +115,34 @@ struct fnat_port_spec {
 enum { FNAT_UNSERVED_DROP = 0, FNAT_UNSERVED_RESET = 1 };
 
 struct fnat_settings {
-    uint32_t timeouts[FNAT_STATES]; /* seconds, by conn state */
+    uint32_t timeouts[FNAT_STATES];   /* seconds, by conn state */
     uint16_t lport_first, lport_last; /* local ports that may be used, 1024..65535 */
-    uint8_t unserved;               /* a SYN for an owned address and a port nobody serves */
+    uint8_t unserved;                 /* a SYN for an owned address and a port nobody serves */
     uint8_t pad[3];
 };
 
 int fnat_put_settings(struct fnat_plane *plane, const struct fnat_settings *settings);
 int fnat_put_port(struct fnat_plane *plane, const struct fnat_port_spec *port); /* flags without FNAT_PORT_UP: gone */
 /* Add or replace one service. -EEXIST another id has this VIP:port/proto, -ENOSPC snapshot area full. */
-int fnat_put_service(struct fnat_plane *plane, const struct fnat_service_spec *svc, const struct fnat_member_spec *members, const uint16_t *lips);
+int fnat_put_service(struct fnat_plane *plane, const struct fnat_service_spec *svc, const struct fnat_member_spec *members,
+                     const uint16_t *lips);
 int fnat_del_service(struct fnat_plane *plane, uint32_t id);
 int fnat_put_addresses(struct fnat_plane *plane, const struct fnat_address_spec *addrs, uint32_t n); /* the whole list */
-int fnat_put_routes(struct fnat_plane *plane, const struct fnat_route_spec *routes, uint32_t n);      /* the whole list */
+int fnat_put_routes(struct fnat_plane *plane, const struct fnat_route_spec *routes, uint32_t n);     /* the whole list */
 /* Seal and swap; returns the snapshot's number (> 0). */
 int64_t fnat_publish(struct fnat_plane *plane);
 /* The oldest snapshot that a running worker still uses; a change is in force when this reaches its number. */
 int64_t fnat_adopted(const struct fnat_plane *plane);
 
 /* Neighbours are one shared table: both sides may write. mac NULL with state 0 deletes. */
-enum { FNAT_NEIGH_NONE = 0, FNAT_NEIGH_SEND = 1, FNAT_NEIGH_REACHABLE = 2, FNAT_NEIGH_PROBE = 3, FNAT_NEIGH_DELAY = 4, FNAT_NEIGH_STATIC = 8 /* flag */ };
+enum {
+    FNAT_NEIGH_NONE = 0,
+    FNAT_NEIGH_SEND = 1,
+    FNAT_NEIGH_REACHABLE = 2,
+    FNAT_NEIGH_PROBE = 3,
+    FNAT_NEIGH_DELAY = 4,
+    FNAT_NEIGH_STATIC = 8 /* flag */
+};
 
 struct fnat_neigh_info {
     uint8_t addr[16];
@@ -165,6 +173,9 @@ const char *fnat_counter_name(uint32_t i);
 const char *fnat_counter_help(uint32_t i);
 char fnat_counter_kind(uint32_t i);
 int fnat_counters(const struct fnat_plane *plane, uint32_t worker, uint64_t *out);
+
+/* The CPU a worker runs on; -1: it does not run. */
+int fnat_worker_cpu(const struct fnat_plane *plane, uint32_t worker);
 
 struct fnat_conn_info {
     uint8_t cip[16], vip[16], lip[16], rip[16];
@@ -201,8 +212,8 @@ void fnat_worker_quiesce(struct fnat_worker *worker);
 
 /* mem: frames put in by the caller, frames taken out by the caller. */
 int fnat_mem_open(struct frame_pool *pool, uint32_t ring, struct io_queue **out);
-int fnat_mem_put(struct io_queue *q, const uint8_t *data, uint32_t len);           /* -ENOSPC full, -EMSGSIZE too long */
-int fnat_mem_take(struct io_queue *q, uint8_t *out, uint32_t room);                /* length, or -EAGAIN */
+int fnat_mem_put(struct io_queue *q, const uint8_t *data, uint32_t len); /* -ENOSPC full, -EMSGSIZE too long */
+int fnat_mem_take(struct io_queue *q, uint8_t *out, uint32_t room);      /* length, or -EAGAIN */
 /* pcap: prepared frames handed out over and over; what is sent is only counted. */
 int fnat_pcap_open(struct frame_pool *pool, uint32_t batch, struct io_queue **out);
 int fnat_pcap_add(struct io_queue *q, const uint8_t *data, uint32_t len); /* before the first rx; -EMSGSIZE, -ENOMEM, -EBUSY */

@@ -6,7 +6,10 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-static struct handoff_ring *ring(struct handoff_ring *rings, const struct handoff *h, u32 from, u32 to) { return &rings[from * h->workers + to]; }
+static struct handoff_ring *ring(struct handoff_ring *rings, const struct handoff *h, u32 from, u32 to)
+{
+    return &rings[from * h->workers + to];
+}
 
 int handoff_open(u32 workers, u32 frames, struct handoff **out)
 {

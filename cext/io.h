@@ -35,11 +35,11 @@ static inline void frame_free(struct frame_pool *pool, u32 frame)
 static inline u8 *frame_data(const struct frame_pool *pool, u32 frame) { return pool->area + (u64)frame * FRAME_SIZE + FRAME_HEADROOM; }
 
 struct io_stats {
-    u64 rx_dropped;   /* received by the device, lost before rx */
-    u64 rx_full;      /* receive ring full */
-    u64 rx_no_frame;  /* fill ring empty */
-    u64 tx_invalid;   /* refused by the kernel */
-    u64 tx_no_space;  /* send ring full */
+    u64 rx_dropped;  /* received by the device, lost before rx */
+    u64 rx_full;     /* receive ring full */
+    u64 rx_no_frame; /* fill ring empty */
+    u64 tx_invalid;  /* refused by the kernel */
+    u64 tx_no_space; /* send ring full */
 };
 
 struct io_queue; /* each driver defines its own; the first member is struct io_base */
@@ -58,11 +58,16 @@ struct io_base {
     const struct io_driver *driver;
     struct frame_pool *pool;
     int fd;
+    u32 lent; /* frames that wait in the device for something to receive */
 };
 
-static inline unsigned io_rx(struct io_queue *q, struct packet *pkts, unsigned max) { return ((struct io_base *)q)->driver->rx(q, pkts, max); }
+static inline unsigned io_rx(struct io_queue *q, struct packet *pkts, unsigned max)
+{
+    return ((struct io_base *)q)->driver->rx(q, pkts, max);
+}
 static inline unsigned io_tx(struct io_queue *q, struct packet *pkts, unsigned n) { return ((struct io_base *)q)->driver->tx(q, pkts, n); }
 static inline int io_fd(const struct io_queue *q) { return ((const struct io_base *)q)->fd; }
+static inline u32 io_lent(const struct io_queue *q) { return ((const struct io_base *)q)->lent; }
 static inline void io_stats(struct io_queue *q, struct io_stats *out) { ((struct io_base *)q)->driver->stats(q, out); }
 static inline void io_arm(struct io_queue *q)
 {

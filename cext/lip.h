@@ -18,9 +18,9 @@ struct endpoint {
     u8 rip[16];
     u16 rport, lip_id; /* rport in network order */
     u8 proto, family;
-    u16 cursor;   /* where the search for a free port goes on, host order */
-    u32 next;     /* in its hash chain, or in the list of free endpoints */
-    u32 used;     /* ports taken */
+    u16 cursor;    /* where the search for a free port goes on, host order */
+    u32 next;      /* in its hash chain, or in the list of free endpoints */
+    u32 used;      /* ports taken */
     u32 isn_floor; /* later than every sequence number sent here, per-port offset taken out */
     u32 ts_lead;   /* added to the clock so that timestamps never go back */
     u32 ts_last;   /* last timestamp given out */
@@ -48,7 +48,7 @@ struct lip_table {
     struct lip_marks { /* lives in the arena */
         u32 endpoint_free, endpoint_fresh, endpoint_sweep, endpoints_used;
         u32 block_free, block_fresh, blocks_used, ports_used;
-    } *marks;
+    } * marks;
     const struct hash_secret *secret;
 };
 

@@ -40,7 +40,8 @@ u32 neigh_get(struct neigh_table *t, u8 port, u8 family, const u8 addr[16])
         while (neigh_word_state(word) == NEIGH_CLAIMED)
             word = load_acquire(&e->word);
         if (neigh_word_state(word) == NEIGH_EMPTY) {
-            if (!__atomic_compare_exchange_n(&e->word, &word, neigh_word(NULL, NEIGH_CLAIMED, port), false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+            if (!__atomic_compare_exchange_n(&e->word, &word, neigh_word(NULL, NEIGH_CLAIMED, port), false, __ATOMIC_ACQ_REL,
+                                             __ATOMIC_ACQUIRE)) {
                 n--, at = at ? at - 1 : t->count - 1; /* somebody was faster: look at this place again */
                 continue;
             }

@@ -4,18 +4,18 @@
 
 #include "base.h"
 
-enum { BATCH = 64 };              /* packets a worker takes from a queue in one turn */
-enum { FRAME_SIZE = 4096 };       /* bytes of a frame, headroom included */
-enum { FRAME_HEADROOM = 256 };    /* bytes before the packet that every driver keeps free */
+enum { BATCH = 64 };           /* packets a worker takes from a queue in one turn */
+enum { FRAME_SIZE = 4096 };    /* bytes of a frame, headroom included */
+enum { FRAME_HEADROOM = 256 }; /* bytes before the packet that every driver keeps free */
 enum { FRAME_NONE = 0xffffffff };
 
 /* What becomes of a packet. */
 enum verdict {
-    VERDICT_DROP,   /* reason says why; the frame is free again */
-    VERDICT_TX,     /* send on out_port */
-    VERDICT_PASS,   /* hand to the host through the punt queue of in_port */
-    VERDICT_HELD,   /* somebody else keeps the frame: neighbour queue or another worker */
-    VERDICT_DONE,   /* read and finished; the frame is free again */
+    VERDICT_DROP, /* reason says why; the frame is free again */
+    VERDICT_TX,   /* send on out_port */
+    VERDICT_PASS, /* hand to the host through the punt queue of in_port */
+    VERDICT_HELD, /* somebody else keeps the frame: neighbour queue or another worker */
+    VERDICT_DONE, /* read and finished; the frame is free again */
 };
 
 /* One counter enum for counts, drop reasons and gauges, in the order of counters.def. */
@@ -29,14 +29,14 @@ enum counter {
 
 /* What parse.c found. */
 enum packet_kind {
-    KIND_INVALID,  /* reason is set */
+    KIND_INVALID, /* reason is set */
     KIND_TCP,
     KIND_UDP,
     KIND_ICMP,     /* any ICMP over IPv4 */
     KIND_FRAGMENT, /* IPv4 fragment, the first one included */
     KIND_OTHER4,   /* another IP protocol */
     KIND_ARP,
-    KIND_OTHER,    /* not IPv4, not ARP */
+    KIND_OTHER, /* not IPv4, not ARP */
 };
 
 enum direction { TO_RS = 0, TO_CLIENT = 1 };
@@ -44,23 +44,23 @@ enum direction { TO_RS = 0, TO_CLIENT = 1 };
 /* A frame and all that the steps learn about it: one cache line.
  * A driver fills data, frame, len and in_port; parse.c the header fields; forward.c the rest. */
 struct packet {
-    u8 *data;      /* first byte of the Ethernet header; FRAME_HEADROOM bytes before it belong to the frame */
-    u32 frame;     /* index of the frame in the frame area */
-    u16 len;       /* bytes from data on */
+    u8 *data;  /* first byte of the Ethernet header; FRAME_HEADROOM bytes before it belong to the frame */
+    u32 frame; /* index of the frame in the frame area */
+    u16 len;   /* bytes from data on */
     u8 in_port, out_port;
-    u8 verdict;    /* enum verdict */
-    u8 kind;       /* enum packet_kind */
-    u8 reason;     /* enum counter, a DROP_ one, valid with VERDICT_DROP or KIND_INVALID */
+    u8 verdict; /* enum verdict */
+    u8 kind;    /* enum packet_kind */
+    u8 reason;  /* enum counter, a DROP_ one, valid with VERDICT_DROP or KIND_INVALID */
     u8 tcp_flags;
-    u16 l3_len;    /* bytes of the IP packet: total_len, padding excluded */
-    u8 l3, l4;     /* offsets of the headers from data */
+    u16 l3_len; /* bytes of the IP packet: total_len, padding excluded */
+    u8 l3, l4;  /* offsets of the headers from data */
     u8 proto;
-    u8 hops;       /* workers this packet has already visited */
-    u16 payload;   /* bytes after the TCP or UDP header */
+    u8 hops;          /* workers this packet has already visited */
+    u16 payload;      /* bytes after the TCP or UDP header */
     u32 saddr, daddr; /* network order */
     u16 sport, dport; /* network order */
-    u64 hash;      /* of the flow key */
-    u32 conn;      /* index<<1 | direction; 0 while none is found */
+    u64 hash;         /* of the flow key */
+    u32 conn;         /* index<<1 | direction; 0 while none is found */
     u32 spare;
 } cache_aligned;
 

@@ -1,5 +1,7 @@
 /* plane.c: create or attach the files of a data plane and find everything in them. */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include "plane.h"
 
 #include <errno.h>

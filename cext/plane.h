@@ -72,12 +72,14 @@ struct address_state {
 struct worker_header {
     u8 magic[8];
     u32 layout, index;
-    u32 active;        /* a process runs this worker */
-    u32 snapshot_seq;  /* the snapshot in use */
-    u32 conn_free;     /* list of free records through wheel_next */
-    u32 conn_fresh;    /* records never used begin after this one */
-    u32 conn_count;    /* live */
-    u32 intent;        /* conn whose opening or closing is under way; 0: none */
+    u32 active;       /* a process runs this worker */
+    u32 snapshot_seq; /* the snapshot in use */
+    u32 conn_free;    /* list of free records through wheel_next */
+    u32 conn_fresh;   /* records never used begin after this one */
+    u32 conn_count;   /* live */
+    u32 intent;       /* conn whose opening or closing is under way; 0: none */
+    u32 cpu;          /* CPU it runs on, + 1; 0: not yet known */
+    u32 spare;
     u64 last_now_ns;
     struct lip_marks lip;
     u64 counters[128];

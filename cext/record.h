@@ -50,10 +50,10 @@ struct conn {
     u16 cport, vport, rport, lport; /* network order; pairs in the order of the packets that come in */
     u16 vip_id, lip_id;             /* address ids */
     u8 proto, family, state, flags;
-    u32 last_seen;  /* ticks of 1/64 s */
-    u16 next_hop[2]; /* neighbour ids, by direction */
+    u32 last_seen;          /* ticks of 1/64 s */
+    u16 next_hop[2];        /* neighbour ids, by direction */
     u16 delta_l4, delta_ip; /* checksum deltas towards the RS; the way back is their complement */
-    u32 gen;        /* odd: live */
+    u32 gen;                /* odd: live */
     /* line 1 */
     u32 member;
     u32 wheel_next, wheel_prev;

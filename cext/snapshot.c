@@ -22,7 +22,7 @@ struct snapshot_builder {
     struct fnat_address_spec *addresses;
     struct fnat_route_spec *routes;
     u32 n_addresses, n_routes, n_services;
-    u32 seq, index_at; /* the last snapshot published */
+    u32 seq, index_at;      /* the last snapshot published */
     struct extent *extents; /* sorted by at */
     u32 n_extents, room;
 };
@@ -31,9 +31,9 @@ struct snapshot_builder {
 void snapshot_default_settings(struct fnat_settings *s)
 {
     static const u32 seconds[FNAT_STATES] = {
-        [TCP_NONE] = 2,       [TCP_EST] = 7440,       [TCP_SYN_SENT] = 10, [TCP_SYN_RECV] = 10, [TCP_FIN_WAIT] = 600,
-        [TCP_TIME_WAIT] = 7,  [TCP_CLOSED] = 3,       [TCP_CLOSE_WAIT] = 600, [TCP_LAST_ACK] = 30, [TCP_LISTEN] = 120,
-        [TCP_SYNACK] = 30,    [UDP_NONE] = 2,         [UDP_ONEWAY] = 300, [UDP_NORM] = 300,   [UDP_LAST] = 2,
+        [TCP_NONE] = 2,      [TCP_EST] = 7440, [TCP_SYN_SENT] = 10,    [TCP_SYN_RECV] = 10, [TCP_FIN_WAIT] = 600,
+        [TCP_TIME_WAIT] = 7, [TCP_CLOSED] = 3, [TCP_CLOSE_WAIT] = 600, [TCP_LAST_ACK] = 30, [TCP_LISTEN] = 120,
+        [TCP_SYNACK] = 30,   [UDP_NONE] = 2,   [UDP_ONEWAY] = 300,     [UDP_NORM] = 300,    [UDP_LAST] = 2,
     };
     memset(s, 0, sizeof *s);
     memcpy(s->timeouts, seconds, sizeof seconds);
@@ -334,8 +334,8 @@ static u64 service_hash(const struct hash_secret *k, const u8 vip[16], u16 vport
     return hash_addr(k, vip, (u64)vport << 16 | (u64)proto << 8 | family);
 }
 
-const struct snap_service *snapshot_service(const struct snapshot *s, const u8 *area, const struct hash_secret *k, const u8 vip[16], u16 vport,
-                                            u8 proto, u8 family)
+const struct snap_service *snapshot_service(const struct snapshot *s, const u8 *area, const struct hash_secret *k, const u8 vip[16],
+                                            u16 vport, u8 proto, u8 family)
 {
     const struct snap_service_slot *slots = snapshot_at(area, s->service_slots);
     for (u32 i = (u32)service_hash(k, vip, vport, proto, family) & s->service_mask; slots[i].blob; i = (i + 1) & s->service_mask)
@@ -344,7 +344,8 @@ const struct snap_service *snapshot_service(const struct snapshot *s, const u8 *
     return NULL;
 }
 
-const struct snap_address_slot *snapshot_address(const struct snapshot *s, const u8 *area, const struct hash_secret *k, const u8 addr[16], u8 family)
+const struct snap_address_slot *snapshot_address(const struct snapshot *s, const u8 *area, const struct hash_secret *k, const u8 addr[16],
+                                                 u8 family)
 {
     const struct snap_address_slot *slots = snapshot_at(area, s->address_slots);
     for (u32 i = (u32)hash_addr(k, addr, family) & s->address_mask; slots[i].kind; i = (i + 1) & s->address_mask)
@@ -424,7 +425,8 @@ s64 snapshot_publish(struct fnat_plane *p)
     }
     fill_addresses(p, b, s);
     memcpy(p->snapshots + (u64)s->fib_routes * 64, b->routes ? b->routes : (void *)"", b->n_routes * sizeof(struct fnat_route_spec));
-    s->fib_ranges = fib4_build(b->routes, b->n_routes, (u32 *)(p->snapshots + (u64)s->fib_first * 64), (u32 *)(p->snapshots + (u64)s->fib_leaf * 64));
+    s->fib_ranges =
+        fib4_build(b->routes, b->n_routes, (u32 *)(p->snapshots + (u64)s->fib_first * 64), (u32 *)(p->snapshots + (u64)s->fib_leaf * 64));
     for (u32 i = 0; i < b->n_routes; i++)
         s->has_host_routes |= b->routes[i].kind == FNAT_ROUTE_HOST;
     retire(b, b->index_at);

@@ -59,9 +59,10 @@ struct snapshot {
 static inline const void *snapshot_at(const u8 *area, u32 unit) { return area + (u64)unit * 64; }
 static inline const u16 *snap_service_lips(const struct snap_service *s) { return (const u16 *)(s->members + s->n_members); }
 
-const struct snap_service *snapshot_service(const struct snapshot *s, const u8 *area, const struct hash_secret *k, const u8 vip[16], u16 vport,
-                                            u8 proto, u8 family);
-const struct snap_address_slot *snapshot_address(const struct snapshot *s, const u8 *area, const struct hash_secret *k, const u8 addr[16], u8 family);
+const struct snap_service *snapshot_service(const struct snapshot *s, const u8 *area, const struct hash_secret *k, const u8 vip[16],
+                                            u16 vport, u8 proto, u8 family);
+const struct snap_address_slot *snapshot_address(const struct snapshot *s, const u8 *area, const struct hash_secret *k, const u8 addr[16],
+                                                 u8 family);
 static inline struct fib4 snapshot_fib4(const struct snapshot *s, const u8 *area)
 {
     return (struct fib4){snapshot_at(area, s->fib_first), snapshot_at(area, s->fib_leaf), snapshot_at(area, s->fib_routes), s->fib_ranges};
@@ -70,7 +71,8 @@ static inline struct fib4 snapshot_fib4(const struct snapshot *s, const u8 *area
 /* ---- building, by the control process ---- */
 int snapshot_put_settings(struct fnat_plane *p, const struct fnat_settings *settings);
 int snapshot_put_port(struct fnat_plane *p, const struct fnat_port_spec *port);
-int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *svc, const struct fnat_member_spec *members, const u16 *lips);
+int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *svc, const struct fnat_member_spec *members,
+                         const u16 *lips);
 int snapshot_del_service(struct fnat_plane *p, u32 id);
 int snapshot_put_addresses(struct fnat_plane *p, const struct fnat_address_spec *addrs, u32 n);
 int snapshot_put_routes(struct fnat_plane *p, const struct fnat_route_spec *routes, u32 n);

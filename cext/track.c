@@ -25,21 +25,24 @@
 
 enum event { EVENT_SYN, EVENT_FIN, EVENT_ACK, EVENT_RST, EVENTS };
 
-static const u8 table[2][EVENTS][FNAT_TCP_STATES] = {
-    [TO_RS] = {
-        /*              NO  ES  SS  SR  FW  TW  CL  CW  LA  LI  SA */
-        [EVENT_SYN] = {SR, ES, ES, SR, FW, TW, CL, CW, LA, SR, SR},
-        [EVENT_FIN] = {CL, CW, SS, TW, TW, TW, CL, CW, LA, LI, TW},
-        [EVENT_ACK] = {CL, ES, SS, ES, FW, TW, CL, CW, CL, LI, ES},
-        [EVENT_RST] = {CL, CL, CL, SR, CL, CL, CL, CL, LA, LI, SR},
-    },
-    [TO_CLIENT] = {
-        /*              NO  ES  SS  SR  FW  TW  CL  CW  LA  LI  SA */
-        [EVENT_SYN] = {SS, ES, SS, SR, FW, TW, CL, CW, LA, LI, SR},
-        [EVENT_FIN] = {TW, FW, SS, TW, FW, TW, CL, TW, LA, LI, TW},
-        [EVENT_ACK] = {ES, ES, SS, SR, FW, TW, CL, CW, LA, ES, ES},
-        [EVENT_RST] = {CL, CL, SS, CL, CL, TW, CL, CL, CL, CL, CL},
-    },
+static const u8 table[2][EVENTS][FNAT_TCP_STATES] =
+    {
+        [TO_RS] =
+            {
+                /*              NO  ES  SS  SR  FW  TW  CL  CW  LA  LI  SA */
+                [EVENT_SYN] = {SR, ES, ES, SR, FW, TW, CL, CW, LA, SR, SR},
+                [EVENT_FIN] = {CL, CW, SS, TW, TW, TW, CL, CW, LA, LI, TW},
+                [EVENT_ACK] = {CL, ES, SS, ES, FW, TW, CL, CW, CL, LI, ES},
+                [EVENT_RST] = {CL, CL, CL, SR, CL, CL, CL, CL, LA, LI, SR},
+            },
+        [TO_CLIENT] =
+            {
+                /*              NO  ES  SS  SR  FW  TW  CL  CW  LA  LI  SA */
+                [EVENT_SYN] = {SS, ES, SS, SR, FW, TW, CL, CW, LA, LI, SR},
+                [EVENT_FIN] = {TW, FW, SS, TW, FW, TW, CL, TW, LA, LI, TW},
+                [EVENT_ACK] = {ES, ES, SS, SR, FW, TW, CL, CW, LA, ES, ES},
+                [EVENT_RST] = {CL, CL, SS, CL, CL, TW, CL, CL, CL, CL, CL},
+            },
 };
 
 u8 track_tcp(u8 state, enum direction dir, u8 flags, bool synack_seen)
@@ -55,8 +58,8 @@ u8 track_tcp(u8 state, enum direction dir, u8 flags, bool synack_seen)
 const char *track_name(u32 state)
 {
     static const char *const names[CONN_STATES] = {
-        "TCP_NONE", "TCP_EST",    "SYN_SENT", "SYN_RECV", "FIN_WAIT", "TIME_WAIT",  "TCP_CLOSE", "CLOSE_WAIT",
-        "LAST_ACK", "LISTEN",     "SYNACK",   "UDP_NONE", "UDP_ONEWAY", "UDP_NORM", "UDP_LAST",
+        "TCP_NONE", "TCP_EST", "SYN_SENT", "SYN_RECV", "FIN_WAIT",   "TIME_WAIT", "TCP_CLOSE", "CLOSE_WAIT",
+        "LAST_ACK", "LISTEN",  "SYNACK",   "UDP_NONE", "UDP_ONEWAY", "UDP_NORM",  "UDP_LAST",
     };
     return state < CONN_STATES ? names[state] : NULL;
 }

@@ -4,7 +4,9 @@
  * A worker's memory is its arena and this process's view of it. Opening an arena that holds connections rebuilds all that is
  * derived from them; packets that waited in the process that ended are lost.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include "worker.h"
 
 #include "conn.h"
@@ -13,6 +15,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
@@ -85,7 +88,8 @@ static void take_home(struct frame_pool *pool, u32 frame)
 static int make_pool(struct fnat_plane *p, u32 index, struct frame_pool *pool)
 {
     u32 n = p->config.frames;
-    *pool = (struct frame_pool){.area = p->frames.base, .area_len = (u64)n * p->config.workers * FRAME_SIZE, .total = n, .first = index * n};
+    *pool =
+        (struct frame_pool){.area = p->frames.base, .area_len = (u64)n * p->config.workers * FRAME_SIZE, .total = n, .first = index * n};
     pool->stack = malloc(((u64)n * p->config.workers + 1) * sizeof *pool->stack);
     if (!pool->stack)
         return -ENOMEM;
@@ -270,6 +274,14 @@ static void flush_all(struct fnat_worker *w)
     }
 }
 
+static u32 frames_in_use(const struct fnat_worker *w)
+{
+    u32 in_use = w->core.pool.total - w->core.pool.free;
+    for (u32 i = 0; i < w->n_queues; i++)
+        in_use -= io_lent(w->queues[i].io);
+    return in_use;
+}
+
 static void tick(struct fnat_worker *w)
 {
     struct core *k = &w->core;
@@ -278,6 +290,7 @@ static void tick(struct fnat_worker *w)
         conn_sweep_routes(k, SWEEP_PER_TURN);
     k->counters[TAKEN_endpoints] = k->header->lip.endpoints_used;
     k->counters[TAKEN_port_chunks] = k->header->lip.blocks_used;
+    k->counters[TAKEN_frames] = frames_in_use(w);
 }
 
 u32 worker_step(struct fnat_worker *w, u64 now_ns)
@@ -407,6 +420,7 @@ static void sleep_until_work(struct fnat_worker *w, u64 now_ns)
 int fnat_worker_run(struct fnat_worker *w, volatile int *stop, uint32_t spin_us)
 {
     u64 last_work = monotonic_ns();
+    store_relaxed(&w->core.header->cpu, (u32)sched_getcpu() + 1);
     while (!*stop) {
         u64 now = monotonic_ns();
         if (worker_step(w, now))

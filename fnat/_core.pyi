@@ -41,7 +41,7 @@ class Neigh(NamedTuple):
 
 class Conn(NamedTuple):
     worker: int
-    index: int
+    id: int
     proto: int
     state: str  # TCP_EST, UDP_NORM, …
     cip: str
@@ -140,6 +140,7 @@ class Plane:
     def address_stats(self, id: int) -> AddressStats: ...
     def counters(self, worker: int | None = None) -> dict[str, int]:
         """Values by name, of one worker or summed over all."""
+    def worker_cpu(self, worker: int) -> int | None: ...
     def conns(
         self,
         worker: int,

@@ -108,6 +108,7 @@ cdef extern from "fnat.h" nogil:
     const char *fnat_counter_help(uint32_t i)
     char fnat_counter_kind(uint32_t i)
     int fnat_counters(const fnat_plane *plane, uint32_t worker, uint64_t *out)
+    int fnat_worker_cpu(const fnat_plane *plane, uint32_t worker)
     int fnat_conns(const fnat_plane *plane, uint32_t worker, uint32_t *cursor, const fnat_conn_filter *filter, uint64_t now_ns,
                    fnat_conn_info *out, uint32_t n)
     const char *fnat_state_name(uint32_t state)
@@ -191,7 +192,7 @@ class Neigh(NamedTuple):
 
 class Conn(NamedTuple):
     worker: int
-    index: int
+    id: int
     proto: int
     state: str
     cip: str
@@ -414,6 +415,10 @@ cdef class Plane:
             for i in range(len(totals)):
                 totals[i] += values[i]
         return {COUNTERS[i][0]: totals[i] for i in range(len(totals))}
+
+    def worker_cpu(self, worker):
+        cdef int cpu = fnat_worker_cpu(self.handle(), worker)
+        return None if cpu < 0 else cpu
 
     def conns(self, worker, cursor=0, limit=1024, *, service=-1, member=-1, state=-1, proto=-1, now_ns=None):
         cdef fnat_conn_filter f

@@ -15,6 +15,7 @@ from pathlib import Path
 DEFAULT_STATE_DIR = Path("/var/lib/fnat")
 DEFAULT_SOCKET = Path("/run/fnat/fnat.sock")
 SHARED_MEMORY = Path("/dev/shm")
+PUNT = ".kni"  # the host speaks on an exclusive port through a TAP named PORT.kni
 
 
 def default_socket() -> Path:

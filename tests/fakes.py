@@ -152,6 +152,9 @@ class FakePlane:
     def address_stats(self, id: int) -> AddressStats:
         return self.of_address.get(id, AddressStats())
 
+    def worker_cpu(self, worker: int) -> int | None:
+        return worker
+
     def counters(self, worker: int | None = None) -> dict[str, int]:
         return {"rx_packets": 5, "steps": self.steps, "no_rs": 3, "conns": sum(map(len, self.connections))}
 

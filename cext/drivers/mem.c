@@ -46,7 +46,10 @@ static unsigned mem_tx(struct io_queue *queue, struct packet *pkts, unsigned n)
     return sent;
 }
 
-static void mem_stats(struct io_queue *queue, struct io_stats *out) { *out = (struct io_stats){.tx_no_space = ((struct mem_queue *)queue)->full}; }
+static void mem_stats(struct io_queue *queue, struct io_stats *out)
+{
+    *out = (struct io_stats){.tx_no_space = ((struct mem_queue *)queue)->full};
+}
 
 static void mem_close(struct io_queue *queue)
 {
@@ -75,7 +78,7 @@ int fnat_mem_open(struct frame_pool *pool, uint32_t ring, struct io_queue **out)
         free(q);
         return ring ? -ENOMEM : -EINVAL;
     }
-    q->base = (struct io_base){&mem_driver, pool, -1};
+    q->base = (struct io_base){.driver = &mem_driver, .pool = pool, .fd = -1};
     q->ring = ring;
     *out = (struct io_queue *)q;
     return 0;

@@ -45,10 +45,10 @@ struct ring {
 struct xdp_queue {
     struct io_base base;
     struct ring fill, rx, tx, completion;
-    u32 fill_max, fill_lent; /* frames that may be, and are, lent for receiving */
-    u32 reserve;             /* frames that filling leaves in the pool */
-    u64 no_space;            /* frames not sent because the send ring was full */
-    u64 misplaced;           /* frames not sent because they leave their chunk */
+    u32 fill_max;  /* frames that may be lent for receiving; base.lent are */
+    u32 reserve;   /* frames that filling leaves in the pool */
+    u64 no_space;  /* frames not sent because the send ring was full */
+    u64 misplaced; /* frames not sent because they leave their chunk */
     bool zero_copy;
     u32 frames;
     u8 lent[]; /* by frame */
@@ -89,7 +89,7 @@ static void lend_for_receiving(struct xdp_queue *q)
 {
     struct frame_pool *pool = q->base.pool;
     u32 spare = pool->free > q->reserve ? pool->free - q->reserve : 0;
-    u32 n = min_u32(q->fill_max - q->fill_lent, spare);
+    u32 n = min_u32(q->fill_max - q->base.lent, spare);
 
     if (!n)
         return;
@@ -99,7 +99,7 @@ static void lend_for_receiving(struct xdp_queue *q)
         q->lent[frame] = 1;
         *ring_offset(&q->fill, i) = (u64)frame * FRAME_SIZE;
     }
-    q->fill_lent += n;
+    q->base.lent += n;
     ring_publish(&q->fill, q->fill.producer, n);
 }
 
@@ -150,7 +150,7 @@ static unsigned xdp_rx(struct io_queue *queue, struct packet *pkts, unsigned max
     }
     if (n) {
         ring_publish(&q->rx, q->rx.consumer, n);
-        q->fill_lent -= n;
+        q->base.lent -= n;
     }
     take_back_sent(q);
     if (q->tx.theirs != q->tx.mine) { /* something may wait for a kick since the last tx */

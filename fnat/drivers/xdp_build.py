@@ -42,7 +42,7 @@ def compile_bpf(out_path: str | Path) -> None:
         raise RuntimeError(f"the XDP program does not compile: {first}; install libbpf-dev and linux-libc-dev")
 
 
-ffibuilder: Any = FFI()  # type: ignore[no-untyped-call]
+ffibuilder: Any = FFI()
 ffibuilder.cdef(
     """
     typedef uint32_t __u32;

@@ -13,10 +13,10 @@
 #include "fnat.h"
 #include "worker.h"
 
-#define MUST(x)            \
-    do {                   \
-        if (!(x))          \
-            __builtin_trap(); \
+#define MUST(x)                                                                                                                            \
+    do {                                                                                                                                   \
+        if (!(x))                                                                                                                          \
+            __builtin_trap();                                                                                                              \
     } while (0)
 
 static struct fnat_plane *plane;
@@ -43,16 +43,26 @@ static void configure(u8 variant)
         memcpy(port.mac, macs[i], 6);
         MUST(!fnat_put_port(plane, &port));
     }
-    struct fnat_address_spec addrs[] = {{.id = 1, .family = 4, .kind = FNAT_ADDR_VIP, .port = 0}, {.id = 2, .family = 4, .kind = FNAT_ADDR_LIP, .port = 1}};
+    struct fnat_address_spec addrs[] = {{.id = 1, .family = 4, .kind = FNAT_ADDR_VIP, .port = 0},
+                                        {.id = 2, .family = 4, .kind = FNAT_ADDR_LIP, .port = 1}};
     struct fnat_route_spec routes[] = {{.family = 4, .plen = 0, .port = 0}, {.family = 4, .plen = 24, .port = 1}};
     u32 vip = ip(192, 0, 2, 1), lip = ip(10, 0, 0, 1), gw = ip(192, 0, 2, 254), lan = ip(10, 0, 0, 0), rs = ip(10, 0, 0, 9);
     memcpy(addrs[0].addr, &vip, 4), memcpy(addrs[1].addr, &lip, 4);
     memcpy(routes[0].gateway, &gw, 4), memcpy(routes[1].prefix, &lan, 4);
     MUST(!fnat_put_addresses(plane, addrs, 2) && !fnat_put_routes(plane, routes, 2));
     for (u32 i = 0; i < 2; i++) {
-        struct fnat_service_spec svc = {.id = i, .vport = 80, .family = 4, .proto = i ? 17 : 6, .sched = variant >> 2 & 1, .no_rs = variant >> 3 & 1,
-                                        .flags = variant >> 4 & 1, .half_open = 4, .n_members = 2, .n_lips = 1};
-        struct fnat_member_spec members[2] = {{.id = i * 2, .rport = 8080, .weight = variant >> 5 & 1, .family = 4}, {.id = i * 2 + 1, .rport = 8081, .weight = variant >> 6 & 1, .family = 4}};
+        struct fnat_service_spec svc = {.id = i,
+                                        .vport = 80,
+                                        .family = 4,
+                                        .proto = i ? 17 : 6,
+                                        .sched = variant >> 2 & 1,
+                                        .no_rs = variant >> 3 & 1,
+                                        .flags = variant >> 4 & 1,
+                                        .half_open = 4,
+                                        .n_members = 2,
+                                        .n_lips = 1};
+        struct fnat_member_spec members[2] = {{.id = i * 2, .rport = 8080, .weight = variant >> 5 & 1, .family = 4},
+                                              {.id = i * 2 + 1, .rport = 8081, .weight = variant >> 6 & 1, .family = 4}};
         u16 lips[1] = {2};
         memcpy(svc.vip, &vip, 4), memcpy(members[0].rip, &rs, 4), memcpy(members[1].rip, &rs, 4);
         if (i && variant & 128)
@@ -65,7 +75,8 @@ static void configure(u8 variant)
 
 static void start(void)
 {
-    struct fnat_plane_config config = {.workers = 1, .conns = 64, .services = 4, .members = 8, .endpoints = 8, .neighbours = 16, .frames = 256, .snapshot_mib = 1};
+    struct fnat_plane_config config = {
+        .workers = 1, .conns = 64, .services = 4, .members = 8, .endpoints = 8, .neighbours = 16, .frames = 256, .snapshot_mib = 1};
     MUST(!fnat_plane_create(NULL, &config, FNAT_ANON, &plane));
     worker = fnat_worker_get(plane, 0);
     for (u8 i = 0; i < 2; i++) {
@@ -106,7 +117,11 @@ static u32 fit(u8 *frame, u32 port, const u8 *data, u32 len)
     u32 l4_min = proto == PROTO_TCP ? 20 : 8, l4_len = len < l4_min ? l4_min : len;
     memset(frame, 2, ETH_HEADER);
     put16(frame + 12, be16(ETH_TYPE_IP4));
-    *h = (struct ip4_header){.version_ihl = 0x45, .total_len = be16((u16)(20 + l4_len)), .ttl = data[0] & 2 ? 1 : 64, .proto = proto, .frag = data[0] & 4 ? be16(IP4_DF) : 0};
+    *h = (struct ip4_header){.version_ihl = 0x45,
+                             .total_len = be16((u16)(20 + l4_len)),
+                             .ttl = data[0] & 2 ? 1 : 64,
+                             .proto = proto,
+                             .frag = data[0] & 4 ? be16(IP4_DF) : 0};
     h->src = port ? ip(10, 0, 0, 9) : ip(198, 51, 100, data[0] >> 4);
     h->dst = port ? ip(10, 0, 0, 1) : ip(192, 0, 2, 1);
     u8 *l4 = (u8 *)(h + 1);

@@ -5,10 +5,10 @@
 
 #include "parse.h"
 
-#define MUST(x)            \
-    do {                   \
-        if (!(x))          \
-            __builtin_trap(); \
+#define MUST(x)                                                                                                                            \
+    do {                                                                                                                                   \
+        if (!(x))                                                                                                                          \
+            __builtin_trap();                                                                                                              \
     } while (0)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

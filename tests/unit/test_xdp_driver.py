@@ -55,6 +55,9 @@ class FramePool(ctypes.Structure):
         ("stack", ctypes.POINTER(ctypes.c_uint32)),
         ("free", ctypes.c_uint32),
         ("total", ctypes.c_uint32),
+        ("first", ctypes.c_uint32),
+        ("foreign", ctypes.c_void_p),
+        ("owner", ctypes.c_void_p),
     ]
 
 
@@ -83,7 +86,7 @@ class IoDriver(ctypes.Structure):
 
 
 class IoBase(ctypes.Structure):
-    _fields_ = [("driver", ctypes.POINTER(IoDriver)), ("pool", ctypes.c_void_p), ("fd", ctypes.c_int)]
+    _fields_ = [("driver", ctypes.POINTER(IoDriver)), ("pool", ctypes.c_void_p), ("fd", ctypes.c_int), ("lent", ctypes.c_uint32)]
 
 
 class Pool:
