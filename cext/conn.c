@@ -129,6 +129,24 @@ static void set_active(struct core *k, struct conn *c, bool active)
 
 /* ---- local ports ---- */
 
+/* The connection whose answers come from this RS to this LIP and port. */
+static u32 find_by_answer(const struct core *k, const struct conn *key)
+{
+    struct packet p = {.saddr = key->a.v4.rip, .daddr = key->a.v4.lip, .sport = key->rport, .dport = key->lport, .proto = key->proto};
+    u64 hash = conn_hash(k, key, TO_CLIENT);
+    u16 tag = conntab_tag(hash);
+    u32 bucket = conntab_first(&k->table, hash);
+    for (int round = 0; round < 2; round++, bucket = conntab_other(&k->table, bucket, tag)) {
+        const struct bucket *b = &k->table.buckets[bucket];
+        for (u32 bits = conntab_match(b, tag); bits; bits &= bits - 1) {
+            u32 ref = conntab_ref(b, (u32)__builtin_ctz(bits));
+            if ((ref & 1) == TO_CLIENT && conn_is4(&k->conns[ref >> 1], TO_CLIENT, &p))
+                return ref >> 1;
+        }
+    }
+    return 0;
+}
+
 /* Take a port on one of the service's LIPs, in turn. Sets lip_id, lip and lport. Returns the endpoint; 0: none free. */
 static u32 local_port_take(struct core *k, const struct snap_service *svc, const struct snap_member *m, struct conn *c)
 {
@@ -149,6 +167,28 @@ static u32 local_port_take(struct core *k, const struct snap_service *svc, const
         c->a.v4.lip = get32(k->plane_addresses[id].addr);
         c->lport = be16(port);
         return endpoint;
+    }
+    return 0;
+}
+
+/* Ports are scarce: end a connection of this service and RS that has nothing left to say, oldest first, and take its port. The
+ * RS may still be in TIME_WAIT: sequence numbers and timestamps of the next connection are later than all it has seen. */
+static u32 local_port_reclaim(struct core *k, const struct snap_service *svc, const struct snap_member *m, struct conn *c)
+{
+    enum { LOOKS = 64 };
+    const u16 *lips = snap_service_lips(svc);
+    for (u32 i = 0; i < svc->n_lips; i++) {
+        u32 endpoint = lip_endpoint(&k->lip, svc->proto, 4, lips[i], m->rip, m->rport);
+        for (u32 n = 0; endpoint && n < LOOKS; n++) {
+            struct conn key = {.a.v4.rip = c->a.v4.rip, .rport = m->rport, .proto = svc->proto};
+            key.a.v4.lip = get32(k->plane_addresses[lips[i]].addr);
+            key.lport = be16(lip_port_oldest(&k->lip, endpoint, n));
+            u32 index = find_by_answer(k, &key);
+            if (!index || !(k->conns[index].flags & CONN_FINISHED))
+                continue;
+            conn_close(k, index);
+            return local_port_take(k, svc, m, c);
+        }
     }
     return 0;
 }
@@ -245,6 +285,8 @@ enum counter conn_open(struct core *k, const struct packet *p, const struct snap
     c->opened = c->last_seen = k->tick;
 
     u32 endpoint = local_port_take(k, svc, m, c);
+    if (!endpoint)
+        endpoint = local_port_reclaim(k, svc, m, c);
     if (!endpoint && conn_evict_half_open(k, svc->id))
         endpoint = local_port_take(k, svc, m, c);
     if (!endpoint) {
@@ -294,6 +336,7 @@ give_record:
 void conn_close(struct core *k, u32 index)
 {
     struct conn *c = &k->conns[index];
+    u32 outer = k->header->intent; /* the connection that is being opened in its place */
     k->header->intent = index;
     k->counters[TAKEN_lip_ports]--;
     gauges_give(k, c);
@@ -309,7 +352,7 @@ void conn_close(struct core *k, u32 index)
         lip_isn_used(&k->lip, endpoint, be16(c->lport), c->next_seq[TO_RS] + c->dseq);
     lip_port_give(&k->lip, endpoint, be16(c->lport));
     record_give(k, index);
-    k->header->intent = 0;
+    k->header->intent = outer;
     count(k, CNT_conns_closed);
 }
 

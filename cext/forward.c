@@ -79,6 +79,10 @@ static void follow_tcp(struct core *k, struct conn *c, u32 index, const struct p
     u8 next = track_tcp(c->state, dir, flags, c->flags & CONN_SYNACK_SEEN);
     if (unlikely(next != c->state))
         conn_enter(k, index, next);
+    else if (unlikely(next == TCP_TIME_WAIT) && !(flags & TCP_FIN))
+        c->flags |= CONN_FINISHED; /* the acknowledgement of the second FIN */
+    if (unlikely(next == TCP_CLOSED))
+        c->flags |= CONN_FINISHED;
 }
 
 static enum verdict too_big(struct core *k, struct packet *p, u16 mtu)

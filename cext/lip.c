@@ -164,6 +164,18 @@ u16 lip_port_take(struct lip_table *t, u32 endpoint)
     return 0;
 }
 
+u16 lip_port_oldest(const struct lip_table *t, u32 endpoint, u32 n)
+{
+    u32 port = t->endpoints[endpoint].cursor;
+    for (u32 looks = 0; looks < 65536; looks++, port++) {
+        if (port > t->last || port < t->first)
+            port = t->first;
+        if (t->owned[port % LIP_CHUNK / 64] >> port % 64 & 1 && !n--)
+            return (u16)port;
+    }
+    return 0;
+}
+
 bool lip_port_mark(struct lip_table *t, u32 endpoint, u16 port)
 {
     struct endpoint *e = &t->endpoints[endpoint];

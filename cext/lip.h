@@ -58,6 +58,8 @@ u32 lip_endpoint(struct lip_table *t, u8 proto, u8 family, u16 lip_id, const u8 
 u32 lip_find(const struct lip_table *t, u8 proto, u8 family, u16 lip_id, const u8 rip[16], u16 rport);
 /* A free port, host order; 0: none. */
 u16 lip_port_take(struct lip_table *t, u32 endpoint);
+/* The n-th port from the cursor on that this worker may use, taken or not: the ports longest in use come first. 0: none. */
+u16 lip_port_oldest(const struct lip_table *t, u32 endpoint, u32 n);
 void lip_port_give(struct lip_table *t, u32 endpoint, u16 port);
 /* Mark a known port as taken (rebuilding from the connections). False: it is taken already or there is no room. */
 bool lip_port_mark(struct lip_table *t, u32 endpoint, u16 port);

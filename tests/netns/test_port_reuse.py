@@ -1,0 +1,59 @@
+"""One LIP and 64 local ports towards one RS: every port meets the RS's TIME_WAIT within a second, and nobody notices.
+
+FNAT_TEST_SECONDS (3) says how long.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+from conftest import SHORT
+from topology import HTTP, LIPS, SERVERS, Balancer, Topology
+
+SECONDS = int(os.environ.get("FNAT_TEST_SECONDS", "3"))
+CHALLENGES = (
+    "TcpExtPAWSActive",
+    "TcpExtPAWSEstab",
+    "TcpExtPAWSPassive",
+    "TcpExtPAWSTimewait",
+    "TcpExtTCPSYNChallenge",
+    "TcpExtTCPChallengeACK",
+    "TcpExtTCPACKSkippedTimeWait",
+)
+
+
+@pytest.fixture
+def scarce() -> Iterator[Balancer]:
+    with Topology(prefix="fntest") as top:
+        top.start_servers()
+        balancer = Balancer(top, config=SHORT.replace("[host.timeouts]", '[host]\nlports = "20000-20063"\n[host.timeouts]'))
+        balancer.start()
+        balancer.change({"op": "addr.add", "addr": top.vip, "port": top.vip_port})
+        balancer.serve("tcp", HTTP, servers=SERVERS[:1], lips=LIPS[:1])
+        yield balancer
+
+
+def counters_of(top: Topology, name: str) -> dict[str, int]:
+    rows = top.run(name, "nstat", "-asz").stdout.splitlines()
+    values = {words[0]: int(words[1]) for words in map(str.split, rows) if len(words) == 3 and not words[0].startswith("#")}
+    return {key: values[key] for key in CHALLENGES if key in values}
+
+
+@pytest.mark.parametrize("timestamps", ["1", "0"])
+def test_ports_are_reused_within_time_wait(scarce: Balancer, timestamps: str) -> None:
+    top = scarce.topology
+    top.run("client", "sh", "-c", f"echo {timestamps} > /proc/sys/net/ipv4/tcp_timestamps")
+    before = counters_of(top, "rs1")
+    assert len(before) >= 5
+    wrk = ["wrk", "-t1", "-c24", f"-d{SECONDS}s", "-H", "Connection: close", f"http://{top.vip}/"]
+    out = top.run("client", *wrk, timeout=SECONDS + 60).stdout
+    assert "Socket errors" not in out and "Non-2xx" not in out, out
+    match = re.search(r"(\d+) requests in", out)
+    assert match is not None and int(match[1]) > 64 * 4, out
+    assert {client.split(":")[1].split(" ")[0] for client in top.servers[0].clients()} <= {str(p) for p in range(20000, 20064)}
+    assert counters_of(top, "rs1") == before
+    taken = {name: scarce.counters()[name] for name in ("no_lip_port", "half_open_evicted")}
+    assert taken == {"no_lip_port": 0, "half_open_evicted": 0}
