@@ -26,8 +26,14 @@ struct flow {
 };
 _Static_assert(sizeof(struct flow) == 32, "two flows a line");
 
-enum shape { SHAPE_DATA, SHAPE_SYN, SHAPE_SYNACK, SHAPE_ACK, SHAPE_FIN };
+enum shape { SHAPE_DATA, SHAPE_SYN, SHAPE_SYNACK, SHAPE_ACK, SHAPE_FIN, SHAPES };
 static const u8 shape_flags[] = {TCP_ACK | TCP_PSH, TCP_SYN, TCP_SYN | TCP_ACK, TCP_ACK, TCP_FIN | TCP_ACK};
+
+struct template
+{
+    u8 frame[ETH_HEADER + sizeof(struct ip4_header) + sizeof(struct tcp_header) + PAYLOAD];
+    u64 sum_ip, sum_l4;
+};
 
 struct generator {
     struct frame_pool *pool;
@@ -39,6 +45,7 @@ struct generator {
     u32 at, end;    /* flows in order, for phases; end 0: random order */
     u32 wan_or_lan; /* in a phase, the only side that sends */
     enum shape shape;
+    struct template templates[2][SHAPES];
     bool learn, idle[2];
     u64 made, seen, verified, mismatched;
 };
@@ -79,42 +86,48 @@ static inline u32 l4_size(const struct generator *g)
     return g->proto == PROTO_TCP ? sizeof(struct tcp_header) : sizeof(struct udp_header);
 }
 
-static void write_frame(const struct generator *g, u8 *data, u32 id, const struct flow *f, enum direction dir, enum shape shape)
+/* All of a frame that does not depend on the flow, and the sums of its parts: writing a frame reads nothing that it has just written. */
+static void make_template(struct generator *g, struct template *t, enum direction dir, enum shape shape)
 {
+    u8 *data = t->frame;
+    memset(t, 0, sizeof *t);
     memcpy(data, g->port_mac[dir], 6);
     memcpy(data + 6, g->gateway_mac[dir], 6);
     put16(data + 12, be16(ETH_TYPE_IP4));
     struct ip4_header *ip = (struct ip4_header *)(data + ETH_HEADER);
-    *ip = (struct ip4_header){.version_ihl = 0x45,
-                              .total_len = be16((u16)(sizeof *ip + l4_size(g) + PAYLOAD)),
-                              .frag = be16(IP4_DF),
-                              .ttl = 64,
-                              .proto = g->proto};
-    ip->src = dir == TO_RS ? f->cip : f->rip;
-    ip->dst = dir == TO_RS ? f->vip : f->lip;
-    ip->csum = csum_ip4(ip, sizeof *ip);
+    u16 l4_len = (u16)(l4_size(g) + PAYLOAD);
+    *ip = (struct ip4_header){
+        .version_ihl = 0x45, .total_len = be16((u16)(sizeof *ip + l4_len)), .frag = be16(IP4_DF), .ttl = 64, .proto = g->proto};
     u8 *l4 = (u8 *)(ip + 1);
-    u32 ports = dir == TO_RS ? f->cport | (u32)f->vport << 16 : f->rport | (u32)f->lport << 16;
-    put32(l4, ports);
     if (g->proto == PROTO_TCP) {
         struct tcp_header *tcp = (struct tcp_header *)l4;
         tcp->seq = be32(shape == SHAPE_SYN || shape == SHAPE_SYNACK ? 0 : 1 + PAYLOAD);
-        tcp->ack = 0;
         tcp->offset = 5 << 4;
         tcp->flags = shape_flags[shape];
         tcp->window = 0xffff;
-        tcp->csum = 0;
-        tcp->urgent = 0;
-    } else {
-        struct udp_header *udp = (struct udp_header *)l4;
-        udp->len = be16(sizeof *udp + PAYLOAD);
-        udp->csum = 0;
-    }
+    } else
+        ((struct udp_header *)l4)->len = be16(l4_len);
+    t->sum_ip = csum_partial(ip, sizeof *ip);
+    t->sum_l4 = csum_partial(l4, l4_len) + csum_pseudo4(0, 0, g->proto, l4_len);
+}
+
+static inline void write_frame(const struct generator *g, u8 *data, u32 id, const struct flow *f, enum direction dir)
+{
+    const struct template *t = &g->templates[dir][g->shape];
+    u32 src = dir == TO_RS ? f->cip : f->rip, dst = dir == TO_RS ? f->vip : f->lip;
+    u32 ports = dir == TO_RS ? f->cport | (u32)f->vport << 16 : f->rport | (u32)f->lport << 16;
+    u64 addrs = (u64)src + dst;
+    memcpy(data, t->frame, sizeof t->frame);
+    struct ip4_header *ip = (struct ip4_header *)(data + ETH_HEADER);
+    ip->src = src;
+    ip->dst = dst;
+    ip->csum = (u16)~csum_fold(t->sum_ip + addrs);
+    u8 *l4 = (u8 *)(ip + 1);
+    put32(l4, ports);
     put32(l4 + l4_size(g), id);
-    u16 len = (u16)(l4_size(g) + PAYLOAD),
-        *csum = (u16 *)(l4 + (g->proto == PROTO_TCP ? offsetof(struct tcp_header, csum) : offsetof(struct udp_header, csum)));
-    u16 sum = csum_fold(csum_pseudo4(get32(&ip->src), get32(&ip->dst), g->proto, len) + csum_partial(l4, len));
-    put16(csum, sum == 0xffff ? 0xffff : (u16)~sum);
+    u16 sum = csum_fold(t->sum_l4 + addrs + ports + id);
+    put16(l4 + (g->proto == PROTO_TCP ? offsetof(struct tcp_header, csum) : offsetof(struct udp_header, csum)),
+          sum == 0xffff ? 0xffff : (u16)~sum);
 }
 
 /* Is this output what a FullNAT must make of the flow's packet? */
@@ -162,7 +175,7 @@ static unsigned gen_rx(struct io_queue *queue, struct packet *pkts, unsigned max
         pkts[i].frame = frame;
         pkts[i].data = frame_data(g->pool, frame);
         pkts[i].len = (u16)(ETH_HEADER + sizeof(struct ip4_header) + l4_size(g) + PAYLOAD);
-        write_frame(g, pkts[i].data, ids[i], &g->flows[ids[i]], q->dir, g->shape);
+        write_frame(g, pkts[i].data, ids[i], &g->flows[ids[i]], q->dir);
     }
     g->made += n;
     return n;
@@ -266,6 +279,10 @@ static int set_up(struct generator *g, struct fnat_worker *w, u8 proto, u32 n_fl
             if (neigh_word_usable(word) && neigh_word_port(word) == side)
                 memcpy(g->gateway_mac[side], &word, 6);
         }
+    }
+    for (u32 shape = 0; shape < SHAPES; shape++) {
+        make_template(g, &g->templates[TO_RS][shape], TO_RS, shape);
+        make_template(g, &g->templates[TO_CLIENT][shape], TO_CLIENT, shape);
     }
     if (gen_open(g, w, TO_RS) || gen_open(g, w, TO_CLIENT))
         goto no_memory;

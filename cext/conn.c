@@ -245,9 +245,9 @@ static void identity_take(struct core *k, const struct packet *p, struct conn *c
 
 static void deltas_fill(struct conn *c)
 {
-    u32 ip = csum_fold((u64)csum_delta32(c->a.v4.cip, c->a.v4.lip) + csum_delta32(c->a.v4.vip, c->a.v4.rip));
+    u64 ip = csum_fold(csum_delta32(c->a.v4.cip, c->a.v4.lip) + csum_delta32(c->a.v4.vip, c->a.v4.rip));
     c->delta_ip = (u16)ip;
-    c->delta_l4 = csum_fold((u64)ip + csum_delta16(c->cport, c->lport) + csum_delta16(c->vport, c->rport));
+    c->delta_l4 = csum_fold(ip + csum_delta16(c->cport, c->lport) + csum_delta16(c->vport, c->rport));
 }
 
 /* ---- the whole ---- */

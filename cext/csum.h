@@ -37,15 +37,12 @@ static inline u64 csum_partial(const void *data, u32 len)
 /* Pseudo-header of TCP and UDP over IPv4 (RFC 9293 3.1); l4_len in host order. */
 static inline u64 csum_pseudo4(u32 saddr, u32 daddr, u8 proto, u16 l4_len) { return (u64)saddr + daddr + be16(proto) + be16(l4_len); }
 
-/* What a checksum changes by when `from` becomes `to`: sums over 16-bit words, to be added to the complement (RFC 1624 eqn 3). */
-static inline u32 csum_delta32(u32 from, u32 to)
-{
-    u32 f = ~from;
-    return (f & 0xffff) + (f >> 16) + (to & 0xffff) + (to >> 16);
-}
-static inline u32 csum_delta16(u16 from, u16 to) { return (u16)~from + to; }
+/* What a checksum changes by when `from` becomes `to`, to be added to the complement (RFC 1624 eqn 3). Not folded: sums of a few
+ * of them fit 64 bits. */
+static inline u64 csum_delta32(u32 from, u32 to) { return (u64)(u32)~from + to; }
+static inline u64 csum_delta16(u16 from, u16 to) { return (u64)(u16)~from + to; }
 
-static inline u16 csum_apply(u16 csum, u32 delta) { return (u16)~csum_fold((u64)(u16)~csum + delta); }
+static inline u16 csum_apply(u16 csum, u64 delta) { return (u16)~csum_fold((u16)~csum + delta); }
 
 /* The delta of the opposite direction. */
 static inline u16 csum_negate(u16 delta) { return (u16)~delta; }

@@ -76,6 +76,8 @@ static void follow_tcp(struct core *k, struct conn *c, u32 index, const struct p
         c->next_seq[TO_CLIENT] = end;
     } else if (after_u32(end, c->next_seq[dir]) && (dir == TO_RS || c->flags & CONN_SYNACK_SEEN) && !(flags & TCP_RST))
         c->next_seq[dir] = end;
+    if (likely(c->state == TCP_EST && !(flags & (TCP_SYN | TCP_FIN | TCP_RST))))
+        return; /* most packets: no row of the table moves it */
     u8 next = track_tcp(c->state, dir, flags, c->flags & CONN_SYNACK_SEEN);
     if (unlikely(next != c->state))
         conn_enter(k, index, next);

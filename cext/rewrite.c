@@ -2,27 +2,28 @@
 #include "rewrite.h"
 
 /* Change a 32-bit number at any offset of the segment; returns the checksum delta (bytes swapped at odd offsets, RFC 1071 2B). */
-static u32 shift32(u8 *at, bool odd, u32 by)
+static u64 shift32(u8 *at, bool odd, u32 by)
 {
     u32 from = get32(at), to = be32(be32(from) + by);
     put32(at, to);
-    u32 delta = csum_delta32(from, to);
+    u64 delta = csum_delta32(from, to);
     return odd ? be16(csum_fold(delta)) : delta;
 }
 
-static u32 shift_sack(u8 *option, bool odd, u8 len, u32 by)
+static u64 shift_sack(u8 *option, bool odd, u8 len, u32 by)
 {
-    u32 delta = 0;
+    u64 delta = 0;
     for (u8 at = 2; at + 4 <= len; at += 4)
-        delta += csum_fold(shift32(option + at, odd, by));
+        delta += shift32(option + at, odd, by);
     return delta;
 }
 
 /* RFC 7323 timestamps and RFC 2018 SACK blocks. Malformed options are left as they are: the receiver judges them. */
-static u32 shift_options(const struct conn *c, enum direction dir, struct tcp_header *tcp)
+static u64 shift_options(const struct conn *c, enum direction dir, struct tcp_header *tcp)
 {
     u8 *options = (u8 *)(tcp + 1);
-    u32 len = (tcp->offset >> 4) * 4u - (u32)sizeof *tcp, delta = 0;
+    u32 len = (tcp->offset >> 4) * 4u - (u32)sizeof *tcp;
+    u64 delta = 0;
     for (u32 at = 0; at < len;) {
         u8 kind = options[at];
         if (kind == TCP_OPT_END)
@@ -47,16 +48,16 @@ static u32 shift_options(const struct conn *c, enum direction dir, struct tcp_he
     return delta;
 }
 
-u32 rewrite_tcp_numbers(const struct conn *c, enum direction dir, struct tcp_header *tcp)
+u64 rewrite_tcp_numbers(const struct conn *c, enum direction dir, struct tcp_header *tcp)
 {
-    u32 delta = 0;
+    u64 delta = 0;
     if (dir == TO_RS)
         delta += shift32((u8 *)&tcp->seq, false, c->dseq);
     else if (tcp->flags & TCP_ACK)
         delta += shift32((u8 *)&tcp->ack, false, 0u - c->dseq);
     if (tcp->offset > 5 << 4 && (c->flags & CONN_SHIFT_TS || dir == TO_CLIENT))
         delta += shift_options(c, dir, tcp);
-    return csum_fold(delta);
+    return delta;
 }
 
 void rewrite_complete_checksum(struct packet *p)

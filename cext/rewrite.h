@@ -11,7 +11,7 @@
 #include "csum.h"
 
 /* TCP numbers that differ between both sides; returns the checksum delta. */
-u32 rewrite_tcp_numbers(const struct conn *c, enum direction dir, struct tcp_header *tcp);
+u64 rewrite_tcp_numbers(const struct conn *c, enum direction dir, struct tcp_header *tcp);
 /* Compute the TCP or UDP checksum of a packet whose headers are final. */
 void rewrite_complete_checksum(struct packet *p);
 
@@ -40,7 +40,7 @@ static inline void rewrite_packet(struct core *k, struct packet *p, const struct
     u16 *csum_field = rewrite_checksum_field(p);
     u16 csum = get16(csum_field);
     bool partial = rewrite_is_partial(p, csum);
-    u32 delta_ip, delta;
+    u64 delta_ip, delta;
 
     if (dir == TO_RS) {
         put32(&ip->src, c->a.v4.lip);

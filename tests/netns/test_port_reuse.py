@@ -29,7 +29,9 @@ CHALLENGES = (
 def scarce() -> Iterator[Balancer]:
     with Topology(prefix="fntest") as top:
         top.start_servers()
-        balancer = Balancer(top, config=SHORT.replace("[host.timeouts]", '[host]\nlports = "20000-20063"\n[host.timeouts]'))
+        balancer = Balancer(
+            top, config=SHORT.replace("[host.timeouts]", '[host]\nlports = "20000-20063"\n[host.timeouts]')
+        )
         balancer.start()
         balancer.change({"op": "addr.add", "addr": top.vip, "port": top.vip_port})
         balancer.serve("tcp", HTTP, servers=SERVERS[:1], lips=LIPS[:1])
@@ -38,7 +40,9 @@ def scarce() -> Iterator[Balancer]:
 
 def counters_of(top: Topology, name: str) -> dict[str, int]:
     rows = top.run(name, "nstat", "-asz").stdout.splitlines()
-    values = {words[0]: int(words[1]) for words in map(str.split, rows) if len(words) == 3 and not words[0].startswith("#")}
+    values = {
+        words[0]: int(words[1]) for words in map(str.split, rows) if len(words) == 3 and not words[0].startswith("#")
+    }
     return {key: values[key] for key in CHALLENGES if key in values}
 
 
@@ -53,7 +57,9 @@ def test_ports_are_reused_within_time_wait(scarce: Balancer, timestamps: str) ->
     assert "Socket errors" not in out and "Non-2xx" not in out, out
     match = re.search(r"(\d+) requests in", out)
     assert match is not None and int(match[1]) > 64 * 4, out
-    assert {client.split(":")[1].split(" ")[0] for client in top.servers[0].clients()} <= {str(p) for p in range(20000, 20064)}
+    assert {client.split(":")[1].split(" ")[0] for client in top.servers[0].clients()} <= {
+        str(p) for p in range(20000, 20064)
+    }
     assert counters_of(top, "rs1") == before
     taken = {name: scarce.counters()[name] for name in ("no_lip_port", "half_open_evicted")}
     assert taken == {"no_lip_port": 0, "half_open_evicted": 0}
