@@ -396,7 +396,7 @@ int fnat_bench_nat(struct fnat_worker *w, uint8_t proto, uint32_t conns, double 
     return 0;
 }
 
-/* Six packets of each life in the window, phase after phase. Returns false when the window's lives did not all open. */
+/* Six packets of each life in the window, phase after phase. */
 static void live(struct generator *g, struct fnat_worker *w, u32 n)
 {
     g->learn = true;
@@ -450,12 +450,12 @@ int fnat_bench_cps(struct fnat_worker *w, double seconds, struct fnat_bench_resu
         return rc;
     *out = (struct fnat_bench_result){0};
 
-    u64 half = (u64)(seconds * 1e9) / 2, start = 0, cpu = 0, opened = 0, closed = 0, packets = 0, begin = now_ns();
+    u64 half = (u64)(seconds * 1e9) / 2, start = 0, cpu = 0, opened = 0, closed = 0, packets = 0, made = 0, begin = now_ns();
     for (u64 now = begin;; now = now_ns()) { /* the first half warms up: connections begin to expire as fast as they open */
         if (!start && now - begin >= half) {
             start = now, cpu = cpu_ns();
             opened = k->counters[CNT_conns_opened], closed = k->counters[CNT_conns_closed];
-            packets = k->counters[CNT_to_rs] + k->counters[CNT_to_client];
+            packets = k->counters[CNT_to_rs] + k->counters[CNT_to_client], made = g.made;
         }
         if (start && now - start >= half) {
             out->ns = cpu_ns() - cpu;
@@ -467,6 +467,8 @@ int fnat_bench_cps(struct fnat_worker *w, double seconds, struct fnat_bench_resu
     out->opened = k->counters[CNT_conns_opened] - opened;
     out->conns = k->counters[CNT_conns_closed] - closed;
     out->packets = k->counters[CNT_to_rs] + k->counters[CNT_to_client] - packets;
+    out->dropped = g.made - made - out->packets;
+    out->verified = g.verified, out->mismatched = g.mismatched;
     u64 gen = cpu_ns();
     for (u32 i = 0; i < 16; i++) {
         renew_clients(&g, &next);
@@ -474,7 +476,6 @@ int fnat_bench_cps(struct fnat_worker *w, double seconds, struct fnat_bench_resu
     }
     gen = cpu_ns() - gen;
     out->generator_ns = (u64)((double)gen / (16.0 * WINDOW) * (double)out->opened);
-    out->dropped = out->opened * LIVES_PACKETS - out->packets;
     shut_down(&g, w);
     return 0;
 }

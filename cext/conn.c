@@ -32,6 +32,10 @@ static u32 record_take(struct core *k)
         index = ++h->conn_fresh;
     else
         return 0;
+    if (h->conn_free) { /* the next opening's */
+        prefetch_write(&k->conns[h->conn_free]);
+        prefetch_write((u8 *)&k->conns[h->conn_free] + CACHE_LINE);
+    }
     h->conn_count++;
     k->counters[TAKEN_conns]++;
     return index;
@@ -293,6 +297,8 @@ enum counter conn_open(struct core *k, const struct packet *p, const struct snap
         reason = DROP_no_lip_port;
         goto give_record;
     }
+    u64 answer_hash = conn_hash(k, c, TO_CLIENT);
+    prefetch_write(&k->table.buckets[conntab_first(&k->table, answer_hash)]);
     if (p->proto == PROTO_TCP)
         identity_take(k, p, c, endpoint);
     deltas_fill(c);
@@ -307,7 +313,7 @@ enum counter conn_open(struct core *k, const struct packet *p, const struct snap
         reason = DROP_table_full;
         goto give_port;
     }
-    if (!conntab_insert(&k->table, conn_hash(k, c, TO_CLIENT), index << 1 | TO_CLIENT)) {
+    if (!conntab_insert(&k->table, answer_hash, index << 1 | TO_CLIENT)) {
         reason = DROP_table_full;
         goto take_out_client_side;
     }
@@ -371,9 +377,8 @@ void conn_enter(struct core *k, u32 index, u8 state)
     }
 }
 
-void conn_due(void *core, u32 index, u32 tick)
+static void due_one(struct core *k, u32 index, u32 tick)
 {
-    struct core *k = core;
     struct conn *c = &k->conns[index];
     u32 deadline = c->last_seen + timeout_of(k, c, c->state);
     if (after_u32(deadline, tick)) {
@@ -389,6 +394,18 @@ void conn_due(void *core, u32 index, u32 tick)
         answer_reset_side(k, c, TO_CLIENT);
     }
     conn_close(k, index);
+}
+
+void conn_due(void *core, const u32 *indices, u32 n, u32 tick)
+{
+    struct core *k = core;
+    for (u32 i = 0; i < n; i++) { /* most will be closed: fetch their buckets ahead */
+        const struct conn *c = &k->conns[indices[i]];
+        prefetch_write(&k->table.buckets[conntab_first(&k->table, conn_hash(k, c, TO_RS))]);
+        prefetch_write(&k->table.buckets[conntab_first(&k->table, conn_hash(k, c, TO_CLIENT))]);
+    }
+    for (u32 i = 0; i < n; i++)
+        due_one(k, indices[i], tick);
 }
 
 void conn_sweep_routes(struct core *k, u32 budget)

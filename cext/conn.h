@@ -13,8 +13,8 @@ bool conn_evict_half_open(struct core *k, u32 service);
 void conn_half_open_ends(struct core *k, u32 index);
 /* Change the state; a nearer deadline is put into the wheel at once. */
 void conn_enter(struct core *k, u32 index, u8 state);
-/* Wheel callback: the entry came due. */
-void conn_due(void *core, u32 index, u32 tick);
+/* Wheel callback: these came due. */
+void conn_due(void *core, const u32 *indices, u32 n, u32 tick);
 /* Look up the next hops again after a change of routes: some connections a turn. */
 void conn_sweep_routes(struct core *k, u32 budget);
 /* Rebuild everything that is derived from the records. Returns how many connections live. */

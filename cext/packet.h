@@ -61,7 +61,8 @@ struct packet {
     u16 sport, dport; /* network order */
     u64 hash;         /* of the flow key */
     u32 conn;         /* index<<1 | direction; 0 while none is found */
-    u32 spare;
+    u16 l4_len; /* bytes of the TCP segment or UDP datagram, header included */
+    u16 spare;
 } cache_aligned;
 
 _Static_assert(sizeof(struct packet) == CACHE_LINE, "a packet's description is one cache line");

@@ -26,13 +26,15 @@ static inline void parse_l4(struct packet *p, const u8 *l4, u32 room)
             return parse_invalid(p, DROP_l4_header);
         p->kind = KIND_TCP;
         p->tcp_flags = tcp->flags;
+        p->l4_len = (u16)room;
         p->payload = (u16)(room - header);
     } else if (p->proto == PROTO_UDP) {
         const struct udp_header *udp = (const struct udp_header *)l4;
         if (room < sizeof *udp || be16(udp->len) < sizeof *udp || be16(udp->len) > room)
             return parse_invalid(p, DROP_l4_header);
         p->kind = KIND_UDP;
-        p->payload = (u16)(be16(udp->len) - sizeof *udp);
+        p->l4_len = be16(udp->len); /* may be shorter than the IP packet */
+        p->payload = (u16)(p->l4_len - sizeof *udp);
     } else if (p->proto == PROTO_ICMP) {
         p->kind = KIND_ICMP;
         if (room < sizeof(struct icmp_header))

@@ -41,7 +41,7 @@ static u64 shift_options(const struct conn *c, enum direction dir, struct tcp_he
                 delta += shift32(options + at + 2, odd, c->dts);
             else if (tcp->flags & TCP_ACK)
                 delta += shift32(options + at + 6, odd, 0u - c->dts);
-        } else if (kind == TCP_OPT_SACK && dir == TO_CLIENT)
+        } else if (kind == TCP_OPT_SACK && size % 8 == 2 && dir == TO_CLIENT)
             delta += shift_sack(options + at, odd, size, 0u - c->dseq);
         at += size;
     }
@@ -63,10 +63,9 @@ u64 rewrite_tcp_numbers(const struct conn *c, enum direction dir, struct tcp_hea
 void rewrite_complete_checksum(struct packet *p)
 {
     const struct ip4_header *ip = (const struct ip4_header *)(p->data + p->l3);
-    u16 len = (u16)(p->l3_len - (p->l4 - p->l3));
     u8 *l4 = p->data + p->l4;
     u16 *field = rewrite_checksum_field(p);
     put16(field, 0);
-    u16 sum = csum_fold(csum_pseudo4(get32(&ip->src), get32(&ip->dst), p->proto, len) + csum_partial(l4, len));
+    u16 sum = csum_fold(csum_pseudo4(get32(&ip->src), get32(&ip->dst), p->proto, p->l4_len) + csum_partial(l4, p->l4_len));
     put16(field, sum == 0xffff && p->proto == PROTO_UDP ? 0xffff : (u16)~sum);
 }

@@ -17,7 +17,7 @@ void rewrite_complete_checksum(struct packet *p);
 
 static inline bool rewrite_is_partial(const struct packet *p, u16 csum)
 {
-    return csum == csum_fold(csum_pseudo4(p->saddr, p->daddr, p->proto, (u16)(p->l3_len - (p->l4 - p->l3))));
+    return csum == csum_fold(csum_pseudo4(p->saddr, p->daddr, p->proto, p->l4_len));
 }
 
 static inline u16 *rewrite_checksum_field(const struct packet *p)

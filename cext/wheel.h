@@ -10,7 +10,7 @@
 
 #include "record.h"
 
-enum { TICKS_PER_SECOND = 64, WHEEL_SLOTS = 1024, WHEEL_SLOT_MARK = 0x80000000 };
+enum { WHEEL_BATCH = 32, TICKS_PER_SECOND = 64, WHEEL_SLOTS = 1024, WHEEL_SLOT_MARK = 0x80000000 };
 
 struct wheel {
     u32 now;     /* the next tick to look at */
@@ -22,8 +22,8 @@ struct wheel {
 /* Put in conn `index`, due at tick `deadline`. */
 void wheel_add(struct wheel *w, struct conn *conns, u32 index, u32 deadline);
 void wheel_remove(struct wheel *w, struct conn *conns, u32 index);
-/* Called for every entry that comes due, already taken out; puts it in again when its deadline has moved. */
-typedef void wheel_due(void *context, u32 index, u32 tick);
+/* Called with entries that come due, already taken out, at most WHEEL_BATCH; puts those in again whose deadline has moved. */
+typedef void wheel_due(void *context, const u32 *indices, u32 n, u32 tick);
 /* Go on to tick `now`, looking at no more than `budget` entries; the rest follows at the next call. */
 void wheel_turn(struct wheel *w, struct conn *conns, u32 now, u32 budget, wheel_due *due, void *context);
 
