@@ -53,6 +53,7 @@ struct snapshot {
     u32 address_slots, address_mask;
     u32 fib_first, fib_leaf, fib_routes, fib_ranges;
     u32 has_host_routes;
+    u32 routes_version; /* changes with the routes */
     u32 n_blobs, blobs; /* every blob this snapshot uses */
 };
 
