@@ -41,8 +41,8 @@ struct core {
     const struct snapshot *snap;
     const u8 *area;
     struct fib4 fib;
-    u32 fib_seq; /* snapshot whose routes every connection has seen */
-    u32 sweep;   /* connection at which the pass over next hops goes on; 0: nothing to do */
+    u32 routes_version;
+    u32 sweep; /* connection at which the pass over next hops goes on; 0: nothing to do */
     u32 neigh_at;
     struct worker_header *header;
     struct wheel *wheel;

@@ -22,7 +22,8 @@ struct snapshot_builder {
     struct fnat_address_spec *addresses;
     struct fnat_route_spec *routes;
     u32 n_addresses, n_routes, n_services;
-    u32 seq, index_at;      /* the last snapshot published */
+    u32 seq, index_at; /* the last snapshot published */
+    u32 routes_version;
     struct extent *extents; /* sorted by at */
     u32 n_extents, room;
 };
@@ -59,7 +60,7 @@ static struct snapshot_builder *builder_of(struct fnat_plane *p)
     snapshot_default_settings(&b->settings);
     /* What an earlier control process published stays in use until the first publish of this one. */
     u64 word = load_acquire(&p->header->snapshot);
-    b->seq = (u32)(word >> 32);
+    b->seq = b->routes_version = (u32)(word >> 32); /* a new control process means new routes */
     if (b->seq) {
         const struct snapshot *old = snapshot_at(p->snapshots, (u32)word);
         u32 end = (u32)word + old->units;
@@ -318,6 +319,7 @@ int snapshot_put_routes(struct fnat_plane *p, const struct fnat_route_spec *rout
         if (routes[i].mtu)
             return -EOPNOTSUPP;
     }
+    b->routes_version++;
     return copy_list((void **)&b->routes, &b->n_routes, routes, n, sizeof *routes);
 }
 
@@ -408,6 +410,7 @@ s64 snapshot_publish(struct fnat_plane *p)
     s->seq = b->seq + 1;
     s->units = (u32)(bytes / 64);
     s->settings = b->settings;
+    s->routes_version = b->routes_version;
     memcpy(s->ports, b->ports, sizeof s->ports);
     s->service_slots = at + (u32)(at_services / 64), s->service_mask = service_slots - 1;
     s->address_slots = at + (u32)(at_addresses / 64), s->address_mask = address_slots - 1;

@@ -104,7 +104,7 @@ static void read_clock(struct core *k, u64 now_ns, s64 wall_offset_ns)
     u64 wall = now_ns + (u64)wall_offset_ns;
     k->now_ns = now_ns;
     k->clock_us4 = (u32)(wall >> 12);
-    k->clock_ms = (u32)((wall >> 10) * 1117 >> 30);
+    k->clock_ms = (u32)((wall >> 10) * 1091 >> 20);
     k->tick = (u32)(now_ns / (1000000000 / TICKS_PER_SECOND));
 }
 
@@ -167,7 +167,9 @@ static void adopt_snapshot(struct fnat_worker *w, u64 word)
         port->flags = s->ports[i].flags;
         port->mtu = s->ports[i].flags & FNAT_PORT_UP ? s->ports[i].mtu : 0;
     }
-    k->sweep = 1;
+    if (k->routes_version != s->routes_version)
+        k->sweep = 1;
+    k->routes_version = s->routes_version;
     store_release(&k->header->snapshot_seq, s->seq);
 }
 
@@ -417,6 +419,9 @@ static void sleep_until_work(struct fnat_worker *w, u64 now_ns)
         return;
 }
 
+/* Nothing waits to be sent or to expire. */
+static bool is_idle(const struct core *k) { return !k->own_count && !k->sweep && !after_u32(k->tick, k->wheel->now); }
+
 int fnat_worker_run(struct fnat_worker *w, volatile int *stop, uint32_t spin_us)
 {
     u64 last_work = monotonic_ns();
@@ -425,7 +430,7 @@ int fnat_worker_run(struct fnat_worker *w, volatile int *stop, uint32_t spin_us)
         u64 now = monotonic_ns();
         if (worker_step(w, now))
             last_work = now;
-        else if (spin_us && now - last_work > spin_us * 1000ull && !w->core.own_count)
+        else if (spin_us && now - last_work > spin_us * 1000ull && is_idle(&w->core))
             sleep_until_work(w, now);
     }
     return 0;
