@@ -23,7 +23,9 @@ def crew() -> Iterator[Balancer]:
 
 
 def test_no_request_is_lost_between_workers(crew: Balancer) -> None:
-    out = crew.topology.run("client", "wrk", "-t1", "-c32", "-d3s", "-H", "Connection: close", f"http://{crew.topology.vip}/").stdout
+    out = crew.topology.run(
+        "client", "wrk", "-t1", "-c32", "-d3s", "-H", "Connection: close", f"http://{crew.topology.vip}/"
+    ).stdout
     assert "Socket errors" not in out and "Non-2xx" not in out, out
     match = re.search(r"(\d+) requests in", out)
     assert match is not None and int(match[1]) > 200, out
@@ -47,6 +49,8 @@ def test_datagrams_are_answered(crew: Balancer) -> None:
 def test_all_is_given_back(crew: Balancer) -> None:
     def taken() -> dict[str, int]:
         counters = crew.counters()
-        return {name: counters[name] for name in ("conns", "lip_ports", "half_open", "waiting", "frames") if counters[name]}
+        return {
+            name: counters[name] for name in ("conns", "lip_ports", "half_open", "waiting", "frames") if counters[name]
+        }
 
     wait_until(lambda: not taken(), "nothing is taken", 15)

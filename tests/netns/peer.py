@@ -1,0 +1,151 @@
+"""What clients and real servers do in the namespaces; runs as a program, imports nothing but the standard library.
+
+serve SINK ECHO               TCP sink on SINK: reads to the end, answers with the SHA-256; UDP echo on ECHO
+upload HOST PORT BYTES        send BYTES pseudo-random bytes, half-close, read the answer
+echo HOST PORT COUNT FLOWS    COUNT UDP request/answer pairs over FLOWS source ports
+connect HOST PORT             try to connect, report the error's name
+talk HOST PORT                one TCP connection; each line on stdin is an HTTP request on it, answered on stdout by a
+line with
+                              the body, or with the error's name
+Reports are one JSON object on stdout.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import random
+import select
+import socket
+import sys
+import threading
+import time
+
+
+def _sink(connection: socket.socket) -> None:
+    with connection:
+        digest = hashlib.sha256()
+        while chunk := connection.recv(1 << 20):
+            digest.update(chunk)
+        connection.sendall(digest.hexdigest().encode())
+
+
+def _quiet_sink(connection: socket.socket) -> None:
+    try:
+        _sink(connection)
+    except OSError:
+        connection.close()
+
+
+def serve(sink_port: int, echo_port: int) -> None:
+    def echo() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            sock.bind(("0.0.0.0", echo_port))
+            while True:
+                data, sender = sock.recvfrom(65536)
+                sock.sendto(data, sender)
+
+    threading.Thread(target=echo, daemon=True).start()
+    with socket.create_server(("0.0.0.0", sink_port), backlog=1024) as server:
+        while True:
+            connection, _ = server.accept()
+            threading.Thread(target=_quiet_sink, args=(connection,), daemon=True).start()
+
+
+def upload(host: str, port: int, size: int) -> dict[str, object]:
+    block = random.Random(size).randbytes(1 << 20)
+    digest = hashlib.sha256()
+    with socket.create_connection((host, port), timeout=60) as sock:
+        left = size
+        while left:
+            part = block[: min(left, len(block))]
+            sock.sendall(part)
+            digest.update(part)
+            left -= len(part)
+        sock.shutdown(socket.SHUT_WR)
+        answer = b""
+        while chunk := sock.recv(4096):
+            answer += chunk
+    return {"sent": digest.hexdigest(), "received": answer.decode()}
+
+
+def echo(host: str, port: int, count: int, flows: int) -> dict[str, object]:
+    """A window of one request per flow; an answer not seen within 2 s is lost."""
+    socks = []
+    for _ in range(flows):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.connect((host, port))
+        sock.setblocking(False)
+        socks.append(sock)
+    answered = wrong = sent = 0
+    waiting: dict[socket.socket, bytes] = {}
+    idle = list(socks)
+    while answered + wrong < count:
+        while idle and sent < count:
+            sock = idle.pop()
+            waiting[sock] = f"{sent}:".encode() + b"x" * (sent % 1200)
+            sock.send(waiting[sock])
+            sent += 1
+        ready, _, _ = select.select(list(waiting), [], [], 2.0)
+        if not ready:
+            break
+        for sock in ready:
+            try:
+                data = sock.recv(65536)
+            except OSError:
+                data = b""
+            if data == waiting.pop(sock):
+                answered += 1
+            else:
+                wrong += 1
+            idle.append(sock)
+    for sock in socks:
+        sock.close()
+    return {"sent": sent, "answered": answered, "wrong": wrong}
+
+
+def connect(host: str, port: int) -> dict[str, object]:
+    begin = time.monotonic()
+    try:
+        with socket.create_connection((host, port), timeout=2):
+            end = "connected"
+    except TimeoutError:
+        end = "TIMEOUT"
+    except OSError as error:
+        end = errno.errorcode.get(error.errno or 0, str(error))
+    return {"end": end, "seconds": time.monotonic() - begin}
+
+
+def talk(host: str, port: int) -> None:
+    with socket.create_connection((host, port), timeout=5) as sock:
+        print(f"local {sock.getsockname()[1]}", flush=True)
+        for _ in sys.stdin:
+            try:
+                sock.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                answer = sock.recv(65536)
+                line = answer.rpartition(b"\r\n\r\n")[2].decode().strip() if answer else "closed"
+            except TimeoutError:
+                line = "TIMEOUT"
+            except OSError as error:
+                line = errno.errorcode.get(error.errno or 0, str(error))
+            print(line, flush=True)
+
+
+def main(words: list[str]) -> None:
+    verb, *rest = words
+    if verb == "serve":
+        serve(int(rest[0]), int(rest[1]))
+    elif verb == "upload":
+        print(json.dumps(upload(rest[0], int(rest[1]), int(rest[2]))))
+    elif verb == "echo":
+        print(json.dumps(echo(rest[0], int(rest[1]), int(rest[2]), int(rest[3]))))
+    elif verb == "connect":
+        print(json.dumps(connect(rest[0], int(rest[1]))))
+    elif verb == "talk":
+        talk(rest[0], int(rest[1]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

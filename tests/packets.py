@@ -1,0 +1,402 @@
+"""Frames for tests: builders, a reader and an independent checksum verifier. Nothing here is shared with the product.
+
+Addresses are dotted strings, MACs "aa:bb:cc:dd:ee:ff", ports and sequence numbers host integers. The builders write correct
+lengths and checksums unless told otherwise: `checksum=None` computes, PARTIAL leaves the folded pseudo-header sum (what a
+sender with checksum offload leaves to its hardware), an integer is written as it is.
+
+The verifier works on residues modulo 65535 (one's complement addition *is* addition modulo 65535), not with the fold-and-carry
+of the product, so that both cannot share a mistake.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass, field
+
+ETH_IP4, ETH_ARP, ETH_IP6 = 0x0800, 0x0806, 0x86DD
+ICMP, TCP, UDP = 1, 6, 17
+FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
+DF, MF = 0x4000, 0x2000
+PARTIAL = -1
+
+CLIENT_MAC, ROUTER_MAC, RS_MAC = "02:00:00:00:00:c1", "02:00:00:00:00:fe", "02:00:00:00:01:01"
+
+
+def mac_bytes(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def mac_text(raw: bytes) -> str:
+    return raw.hex(":")
+
+
+def residue(data: bytes) -> int:
+    """Sum of 16-bit words modulo 65535; odd data is padded with a zero byte (RFC 1071)."""
+    return int.from_bytes(data + b"\0" * (len(data) & 1), "big") % 0xFFFF
+
+
+def checksum_of(data: bytes) -> int:
+    """The value for a checksum field that is zero in `data`: 0..0xfffe."""
+    return 0xFFFF - (residue(data) or 0xFFFF)
+
+
+def pseudo_header(src: str, dst: str, proto: int, length: int) -> bytes:
+    return socket.inet_aton(src) + socket.inet_aton(dst) + struct.pack("!BBH", 0, proto, length)
+
+
+def l4_checksum(src: str, dst: str, proto: int, segment: bytes, how: int | None) -> int:
+    """Checksum field for a TCP or UDP segment whose field is zero; RFC 768: a computed 0 of UDP is sent as 0xffff."""
+    pseudo = pseudo_header(src, dst, proto, len(segment))
+    if how == PARTIAL:
+        return residue(pseudo) or 0xFFFF
+    if how is not None:
+        return how
+    value = checksum_of(pseudo + segment)
+    return 0xFFFF if proto == UDP and value == 0 else value
+
+
+def ether(payload: bytes, *, dst: str = ROUTER_MAC, src: str = CLIENT_MAC, ethertype: int = ETH_IP4) -> bytes:
+    return mac_bytes(dst) + mac_bytes(src) + struct.pack("!H", ethertype) + payload
+
+
+def ipv4(
+    payload: bytes,
+    *,
+    src: str,
+    dst: str,
+    proto: int,
+    ttl: int = 64,
+    tos: int = 0,
+    ident: int = 0,
+    frag: int = DF,
+    options: bytes = b"",
+    checksum: int | None = None,
+    total: int | None = None,
+    version_ihl: int | None = None,
+) -> bytes:
+    """IPv4 packet, RFC 791. `frag` is flags and offset as on the wire; `total` and `version_ihl` allow lies."""
+    assert len(options) % 4 == 0
+    first = 0x40 | (5 + len(options) // 4) if version_ihl is None else version_ihl
+    length = 20 + len(options) + len(payload) if total is None else total
+    head = struct.pack("!BBHHHBBH", first, tos, length & 0xFFFF, ident, frag, ttl, proto, 0)
+    head += socket.inet_aton(src) + socket.inet_aton(dst) + options
+    value = checksum_of(head) if checksum is None else checksum
+    return head[:10] + struct.pack("!H", value) + head[12:] + payload
+
+
+def option_timestamp(value: int, echo: int) -> bytes:
+    return b"\1\1" + struct.pack("!BBII", 8, 10, value & 0xFFFFFFFF, echo & 0xFFFFFFFF)
+
+
+def option_sack(blocks: list[tuple[int, int]]) -> bytes:
+    out = struct.pack("!BBBB", 1, 1, 5, 2 + 8 * len(blocks))
+    return out + b"".join(struct.pack("!II", a & 0xFFFFFFFF, b & 0xFFFFFFFF) for a, b in blocks)
+
+
+OPTION_MSS = b"\2\4\5\xb4"
+OPTION_SACK_OK = b"\4\2"
+
+
+def pad_options(options: bytes) -> bytes:
+    return options + b"\1" * (-len(options) % 4)
+
+
+def tcp_segment(
+    src: str,
+    dst: str,
+    sport: int,
+    dport: int,
+    *,
+    seq: int = 0,
+    ack: int = 0,
+    flags: int = ACK,
+    window: int = 65535,
+    options: bytes = b"",
+    payload: bytes = b"",
+    checksum: int | None = None,
+    offset: int | None = None,
+    urgent: int = 0,
+) -> bytes:
+    """TCP segment, RFC 9293. `offset` (in words) allows a lie."""
+    options = pad_options(options)
+    words = 5 + len(options) // 4 if offset is None else offset
+    head = struct.pack(
+        "!HHIIBBHHH", sport, dport, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, words << 4, flags, window, 0, urgent
+    )
+    segment = head + options + payload
+    return segment[:16] + struct.pack("!H", l4_checksum(src, dst, TCP, segment, checksum)) + segment[18:]
+
+
+def udp_datagram(
+    src: str,
+    dst: str,
+    sport: int,
+    dport: int,
+    *,
+    payload: bytes = b"",
+    checksum: int | None = None,
+    length: int | None = None,
+) -> bytes:
+    """UDP datagram, RFC 768. `length` allows a lie; checksum=0 means none."""
+    segment = struct.pack("!HHHH", sport, dport, 8 + len(payload) if length is None else length, 0) + payload
+    return segment[:6] + struct.pack("!H", l4_checksum(src, dst, UDP, segment, checksum)) + segment[8:]
+
+
+def tcp(
+    src: str,
+    sport: int,
+    dst: str,
+    dport: int,
+    flags: int = ACK,
+    *,
+    seq: int = 0,
+    ack: int = 0,
+    payload: bytes = b"",
+    options: bytes = b"",
+    window: int = 65535,
+    checksum: int | None = None,
+    offset: int | None = None,
+    ttl: int = 64,
+    ident: int = 0,
+    frag: int = DF,
+    tos: int = 0,
+    ip_options: bytes = b"",
+    eth_dst: str = ROUTER_MAC,
+    eth_src: str = CLIENT_MAC,
+    trailer: bytes = b"",
+) -> bytes:
+    """An Ethernet frame with a TCP segment; `trailer` are bytes beyond the IP packet (Ethernet padding)."""
+    segment = tcp_segment(
+        src,
+        dst,
+        sport,
+        dport,
+        seq=seq,
+        ack=ack,
+        flags=flags,
+        options=options,
+        payload=payload,
+        window=window,
+        checksum=checksum,
+        offset=offset,
+    )
+    packet = ipv4(segment, src=src, dst=dst, proto=TCP, ttl=ttl, ident=ident, frag=frag, tos=tos, options=ip_options)
+    return ether(packet, dst=eth_dst, src=eth_src) + trailer
+
+
+def udp(
+    src: str,
+    sport: int,
+    dst: str,
+    dport: int,
+    payload: bytes = b"",
+    *,
+    checksum: int | None = None,
+    length: int | None = None,
+    ttl: int = 64,
+    ident: int = 0,
+    frag: int = DF,
+    tos: int = 0,
+    ip_options: bytes = b"",
+    eth_dst: str = ROUTER_MAC,
+    eth_src: str = CLIENT_MAC,
+    trailer: bytes = b"",
+) -> bytes:
+    """An Ethernet frame with a UDP datagram."""
+    datagram = udp_datagram(src, dst, sport, dport, payload=payload, checksum=checksum, length=length)
+    packet = ipv4(datagram, src=src, dst=dst, proto=UDP, ttl=ttl, ident=ident, frag=frag, tos=tos, options=ip_options)
+    return ether(packet, dst=eth_dst, src=eth_src) + trailer
+
+
+def icmp_message(kind: int, code: int, rest: bytes, payload: bytes = b"") -> bytes:
+    """ICMP message, RFC 792; rest is the 4 bytes after the checksum."""
+    body = struct.pack("!BBH", kind, code, 0) + rest + payload
+    return body[:2] + struct.pack("!H", checksum_of(body)) + body[4:]
+
+
+def icmp(
+    src: str,
+    dst: str,
+    kind: int,
+    code: int = 0,
+    rest: bytes = b"\0\0\0\0",
+    payload: bytes = b"",
+    *,
+    ttl: int = 64,
+    ident: int = 0,
+    frag: int = DF,
+    tos: int = 0,
+    eth_dst: str = ROUTER_MAC,
+    eth_src: str = CLIENT_MAC,
+) -> bytes:
+    message = icmp_message(kind, code, rest, payload)
+    return ether(
+        ipv4(message, src=src, dst=dst, proto=ICMP, ttl=ttl, ident=ident, frag=frag, tos=tos), dst=eth_dst, src=eth_src
+    )
+
+
+def echo_request(
+    src: str,
+    dst: str,
+    payload: bytes = b"ping",
+    *,
+    ident: int = 7,
+    seq: int = 1,
+    eth_dst: str = ROUTER_MAC,
+    eth_src: str = CLIENT_MAC,
+    ip_ident: int = 0,
+) -> bytes:
+    return icmp(
+        src, dst, 8, 0, struct.pack("!HH", ident, seq), payload, eth_dst=eth_dst, eth_src=eth_src, ident=ip_ident
+    )
+
+
+BROADCAST = "ff:ff:ff:ff:ff:ff"
+
+
+def arp(op: int, sender_mac: str, sender: str, target_mac: str, target: str, *, eth_dst: str = BROADCAST) -> bytes:
+    """ARP for Ethernet and IPv4, RFC 826; op 1 request, 2 reply."""
+    body = struct.pack("!HHBBH", 1, ETH_IP4, 6, 4, op) + mac_bytes(sender_mac) + socket.inet_aton(sender)
+    return ether(
+        body + mac_bytes(target_mac) + socket.inet_aton(target), dst=eth_dst, src=sender_mac, ethertype=ETH_ARP
+    )
+
+
+@dataclass
+class Frame:
+    """A frame taken apart. Fields that do not apply keep their defaults."""
+
+    raw: bytes
+    eth_dst: str = ""
+    eth_src: str = ""
+    ethertype: int = 0
+    src: str = ""
+    dst: str = ""
+    proto: int = 0
+    ttl: int = 0
+    tos: int = 0
+    ident: int = 0
+    frag: int = 0
+    total: int = 0
+    l4: int = 0  # offset of the L4 header in raw
+    sport: int = 0
+    dport: int = 0
+    seq: int = 0
+    ack: int = 0
+    flags: int = 0
+    window: int = 0
+    checksum: int = 0
+    ts: tuple[int, int] | None = None
+    sack: list[tuple[int, int]] = field(default_factory=list)
+    payload: bytes = b""
+    icmp_type: int = -1
+    icmp_code: int = -1
+    icmp_rest: bytes = b""
+    arp_op: int = 0
+    arp_sha: str = ""
+    arp_tha: str = ""
+
+    @property
+    def flow(self) -> tuple[int, str, int, str, int]:
+        return (self.proto, self.src, self.sport, self.dst, self.dport)
+
+
+def read(raw: bytes) -> Frame:
+    """Take a well-formed frame apart; for frames that the product made or that a builder made."""
+    f = Frame(raw, mac_text(raw[:6]), mac_text(raw[6:12]), struct.unpack_from("!H", raw, 12)[0])
+    if f.ethertype == ETH_ARP:
+        f.arp_op = struct.unpack_from("!H", raw, 20)[0]
+        f.arp_sha, f.src = mac_text(raw[22:28]), socket.inet_ntoa(raw[28:32])
+        f.arp_tha, f.dst = mac_text(raw[32:38]), socket.inet_ntoa(raw[38:42])
+        return f
+    if f.ethertype != ETH_IP4:
+        return f
+    ihl = (raw[14] & 15) * 4
+    f.tos, f.total, f.ident, f.frag, f.ttl, f.proto = struct.unpack_from("!xBHHHBB", raw, 14)
+    f.src, f.dst = socket.inet_ntoa(raw[26:30]), socket.inet_ntoa(raw[30:34])
+    f.l4 = 14 + ihl
+    packet = raw[14 : 14 + f.total]
+    body = packet[ihl:]
+    if f.proto == TCP:
+        f.sport, f.dport, f.seq, f.ack, offset, f.flags, f.window, f.checksum = struct.unpack_from("!HHIIBBHH", body)
+        header = (offset >> 4) * 4
+        f.payload = body[header:]
+        for kind, at, size in tcp_options(body[20:header]):
+            if kind == 8 and size == 10:
+                f.ts = struct.unpack_from("!II", body, 20 + at + 2)
+            elif kind == 5:
+                f.sack = [struct.unpack_from("!II", body, 20 + at + 2 + 8 * i) for i in range((size - 2) // 8)]
+    elif f.proto == UDP:
+        f.sport, f.dport, _, f.checksum = struct.unpack_from("!HHHH", body)
+        f.payload = body[8:]
+    elif f.proto == ICMP:
+        f.icmp_type, f.icmp_code, f.checksum = struct.unpack_from("!BBH", body)
+        f.icmp_rest, f.payload = body[4:8], body[8:]
+    return f
+
+
+def tcp_options(raw: bytes) -> list[tuple[int, int, int]]:
+    """(kind, offset, size) of each option until the end or the first malformed one (RFC 9293 3.1)."""
+    out, at = [], 0
+    while at < len(raw) and raw[at] != 0:
+        if raw[at] == 1:
+            at += 1
+            continue
+        if at + 1 >= len(raw) or raw[at + 1] < 2 or at + raw[at + 1] > len(raw):
+            break
+        out.append((raw[at], at, raw[at + 1]))
+        at += raw[at + 1]
+    return out
+
+
+def faults(raw: bytes) -> list[str]:
+    """What is wrong with the checksums and lengths of a frame; empty when all is right. UDP without checksum is right."""
+    if len(raw) < 14:
+        return ["shorter than an Ethernet header"]
+    if struct.unpack_from("!H", raw, 12)[0] != ETH_IP4:
+        return []
+    packet = raw[14:]
+    ihl, total = (packet[0] & 15) * 4, struct.unpack_from("!H", packet, 2)[0]
+    if packet[0] >> 4 != 4 or ihl < 20 or total > len(packet) or total < ihl:
+        return ["IPv4 lengths"]
+    out = []
+    if residue(packet[:ihl]) != 0:
+        out.append("IPv4 header checksum")
+    body, proto = packet[ihl:total], packet[9]
+    if struct.unpack_from("!H", packet, 6)[0] & 0x3FFF:
+        return out
+    src, dst = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])
+    pseudo = residue(pseudo_header(src, dst, proto, len(body)))
+    if proto == TCP and (pseudo + residue(body)) % 0xFFFF != 0:
+        out.append("TCP checksum")
+    if proto == UDP and body[6:8] != b"\0\0":
+        length = struct.unpack_from("!H", body, 4)[0]
+        if length > len(body):
+            out.append("UDP length")
+        elif (residue(pseudo_header(src, dst, proto, length)) + residue(body[:length])) % 0xFFFF != 0:
+            out.append("UDP checksum")
+    if proto == ICMP and residue(body) != 0:
+        out.append("ICMP checksum")
+    return out
+
+
+def describe(raw: bytes) -> str:
+    """One line about a frame, for failure messages."""
+    try:
+        f = read(raw)
+    except (struct.error, IndexError):
+        return f"malformed {raw.hex()}"
+    if f.ethertype == ETH_ARP:
+        return f"ARP op {f.arp_op} {f.src} ({f.arp_sha}) -> {f.dst} ({f.arp_tha}) eth {f.eth_src}>{f.eth_dst}"
+    if f.ethertype != ETH_IP4:
+        return f"ethertype {f.ethertype:#06x} {len(raw)} bytes"
+    head = f"{f.src}:{f.sport}>{f.dst}:{f.dport} ttl {f.ttl} id {f.ident} frag {f.frag:#x} len {f.total} eth {f.eth_src}>{f.eth_dst}"
+    if f.proto == TCP:
+        names = "".join(n for b, n in ((1, "F"), (2, "S"), (4, "R"), (8, "P"), (16, "A")) if f.flags & b)
+        return f"TCP {head} [{names}] seq {f.seq} ack {f.ack} ts {f.ts} sack {f.sack} csum {f.checksum:#06x} +{len(f.payload)}"
+    if f.proto == UDP:
+        return f"UDP {head} csum {f.checksum:#06x} +{len(f.payload)}"
+    if f.proto == ICMP:
+        return f"ICMP {head} type {f.icmp_type} code {f.icmp_code} rest {f.icmp_rest.hex()} +{len(f.payload)}"
+    return f"proto {f.proto} {head}"

@@ -1,0 +1,844 @@
+"""FullNAT in plain Python dictionaries: the executable specification. No speed, no C, nothing shared with the product.
+
+`Reference` takes the same configuration calls as `fnat._core.Plane` and one frame at a time. It answers with the frames that
+leave, the outcome of the packet and the counters. Where the product is free to choose (which local port, which initial
+sequence number, when within a second an idle connection ends) the reference adopts the choice and checks that it is legal;
+an illegal one raises `Illegal`.
+
+Rules, in the order they apply to a frame:
+  1. not IPv4 and not ARP: passed to the host when the port has a way to it, else dropped `ether_type`;
+  2. malformed: dropped with the reason that names the header;
+  3. known connection, by the full tuple in either direction: see `_hit`;
+  4. not an owned address: passed when the port has a way to the host, else dropped `not_ours`;
+  5. owned: echo requests are answered, first packets open a connection, the rest has its drop reason.
+Sequence numbers compare as serial numbers (RFC 1982). Time comes in as nanoseconds; connections live in ticks of 1/64 s.
+Left out: IPv6, IP fragments, several workers.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import packets as wire
+from packets import ACK, FIN, RST, SYN, TCP, UDP
+
+TICKS = 64
+MASK = 0xFFFFFFFF
+NEIGHBOUR_QUEUE = 8
+
+TCP_STATES = (
+    "TCP_NONE",
+    "TCP_EST",
+    "SYN_SENT",
+    "SYN_RECV",
+    "FIN_WAIT",
+    "TIME_WAIT",
+    "TCP_CLOSE",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "LISTEN",
+    "SYNACK",
+)
+STATES = (*TCP_STATES, "UDP_NONE", "UDP_ONEWAY", "UDP_NORM", "UDP_LAST")
+
+# What a packet does to a connection: (sender, first of RST SYN FIN ACK) -> {state: next state}; states left out stay.
+_CLIENT, _RS = 0, 1
+_TABLE: dict[tuple[int, str], dict[str, str]] = {
+    (_CLIENT, "SYN"): {"TCP_NONE": "SYN_RECV"},
+    (_CLIENT, "FIN"): {"TCP_EST": "CLOSE_WAIT", "SYN_RECV": "TIME_WAIT", "FIN_WAIT": "TIME_WAIT"},
+    (_CLIENT, "ACK"): {"SYN_RECV": "TCP_EST"},
+    (_CLIENT, "RST"): {s: "TCP_CLOSE" for s in ("TCP_EST", "FIN_WAIT", "TIME_WAIT", "CLOSE_WAIT")},
+    (_RS, "SYN"): {},
+    (_RS, "FIN"): {"TCP_EST": "FIN_WAIT", "SYN_RECV": "TIME_WAIT", "CLOSE_WAIT": "TIME_WAIT"},
+    (_RS, "ACK"): {},
+    (_RS, "RST"): {s: "TCP_CLOSE" for s in ("TCP_EST", "SYN_RECV", "FIN_WAIT", "CLOSE_WAIT")},
+}
+
+
+class Illegal(AssertionError):
+    """The product chose what the rules forbid."""
+
+
+def later(a: int, b: int) -> bool:
+    """RFC 1982: is a later than b?"""
+    return 0 < (a - b) & MASK < 0x80000000
+
+
+@dataclass
+class Member:
+    id: int
+    rip: str
+    rport: int
+    weight: int
+
+
+@dataclass
+class Service:
+    id: int
+    vip: str
+    vport: int
+    proto: int
+    scheduler: str
+    no_rs_reset: bool
+    expire_quiescent: bool
+    conn_timeout: int
+    half_open: int
+    members: list[Member]
+    lips: list[int]
+
+
+@dataclass
+class Scheduler:
+    """Cursors of a service; they outlive changes of its members."""
+
+    next: int = 0
+    level: int = 0
+
+    def pick(self, service: Service) -> Member | None:
+        """rr and wrr as LVS describes them: rounds over the list; wrr lowers the level by the gcd at each new round."""
+        members = service.members
+        weights = [m.weight for m in members if m.weight]
+        if not weights:
+            return None
+        if self.next >= len(members):
+            self.next = 0
+        top, step = max(weights), math.gcd(*weights)
+        if service.scheduler == "wrr":
+            self.level = min(self.level, top)
+        while True:
+            at = self.next
+            if service.scheduler == "wrr" and at == 0:
+                self.level -= step
+                if self.level <= 0:
+                    self.level = top
+            self.next = (at + 1) % len(members)
+            wanted = self.level if service.scheduler == "wrr" else 1
+            if members[at].weight >= max(wanted, 1):
+                return members[at]
+
+
+@dataclass
+class Choice:
+    """What the product was free to choose when it opened a connection."""
+
+    lip: str
+    lport: int
+
+
+@dataclass(eq=False)
+class Conn:
+    proto: int
+    client: tuple[str, int]
+    vip: tuple[str, int]
+    lip: tuple[str, int]
+    rs: tuple[str, int]
+    service: int
+    member: int
+    state: str
+    last_seen: int  # ticks
+    opened: int
+    quiescent: bool
+    dseq: int | None = 0  # added to the client's sequence numbers; None: not seen yet
+    dts: int | None = 0  # added to the client's timestamps; None: not seen yet
+    looked_at: int = 0  # tick of a deadline that a change of configuration has moved nearer
+    stamped: bool = False  # the SYN had a timestamp; without it an RS ignores timestamps (RFC 7323 3.2)
+    first_stamp: tuple[int, int] | None = None  # as the RS saw it, and when
+    sent: int | None = None  # highest sequence number + 1 that the RS saw
+    synack_seen: bool = False
+    finished: bool = False  # both sides have closed; its local port may be taken when none is free
+    next_seq: list[int | None] = field(default_factory=lambda: [None, None])  # by sender, in the sender's own numbers
+    packets: list[int] = field(default_factory=lambda: [0, 0])
+    bytes: list[int] = field(default_factory=lambda: [0, 0])
+
+    @property
+    def half_open(self) -> bool:
+        return self.state == "SYN_RECV"
+
+
+@dataclass
+class Waiting:
+    frame: bytes
+    conn: Conn | None
+    sender: int
+    in_port: int
+
+
+@dataclass
+class Neighbour:
+    mac: str = ""
+    static: bool = False
+    waiting: list[Waiting] = field(default_factory=list)
+
+
+@dataclass
+class Floor:
+    """What an RS may remember of a (protocol, LIP:lport, RS): the latest numbers sent there."""
+
+    seq: int | None = None
+    ts: int | None = None
+
+
+class Reference:
+    def __init__(self, *, conns: int = 65536) -> None:
+        self.capacity = conns
+        self.timeouts = {s: 60 for s in STATES}
+        self.unserved_reset = True
+        self.lports = range(1024, 65536)
+        self.ports: dict[int, tuple[str, int]] = {}  # id -> (mac, mtu)
+        self.punt: set[int] = set()
+        self.services: dict[int, Service] = {}
+        self.conn_timeouts: dict[int, int] = {}  # by service id; outlives the service
+        self.schedulers: dict[int, Scheduler] = {}
+        self.addresses: dict[int, tuple[str, str, int]] = {}  # id -> (address, kind, port)
+        self.lip_names: dict[int, str] = {}  # every id ever given out
+        self.routes: list[tuple[ipaddress.IPv4Network, str, int, str, int]] = []  # prefix, gateway, port, kind, metric
+        self.neighbours: dict[tuple[int, str], Neighbour] = {}
+        self.conns: list[Conn] = []  # in order of opening
+        self.by_key: dict[tuple[int, str, int, str, int], tuple[Conn, int]] = {}
+        self.wild: set[tuple[str, tuple[str, int]]] = set()  # (LIP, RS) where a client's numbers made no sense
+        self.floors: dict[tuple[int, str, int, str, int], Floor] = {}
+        self.count: Counter[str] = Counter()
+        self.member_count: Counter[tuple[int, str]] = Counter()
+        self.now = 0  # ns
+        self.sent: list[tuple[int, bytes]] = []  # (port, frame)
+        self.observe: Callable[[Conn, bytes, int], tuple[int, int]] = self._no_observation
+        self.choose: Callable[[Conn, bytes], Choice | None] = self._no_choice
+
+    # ---- configuration: the calls of Plane ----
+
+    def put_settings(
+        self, timeouts: dict[str, int], unserved_reset: bool, lports: tuple[int, int] = (1024, 65535)
+    ) -> None:
+        self.timeouts.update(timeouts)
+        self.unserved_reset = unserved_reset
+        self.lports = range(lports[0], lports[1] + 1)
+
+    def put_port(self, id: int, name: str, mac: str, mtu: int, *, up: bool = True, exclusive: bool = False) -> None:
+        if up:
+            self.ports[id] = (mac, mtu)
+        else:
+            self.ports.pop(id, None)
+
+    def put_service(
+        self,
+        id: int,
+        vip: str,
+        vport: int,
+        proto: int,
+        *,
+        scheduler: str = "rr",
+        no_rs_reset: bool = False,
+        expire_quiescent: bool = False,
+        conn_timeout: int = 0,
+        half_open: int = 0,
+        members: list[tuple[int, str, int, int]] | None = None,
+        lips: list[int] | None = None,
+    ) -> None:
+        self.services[id] = Service(
+            id,
+            vip,
+            vport,
+            proto,
+            scheduler,
+            no_rs_reset,
+            expire_quiescent,
+            conn_timeout,
+            half_open,
+            [Member(*m) for m in members or []],
+            list(lips or []),
+        )
+        self.schedulers.setdefault(id, Scheduler())
+        for conn in self.conns:  # a shorter timeout counts from the next look at the connection: at its old deadline
+            if conn.service == id:
+                conn.looked_at = max(conn.looked_at, self.deadline(conn))
+        self.conn_timeouts[id] = conn_timeout
+
+    def del_service(self, id: int) -> None:
+        del self.services[id]
+
+    def put_addresses(self, addresses: list[tuple[int, str, str, int]]) -> None:
+        self.addresses = {id: (addr, kind, port) for id, addr, kind, port in addresses}
+        self.lip_names.update({id: addr for id, addr, _, _ in addresses})
+
+    def put_routes(self, routes: list[tuple[str, str, str, int, int, int, str]]) -> None:
+        self.routes = [
+            (ipaddress.IPv4Network(prefix), gateway, port, kind, metric)
+            for prefix, gateway, _, port, _, metric, kind in routes
+        ]
+
+    def neigh_set(self, port: int, addr: str, mac: str, *, static: bool = False) -> None:
+        n = self.neighbours.setdefault((port, addr), Neighbour())
+        n.mac, n.static = mac, static
+
+    # ---- looking things up ----
+
+    def owned(self, addr: str) -> tuple[str, str, int] | None:
+        return next((a for a in self.addresses.values() if a[0] == addr), None)
+
+    def route(self, addr: str) -> tuple[int, str] | None:
+        """(port, next hop), longest prefix first, then lowest metric."""
+        fitting = [r for r in self.routes if ipaddress.IPv4Address(addr) in r[0]]
+        if not fitting:
+            return None
+        prefix, gateway, port, kind, _ = min(fitting, key=lambda r: (-r[0].prefixlen, r[4]))
+        return (port, gateway or addr) if kind == "unicast" else None
+
+    def usable(self, conn: Conn) -> bool:
+        service = self.services.get(conn.service)
+        return service is not None and any(m.id == conn.member and m.weight for m in service.members)
+
+    @property
+    def tick(self) -> int:
+        return self.now * TICKS // 1_000_000_000
+
+    def deadline(self, conn: Conn) -> int:
+        """Tick after which an idle connection ends."""
+        own = self.conn_timeouts[conn.service] if conn.proto == UDP or conn.state == "TCP_EST" else 0
+        seconds = own or self.timeouts[conn.state]
+        return conn.last_seen + seconds * TICKS
+
+    def taken(self) -> dict[str, int]:
+        """Things held now, by the names of counters.def."""
+        conns = self.conns
+        return {
+            "conns": len(conns),
+            "half_open": sum([c.state == "SYN_RECV" for c in conns]),
+            "lip_ports": len(conns),
+            "endpoints": len({(c.proto, c.lip[0], c.rs) for c in conns}),
+            "waiting": sum([len(n.waiting) for n in self.neighbours.values()]),
+        }
+
+    # ---- a frame comes in ----
+
+    def receive(self, port: int, frame: bytes) -> str:
+        """The outcome: to_rs, to_client, answered, absorbed, passed, parked or a drop reason."""
+        self.count["rx_packets"] += 1
+        self.count["rx_bytes"] += len(frame)
+        outcome = self._receive(port, frame)
+        self.count[outcome] += 1
+        return outcome
+
+    def _receive(self, port: int, frame: bytes) -> str:
+        if len(frame) < 14:
+            return self._pass(port, frame, "truncated")
+        ethertype = struct.unpack_from("!H", frame, 12)[0]
+        if ethertype == wire.ETH_ARP:
+            return self._arp(port, frame)
+        if ethertype != wire.ETH_IP4:
+            return self._pass(port, frame, "ether_type")
+        reason = malformed(frame)
+        if reason:
+            return self._pass(port, frame, reason)
+        f = wire.read(frame)
+        fragment = bool(f.frag & 0x3FFF)
+        if f.proto in (TCP, UDP) and not fragment:
+            known = self.by_key.get(f.flow)
+            if known:
+                outcome = self._hit(port, f, *known)
+                if outcome:
+                    return outcome
+        if not self.owned(f.dst):
+            return self._pass(port, frame, "not_ours")
+        if martian(f.src) or f.src == f.dst:
+            return "martian"
+        if fragment:
+            return "fragment"
+        if f.proto == wire.ICMP:
+            return self._echo(port, f) if f.icmp_type == 8 else "icmp"
+        if f.proto not in (TCP, UDP):
+            return "protocol"
+        return self._miss(port, f)
+
+    def _pass(self, port: int, frame: bytes, reason: str) -> str:
+        if port not in self.punt:
+            return reason
+        if reason == "not_ours":
+            frame = self._completed(frame)
+        self._send(-1 - port, frame)
+        return "passed"
+
+    def _completed(self, frame: bytes) -> bytes:
+        """A TAP cannot say that hardware should do it: the host gets finished checksums."""
+        f = wire.read(frame)
+        if f.proto not in (TCP, UDP) or f.frag & 0x3FFF or not left_to_hardware(f):
+            return frame
+        self.count["checksums_completed"] += 1
+        done = bytearray(frame)
+        length = struct.unpack_from("!H", frame, f.l4 + 4)[0] if f.proto == UDP else f.total - (f.l4 - 14)
+        self._checksum(frame, done, f, f.l4 + (16 if f.proto == TCP else 6), length)
+        return bytes(done)
+
+    def _send(self, port: int, frame: bytes) -> None:
+        self.sent.append((port, frame))
+        self.count["tx_packets"] += 1
+        self.count["tx_bytes"] += len(frame)
+
+    # ---- a packet of a known connection ----
+
+    def _hit(self, port: int, f: wire.Frame, conn: Conn, sender: int) -> str | None:
+        """None: the connection is history, the packet opens a new one."""
+        if conn.proto == TCP and sender == _CLIENT and is_first(f.flags) and conn.state in ("TIME_WAIT", "TCP_CLOSE"):
+            self._close(conn)
+            return None
+        if conn.quiescent and not self.usable(conn):
+            self._close(conn)
+            return "quiesced"
+        return self._forward(port, f, conn, sender)
+
+    def _forward(self, port: int, f: wire.Frame, conn: Conn, sender: int) -> str:
+        hop = self.route(conn.rs[0] if sender == _CLIENT else conn.client[0])
+        if f.ttl <= 1:
+            return self._error(port, f, 11, 0, 0, "ttl")
+        if not hop:
+            return "no_route"
+        if hop[0] not in self.ports:
+            return "port_down"
+        mtu = self.ports[hop[0]][1]
+        if f.total > mtu:
+            return self._error(port, f, 3, 4, mtu, "mtu") if f.frag & wire.DF else "mtu"
+        self._track(f, conn, sender)
+        conn.last_seen = self.tick
+        conn.packets[sender] += 1
+        conn.bytes[sender] += f.total
+        self.member_count[conn.member, "in_packets" if sender == _CLIENT else "out_packets"] += 1
+        self.member_count[conn.member, "in_bytes" if sender == _CLIENT else "out_bytes"] += f.total
+        self.count["checksums_completed"] += left_to_hardware(f)
+        neighbour = self.neighbours.setdefault(hop, Neighbour())
+        if not neighbour.mac:
+            if len(neighbour.waiting) >= NEIGHBOUR_QUEUE:
+                return "neigh_queue_full"
+            neighbour.waiting.append(Waiting(f.raw, conn, sender, port))
+            return "parked"
+        self._send(hop[0], self._rewritten(f.raw, conn, sender, self.ports[hop[0]][0], neighbour.mac))
+        return "to_rs" if sender == _CLIENT else "to_client"
+
+    def _track(self, f: wire.Frame, conn: Conn, sender: int) -> None:
+        if conn.proto == UDP:
+            if sender == _RS:
+                conn.state = "UDP_NORM"
+            return
+        if sender == _RS and f.flags & (SYN | ACK) == SYN | ACK:
+            conn.synack_seen = True
+        end = (f.seq + len(f.payload) + bool(f.flags & SYN) + bool(f.flags & FIN)) & MASK
+        known = conn.next_seq[sender]
+        if (known is None or later(end, known)) and (sender == _CLIENT or conn.synack_seen) and not f.flags & RST:
+            conn.next_seq[sender] = end
+        before, conn.state = conn.state, next_state(conn.state, sender, f.flags, conn.synack_seen)
+        last_ack = before == conn.state == "TIME_WAIT" and not f.flags & FIN
+        conn.finished |= last_ack or conn.state == "TCP_CLOSE"
+
+    def _remember(self, frame: bytes, conn: Conn) -> None:
+        """What the RS has seen from this local port, in its numbers. A client whose numbers leap (16 MiB, or a clock faster than
+        RFC 7323 5.4 allows) spoils the order for the endpoint: nothing is asked of it any more."""
+        f, floor = wire.read(frame), self.floors.setdefault((conn.proto, *conn.lip, *conn.rs), Floor())
+        if f.flags & RST:
+            return
+        leaps = False
+        end = (f.seq + len(f.payload) + bool(f.flags & SYN) + bool(f.flags & FIN)) & MASK
+        if conn.sent is not None:
+            leaps = (end - conn.sent + 0x1000000) & MASK > 0x2000000
+        conn.sent = end if conn.sent is None or later(end, conn.sent) else conn.sent
+        floor.seq = end if floor.seq is None or later(end, floor.seq) else floor.seq
+        if conn.stamped and f.ts is not None:
+            conn.first_stamp = conn.first_stamp or (f.ts[0], self.now)
+            fastest = conn.first_stamp[0] + (self.now - conn.first_stamp[1]) // 1_000_000 + 1
+            leaps |= later(f.ts[0], fastest & MASK)
+            floor.ts = f.ts[0] if floor.ts is None or later(f.ts[0], floor.ts) else floor.ts
+        if leaps:
+            self.wild.add((conn.lip[0], conn.rs))
+
+    def _rewritten(self, frame: bytes, conn: Conn, sender: int, eth_src: str, eth_dst: str) -> bytes:
+        """RFC 1624: a right checksum stays right, a wrong one stays as wrong; one left to hardware is completed."""
+        f = wire.read(frame)
+        if not conn.lip[0] and (choice := self.choose(conn, frame)):
+            conn.lip = (choice.lip, choice.lport)
+        if conn.proto == TCP and (conn.dseq is None or conn.dts is None):
+            self._learn_shifts(conn, frame, sender)
+        total = bytearray(frame[: 14 + f.total])
+        total[0:6], total[6:12] = wire.mac_bytes(eth_dst), wire.mac_bytes(eth_src)
+        src, dst = (conn.lip, conn.rs) if sender == _CLIENT else (conn.vip, conn.client)
+        total[26:30], total[30:34] = socket.inet_aton(src[0]), socket.inet_aton(dst[0])
+        total[22] -= 1
+        header_sum = wire.residue(frame[14 : f.l4])
+        assert header_sum == 0
+        total[24:26] = b"\0\0"
+        struct.pack_into("!H", total, 24, wire.checksum_of(bytes(total[14 : f.l4])))
+        struct.pack_into("!HH", total, f.l4, src[1], dst[1])
+        if f.proto == TCP:
+            self._shift_numbers(total, f, conn, sender)
+            self._checksum(frame, total, f, f.l4 + 16, f.total - (f.l4 - 14))
+        else:
+            self._checksum(frame, total, f, f.l4 + 6, struct.unpack_from("!H", frame, f.l4 + 4)[0])
+        if conn.proto == TCP and sender == _CLIENT:
+            self._remember(bytes(total), conn)
+        return bytes(total)
+
+    @staticmethod
+    def _shift_numbers(total: bytearray, f: wire.Frame, conn: Conn, sender: int) -> None:
+        def shift(at: int, by: int) -> None:
+            struct.pack_into("!I", total, at, (struct.unpack_from("!I", total, at)[0] + by) & MASK)
+
+        dseq, dts = conn.dseq or 0, conn.dts or 0
+        if sender == _CLIENT:
+            shift(f.l4 + 4, dseq)
+        elif f.flags & ACK:
+            shift(f.l4 + 8, -dseq)
+        header = (total[f.l4 + 12] >> 4) * 4
+        for kind, at, size in wire.tcp_options(bytes(total[f.l4 + 20 : f.l4 + header])):
+            option = f.l4 + 20 + at
+            if kind == 8 and size == 10:
+                if sender == _CLIENT:
+                    shift(option + 2, dts)
+                elif f.flags & ACK:
+                    shift(option + 6, -dts)
+            elif kind == 5 and sender == _RS:
+                for number in range(2, size - 3, 4):
+                    shift(option + number, -dseq)
+
+    @staticmethod
+    def _checksum(before: bytes, after: bytearray, f: wire.Frame, at: int, length: int) -> None:
+        """The checksum is off by exactly as much as it was."""
+        old = struct.unpack_from("!H", before, at)[0]
+        if old == 0 and f.proto == UDP:
+            return
+        src, dst = socket.inet_ntoa(after[26:30]), socket.inet_ntoa(after[30:34])
+        pseudo_before = wire.residue(wire.pseudo_header(f.src, f.dst, f.proto, length))
+        error = (pseudo_before + wire.residue(before[f.l4 : f.l4 + length])) % 0xFFFF
+        if left_to_hardware(f):
+            error = 0
+        struct.pack_into("!H", after, at, 0)
+        total = wire.residue(wire.pseudo_header(src, dst, f.proto, length)) + wire.residue(
+            bytes(after[f.l4 : f.l4 + length])
+        )
+        value = (error - total) % 0xFFFF
+        struct.pack_into("!H", after, at, 0xFFFF if f.proto == UDP and value == 0 else value)
+
+    # ---- a packet of no connection ----
+
+    def _miss(self, port: int, f: wire.Frame) -> str:
+        service = next(
+            (s for s in self.services.values() if (s.vip, s.vport, s.proto) == (f.dst, f.dport, f.proto)), None
+        )
+        if f.proto == TCP and not is_first(f.flags):
+            return "no_conn"
+        if service is not None:
+            return self._open(port, f, service)
+        if f.proto == UDP and self._kind(f.dst) == "lip":
+            return "no_conn"
+        if not self.unserved_reset:
+            return "no_service"
+        return self._reset(port, f) if f.proto == TCP else self._error(port, f, 3, 3, 0, "no_service")
+
+    def _kind(self, addr: str) -> str:
+        owned = self.owned(addr)
+        return owned[1] if owned else ""
+
+    def _open(self, port: int, f: wire.Frame, service: Service) -> str:
+        if not service.lips:
+            return "no_lip"
+        if not any(m.weight for m in service.members):
+            return self._reset(port, f) if service.no_rs_reset and f.proto == TCP else "no_rs"
+        if f.proto == TCP and service.half_open and len(self._half_open(service)) >= service.half_open:
+            self._evict(service)
+        member = self.schedulers[service.id].pick(service)
+        assert member is not None
+        if len(self.conns) >= self.capacity and not self._evict(service):
+            return "table_full"
+        conn = Conn(
+            f.proto,
+            (f.src, f.sport),
+            (f.dst, f.dport),
+            ("", 0),
+            (member.rip, member.rport),
+            service.id,
+            member.id,
+            "SYN_RECV" if f.proto == TCP else "UDP_ONEWAY",
+            self.tick,
+            self.tick,
+            service.expire_quiescent,
+        )
+        if conn.proto == TCP:
+            conn.stamped = f.ts is not None
+            conn.dseq, conn.dts = None, None if conn.stamped else 0
+        if not self._free_ports(conn, service):
+            finished = [c for c in self.conns if self._shares_ports(c, conn, service) and c.finished]
+            if not finished:
+                self._evict(service)
+            if not finished and not self._free_ports(conn, service):
+                return "no_lip_port"
+        else:
+            finished = []
+        choice = self.choose(conn, f.raw)
+        if choice is not None:
+            self._adopt(conn, choice, service, finished)
+        elif self._leaves_at_once(f, member):
+            raise Illegal(f"no local port for {wire.describe(f.raw)}, though some are free")
+        else:
+            conn.lip = ("", -self.count["conns_opened"])  # not seen by anybody, and it must end before it is
+            if finished:
+                raise Illegal("cannot be followed")
+        hops = [self.route(member.rip), self.route(f.src)]
+        for hop in hops:
+            if hop:
+                self.neighbours.setdefault(hop, Neighbour())
+        if not all(hops):
+            return "no_route"
+        self.conns.append(conn)
+        self.by_key[conn.proto, *conn.client, *conn.vip] = (conn, _CLIENT)
+        self.by_key[conn.proto, *conn.rs, *conn.lip] = (conn, _RS)
+        self.count["conns_opened"] += 1
+        self.member_count[member.id, "conns"] += 1
+        return self._forward(port, f, conn, _CLIENT)
+
+    def _leaves_at_once(self, f: wire.Frame, member: Member) -> bool:
+        hop = self.route(member.rip)
+        known = hop is not None and hop[0] in self.ports and self.neighbours.get(hop, Neighbour()).mac
+        return bool(known) and f.ttl > 1 and hop is not None and f.total <= self.ports[hop[0]][1]
+
+    def _half_open(self, service: Service) -> list[Conn]:
+        """Oldest first."""
+        return [c for c in self.conns if c.service == service.id and c.half_open]
+
+    def _shares_ports(self, other: Conn, conn: Conn, service: Service) -> bool:
+        lips = {self.lip_names[i] for i in service.lips}
+        return other.proto == conn.proto and other.rs == conn.rs and other.lip[0] in lips
+
+    def _free_ports(self, conn: Conn, service: Service) -> int:
+        """Local ports of all LIPs of the service that are free towards this RS."""
+        used = sum(self._shares_ports(c, conn, service) for c in self.conns)
+        return len(self.lports) * len(set(service.lips)) - used
+
+    def _no_choice(self, conn: Conn, frame: bytes) -> Choice | None:
+        raise Illegal("nobody chooses")
+
+    def _adopt(self, conn: Conn, choice: Choice, service: Service, finished: list[Conn]) -> None:
+        """Check the product's choice and take it over. With no port free it takes that of a finished connection."""
+        lips = [self.lip_names[i] for i in service.lips]
+        if choice.lip not in lips:
+            raise Illegal(f"{choice.lip} is no LIP of service {service.id}")
+        if choice.lport not in self.lports:
+            raise Illegal(f"lport {choice.lport}")
+        conn.lip = (choice.lip, choice.lport)
+        holder = self.by_key.get((conn.proto, *conn.rs, *conn.lip))
+        if holder and holder[0] in finished:
+            self._close(holder[0])
+        elif holder:
+            raise Illegal(f"{conn.lip} towards {conn.rs} is taken")
+
+    def _no_observation(self, conn: Conn, frame: bytes, sender: int) -> tuple[int, int]:
+        raise Illegal("nobody observes")
+
+    def _learn_shifts(self, conn: Conn, frame: bytes, sender: int) -> None:
+        """The shifts show when the first packet leaves. A SYN must look new to the RS: numbers later than all that it may
+        remember of this local port (RFC 6191, RFC 7323 5.3)."""
+        dseq, dts = self.observe(conn, frame, sender)
+        conn.dseq = dseq if conn.dseq is None else conn.dseq
+        conn.dts = dts if conn.dts is None else conn.dts
+        f, floor = wire.read(frame), self.floors.get((conn.proto, *conn.lip, *conn.rs))
+        if floor is None or (conn.lip[0], conn.rs) in self.wild or sender == _RS or not is_first(f.flags):
+            return
+        isn = (f.seq + conn.dseq) & MASK
+        if floor.seq is not None and not later(isn, (floor.seq - 1) & MASK):
+            raise Illegal(f"ISN {isn} is not later than {floor.seq} sent before from {conn.lip} to {conn.rs}")
+        if floor.ts is not None and f.ts is not None and not later((f.ts[0] + conn.dts) & MASK, floor.ts):
+            raise Illegal(
+                f"TSval {(f.ts[0] + conn.dts) & MASK} is not later than {floor.ts} sent before from {conn.lip} to {conn.rs}"
+            )
+
+    # ---- the end of a connection ----
+
+    def _close(self, conn: Conn) -> None:
+        self.conns.remove(conn)
+        del self.by_key[conn.proto, *conn.client, *conn.vip]
+        del self.by_key[conn.proto, *conn.rs, *conn.lip]
+        self.count["conns_closed"] += 1
+
+    def _evict(self, service: Service) -> bool:
+        """Close the oldest half-open connection of the service."""
+        half_open = self._half_open(service)
+        if not half_open:
+            return False
+        self._close(half_open[0])
+        self.count["half_open_evicted"] += 1
+        return True
+
+    def expire(self, conn: Conn) -> None:
+        """Its time is over. An ESTABLISHED connection tells both sides, with numbers they expect (RFC 5961 3.2)."""
+        self._close(conn)
+        if conn.state != "TCP_EST":
+            return
+        client, server = conn.next_seq[_CLIENT] or 0, conn.next_seq[_RS] or 0
+        self._own_reset(conn.lip, conn.rs, (client + (conn.dseq or 0)) & MASK, server)
+        self._own_reset(conn.vip, conn.client, server, client)
+
+    def _own_reset(self, src: tuple[str, int], dst: tuple[str, int], seq: int, ack: int) -> None:
+        hop = self.route(dst[0])
+        if not hop or hop[0] not in self.ports or not self.neighbours.get(hop, Neighbour()).mac:
+            return
+        frame = wire.tcp(
+            *src,
+            *dst,
+            RST | ACK,
+            seq=seq,
+            ack=ack,
+            window=0,
+            ttl=64,
+            eth_src=self.ports[hop[0]][0],
+            eth_dst=self.neighbours[hop].mac,
+        )
+        self.count["resets_sent"] += 1
+        self.count["own_packets"] += 1
+        self._send(hop[0], padded(frame))
+
+    # ---- answers: back the way the packet came ----
+
+    def _answer(self, port: int, f: wire.Frame, packet: bytes) -> None:
+        self._send(port, padded(wire.ether(packet, dst=f.eth_src, src=self.ports[port][0])))
+
+    def _ip_options(self, f: wire.Frame) -> bytes:
+        return f.raw[34 : f.l4]
+
+    def _echo(self, port: int, f: wire.Frame) -> str:
+        message = wire.icmp_message(0, f.icmp_code, f.icmp_rest, f.payload)
+        error = wire.residue(f.raw[f.l4 : 14 + f.total])
+        if error:  # a wrong checksum stays as wrong
+            value = (struct.unpack_from("!H", message, 2)[0] + error) % 0xFFFF
+            message = message[:2] + struct.pack("!H", value) + message[4:]
+        packet = wire.ipv4(
+            message,
+            src=f.dst,
+            dst=f.src,
+            proto=wire.ICMP,
+            ttl=64,
+            tos=f.tos,
+            ident=f.ident,
+            frag=f.frag,
+            options=self._ip_options(f),
+        )
+        self._answer(port, f, packet)
+        self.count["echo_replies_sent"] += 1
+        return "answered"
+
+    def _reset(self, port: int, f: wire.Frame) -> str:
+        """RFC 9293 3.5.2 for a bare SYN."""
+        ack = (f.seq + 1 + len(f.payload)) & MASK
+        segment = wire.tcp_segment(f.dst, f.src, f.dport, f.sport, seq=0, ack=ack, flags=RST | ACK, window=0)
+        packet = wire.ipv4(
+            segment, src=f.dst, dst=f.src, proto=TCP, ttl=64, tos=f.tos, ident=f.ident, options=self._ip_options(f)
+        )
+        self._answer(port, f, packet)
+        self.count["resets_sent"] += 1
+        return "answered"
+
+    def _error(self, port: int, f: wire.Frame, kind: int, code: int, rest: int, reason: str) -> str:
+        """RFC 792, RFC 1812 4.3.2.3: as much of the packet as fits into 576 bytes, from the address the packet was sent to."""
+        quoted = f.raw[14 : 14 + f.total][:548]
+        message = wire.icmp_message(kind, code, struct.pack("!I", rest), quoted)
+        self._answer(port, f, wire.ipv4(message, src=f.dst, dst=f.src, proto=wire.ICMP, ttl=64, tos=0xC0, frag=0))
+        self.count["icmp_errors_sent"] += 1
+        return reason
+
+    # ---- neighbours ----
+
+    def _arp(self, port: int, frame: bytes) -> str:
+        """RFC 826: whoever asks for us, or is known already, is learned."""
+        if (
+            len(frame) < 42
+            or frame[14:20] != b"\0\1\x08\0\6\4"
+            or frame[20:22] not in (b"\0\1", b"\0\2")
+            or frame[22] & 1
+        ):
+            return "arp"
+        f = wire.read(frame)
+        target = self.owned(f.dst)
+        ours = target is not None and target[2] == port and f.arp_op == 1
+        known = (port, f.src) in self.neighbours or (ours and f.src != "0.0.0.0")
+        if known and not self.owned(f.src):
+            self.learn(port, f.src, f.arp_sha)
+        if not ours:
+            return self._pass(port, frame, "absorbed")
+        mac = self.ports[port][0]
+        reply = wire.arp(2, mac, f.dst, f.arp_sha, f.src, eth_dst=f.eth_src)
+        self.count["arp_replies_sent"] += 1
+        self._send(port, reply + frame[42:])
+        return "answered"
+
+    def learn(self, port: int, addr: str, mac: str) -> None:
+        n = self.neighbours.setdefault((port, addr), Neighbour())
+        if n.static:
+            return
+        n.mac = mac
+        self.release(port, n)
+
+    def release(self, port: int, n: Neighbour) -> None:
+        """Packets that waited leave, in their order."""
+        waiting, n.waiting = n.waiting, []
+        for w in waiting:
+            assert w.conn is not None
+            self._send(port, self._rewritten(w.frame, w.conn, w.sender, self.ports[port][0], n.mac))
+            self.count["to_rs" if w.sender == _CLIENT else "to_client"] += 1
+
+    def give_up(self, port: int, addr: str) -> int:
+        """The neighbour did not answer: what waited is lost."""
+        n = self.neighbours[port, addr]
+        lost, n.waiting = len(n.waiting), []
+        self.count["neigh_unresolved"] += lost
+        return lost
+
+
+def padded(frame: bytes) -> bytes:
+    return frame + b"\0" * (60 - len(frame))
+
+
+def is_first(flags: int) -> bool:
+    """A segment that may open a connection: SYN alone among SYN, ACK, RST, FIN."""
+    return flags & (SYN | ACK | RST | FIN) == SYN
+
+
+def left_to_hardware(f: wire.Frame) -> bool:
+    """Does the checksum field hold just the folded pseudo-header sum?"""
+    length = struct.unpack_from("!H", f.raw, f.l4 + 4)[0] if f.proto == UDP else 14 + f.total - f.l4
+    return f.checksum == (wire.residue(wire.pseudo_header(f.src, f.dst, f.proto, length)) or 0xFFFF)
+
+
+def martian(addr: str) -> bool:
+    """A source no host may use: RFC 1122 3.2.1.3."""
+    first = int(addr.split(".")[0])
+    return first in (0, 127) or first >= 224
+
+
+def next_state(state: str, sender: int, flags: int, synack_seen: bool) -> str:
+    event = next((name for bit, name in ((RST, "RST"), (SYN, "SYN"), (FIN, "FIN"), (ACK, "ACK")) if flags & bit), "")
+    if not event or (state == "SYN_RECV" and sender == _CLIENT and not synack_seen):
+        return state
+    return _TABLE[sender, event].get(state, state)
+
+
+def malformed(frame: bytes) -> str:
+    """Drop reason of an IPv4 frame that nobody can read, "" when it is sound. RFC 791, RFC 9293, RFC 768."""
+    packet = frame[14:]
+    if len(packet) < 20:
+        return "truncated"
+    header, total = (packet[0] & 15) * 4, struct.unpack_from("!H", packet, 2)[0]
+    if packet[0] >> 4 != 4 or header < 20 or total < header:
+        return "ip_header"
+    if total > len(packet):
+        return "truncated"
+    if wire.residue(packet[:header]) != 0:
+        return "ip_checksum"
+    if struct.unpack_from("!H", packet, 6)[0] & 0x3FFF:
+        return ""
+    body = packet[header:total]
+    if packet[9] == TCP and (len(body) < 20 or not 20 <= (body[12] >> 4) * 4 <= len(body)):
+        return "l4_header"
+    if packet[9] == UDP and (len(body) < 8 or not 8 <= struct.unpack_from("!H", body, 4)[0] <= len(body)):
+        return "l4_header"
+    if packet[9] == wire.ICMP and len(body) < 8:
+        return "l4_header"
+    return ""
