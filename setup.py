@@ -1,6 +1,6 @@
 """Builds the Cython door with the C core, and, where libbpf's headers are there, the AF_XDP driver and its XDP program.
 
-Environment: FNAT_MARCH   target of the compiler, default x86-64-v3 on x86-64 (AVX2, BMI2: since 2013/2017), "native" for this machine
+Environment: FNAT_MARCH   the compiler's target, default x86-64-v3 on x86-64 (AVX2, BMI2); "native" for this machine
              FNAT_CFLAGS  further compiler flags, for sanitizers and mutations
              FNAT_NO_XDP  build without the AF_XDP driver
 """

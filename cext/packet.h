@@ -61,7 +61,7 @@ struct packet {
     u16 sport, dport; /* network order */
     u64 hash;         /* of the flow key */
     u32 conn;         /* index<<1 | direction; 0 while none is found */
-    u16 l4_len; /* bytes of the TCP segment or UDP datagram, header included */
+    u16 l4_len;       /* bytes of the TCP segment or UDP datagram, header included */
     u16 spare;
 } cache_aligned;
 

@@ -105,7 +105,9 @@ class Plane:
     def put_settings(
         self, timeouts: dict[str, int], unserved_reset: bool, lports: tuple[int, int] = (1024, 65535)
     ) -> None:
-        """Seconds by state name (see STATES); a state left out keeps its built-in default. lports: first and last local port."""
+        """Seconds by state name (see STATES); a state left out keeps its built-in default.
+
+        lports: first and last local port."""
     def put_port(self, id: int, name: str, mac: str, mtu: int, *, up: bool = True, exclusive: bool = False) -> None: ...
     def put_service(
         self,
@@ -127,8 +129,9 @@ class Plane:
     def put_addresses(self, addresses: list[tuple[int, str, str, int]]) -> None:
         """The whole list of (address id, address, kind, port id); kind is "vip", "lip" or "vip+lip"."""
     def put_routes(self, routes: list[tuple[str, str, str, int, int, int, str]]) -> None:
-        """The whole list of (prefix "10.0.0.0/8", gateway or "", src or "", port id, mtu, metric, kind); kind is "unicast",
-        "host" (hand to the host) or "unreachable"."""
+        """The whole list of (prefix "10.0.0.0/8", gateway or "", src or "", port id, mtu, metric, kind).
+
+        kind is "unicast", "host" (hand to the host) or "unreachable"."""
     def publish(self) -> int: ...
     def adopted(self) -> int: ...
     def neigh_set(self, port: int, addr: str, mac: str, *, static: bool = False) -> None:

@@ -630,7 +630,10 @@ class Engine:
         return views
 
     def workers(self) -> list[WorkerView]:
-        return [WorkerView(index=i, cpu=self.plane.worker_cpu(i), counters=self.plane.counters(i)) for i in range(self._info["workers"])]
+        return [
+            WorkerView(index=i, cpu=self.plane.worker_cpu(i), counters=self.plane.counters(i))
+            for i in range(self._info["workers"])
+        ]
 
     @property
     def worker_count(self) -> int:

@@ -53,11 +53,11 @@ _TABLE: dict[tuple[int, str], dict[str, str]] = {
     (_CLIENT, "SYN"): {"TCP_NONE": "SYN_RECV"},
     (_CLIENT, "FIN"): {"TCP_EST": "CLOSE_WAIT", "SYN_RECV": "TIME_WAIT", "FIN_WAIT": "TIME_WAIT"},
     (_CLIENT, "ACK"): {"SYN_RECV": "TCP_EST"},
-    (_CLIENT, "RST"): {s: "TCP_CLOSE" for s in ("TCP_EST", "FIN_WAIT", "TIME_WAIT", "CLOSE_WAIT")},
+    (_CLIENT, "RST"): dict.fromkeys(("TCP_EST", "FIN_WAIT", "TIME_WAIT", "CLOSE_WAIT"), "TCP_CLOSE"),
     (_RS, "SYN"): {},
     (_RS, "FIN"): {"TCP_EST": "FIN_WAIT", "SYN_RECV": "TIME_WAIT", "CLOSE_WAIT": "TIME_WAIT"},
     (_RS, "ACK"): {},
-    (_RS, "RST"): {s: "TCP_CLOSE" for s in ("TCP_EST", "SYN_RECV", "FIN_WAIT", "CLOSE_WAIT")},
+    (_RS, "RST"): dict.fromkeys(("TCP_EST", "SYN_RECV", "FIN_WAIT", "CLOSE_WAIT"), "TCP_CLOSE"),
 }
 
 
@@ -187,7 +187,7 @@ class Floor:
 class Reference:
     def __init__(self, *, conns: int = 65536) -> None:
         self.capacity = conns
-        self.timeouts = {s: 60 for s in STATES}
+        self.timeouts = dict.fromkeys(STATES, 60)
         self.unserved_reset = True
         self.lports = range(1024, 65536)
         self.ports: dict[int, tuple[str, int]] = {}  # id -> (mac, mtu)
@@ -646,9 +646,9 @@ class Reference:
         isn = (f.seq + conn.dseq) & MASK
         if floor.seq is not None and not later(isn, (floor.seq - 1) & MASK):
             raise Illegal(f"ISN {isn} is not later than {floor.seq} sent before from {conn.lip} to {conn.rs}")
-        if floor.ts is not None and f.ts is not None and not later((f.ts[0] + conn.dts) & MASK, floor.ts):
+        if floor.ts is not None and f.ts is not None and later(floor.ts, (f.ts[0] + conn.dts) & MASK):
             raise Illegal(
-                f"TSval {(f.ts[0] + conn.dts) & MASK} is not later than {floor.ts} sent before from {conn.lip} to {conn.rs}"
+                f"TSval {(f.ts[0] + conn.dts) & MASK} is older than {floor.ts} sent before from {conn.lip} to {conn.rs}"
             )
 
     # ---- the end of a connection ----

@@ -57,7 +57,15 @@ PREDICTED = [(name, kind) for name, kind, _ in COUNTERS if name not in UNPREDICT
 class Rig:
     """Core only. Frames go in with `put` and come out of `step` as (port, frame); a frame for the host has port -1-port."""
 
-    def __init__(self, *, punt: bool = False, configured: bool = True, mtu: int = 1500, lports: tuple[int, int] = (1024, 65535), **sizes: Any) -> None:
+    def __init__(
+        self,
+        *,
+        punt: bool = False,
+        configured: bool = True,
+        mtu: int = 1500,
+        lports: tuple[int, int] = (1024, 65535),
+        **sizes: Any,
+    ) -> None:
         room = {
             "conns": 1024,
             "services": 16,
@@ -296,7 +304,7 @@ class Twin(Rig):
                 if silent < 3 * SECOND - 2 * TICK:
                     raise Illegal(f"gave up {key} after {silent / SECOND} s")
                 lost -= r.give_up(*key)
-            elif silent > 7 * SECOND:
+            elif silent > 8 * SECOND:
                 raise Illegal(f"packets wait for {key} for {silent / SECOND} s")
 
     def _check_request(self, port: int, frame: bytes) -> None:

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 PROGRAM = "fnat_steer"
 QUEUES = 64  # entries of the socket map in steer.bpf.c
 ADDRESSES = 65536  # of each family
-MIN_KERNEL = (5, 10)
+MIN_KERNEL = (5, 11)
 _EXCLUSIVE = 1  # FLAG_EXCLUSIVE of steer.bpf.c
 _MAPS = ("xsks", "owned4", "owned6", "settings", "counts")
 

@@ -64,16 +64,32 @@ def test_only_worker_knows_both_io_and_forwarding():
 def imports(path: Path) -> set[str]:
     text = path.read_text()
     found = set(re.findall(r"^\s*(?:from|import) (fnat[.\w]*)", text, re.M))
-    found |= {f"fnat.{n.strip().split(' ')[0]}" for line in re.findall(r"^\s*from fnat import (.+)$", text, re.M) for n in line.split(",")}
+    found |= {
+        f"fnat.{n.strip().split(' ')[0]}"
+        for line in re.findall(r"^\s*from fnat import (.+)$", text, re.M)
+        for n in line.split(",")
+    }
     return found
 
 
 def test_core_is_reached_through_few_doors():
     users = {n for n, p in PY_FILES.items() if "fnat._core" in imports(p)}
-    assert users <= {"dataplane.py", "engine.py", "control.py", "replay.py", "bench.py", "metrics.py", "host.py", "model.py", "conversations.py"}, users
+    assert users <= {
+        "dataplane.py",
+        "engine.py",
+        "control.py",
+        "replay.py",
+        "bench.py",
+        "metrics.py",
+        "host.py",
+        "model.py",
+        "conversations.py",
+    }, users
 
 
-@pytest.mark.parametrize("name", ["plan.py", "model.py", "grammar/__init__.py", "grammar/ipvsadm.py", "grammar/dpip.py"])
+@pytest.mark.parametrize(
+    "name", ["plan.py", "model.py", "grammar/__init__.py", "grammar/ipvsadm.py", "grammar/dpip.py"]
+)
 def test_pure_modules_touch_no_socket(name):
     text = (ROOT / "fnat" / name).read_text()
     assert not re.findall(r"^\s*(?:import|from) (socket|httpx|asyncio|pyroute2|subprocess)\b", text, re.M)

@@ -55,7 +55,9 @@ class Core(Rig):
 class Naive(Rig):
     """The reference; it chooses LIP port 2000 and fixed shifts, and ends idle connections on the tick."""
 
-    def __init__(self, *, mtu: int = 1500, punt: bool = False, lports: tuple[int, int] = (1024, 65535), conns: int = 1024) -> None:
+    def __init__(
+        self, *, mtu: int = 1500, punt: bool = False, lports: tuple[int, int] = (1024, 65535), conns: int = 1024
+    ) -> None:
         self.reference = Reference(conns=conns)
         self.reference.choose = self._choose
         self.reference.observe = lambda conn, frame, sender: (DSEQ, DTS)
@@ -110,7 +112,9 @@ class Talk:
                 self.dts = (f.ts[0] - sent.ts[0]) & MASK if f.ts and sent.ts else 0
         return result
 
-    def _options(self, syn: bool, sack: list[tuple[int, int]] | None = None, echo: int = 0, value: int | None = None) -> bytes:
+    def _options(
+        self, syn: bool, sack: list[tuple[int, int]] | None = None, echo: int = 0, value: int | None = None
+    ) -> bytes:
         out = wire.OPTION_MSS if syn else b""
         if self.ts is not None:
             out += wire.option_timestamp(self.ts if value is None else value, echo)
@@ -118,20 +122,33 @@ class Talk:
 
     def from_client(self, flags: int, payload: bytes = b"", **fields: Any) -> Result:
         syn = bool(flags & SYN)
-        fields = {"seq": self.isn if syn else self.seq, "ack": self.rs_seq if flags & ACK else 0, "options": self._options(syn), **fields}
+        fields = {
+            "seq": self.isn if syn else self.seq,
+            "ack": self.rs_seq if flags & ACK else 0,
+            "options": self._options(syn),
+            **fields,
+        }
         frame = wire.tcp(*self.client, *self.vip, flags, payload=payload, **fields)
         if not syn:
             self.seq = (self.seq + len(payload) + bool(flags & FIN)) & MASK
         result = self.side.deliver(WAN, frame)
         return self._learn(result, wire.read(frame)) if syn else result
 
-    def from_rs(self, flags: int, payload: bytes = b"", sack: list[tuple[int, int]] | None = None, **fields: Any) -> Result:
+    def from_rs(
+        self, flags: int, payload: bytes = b"", sack: list[tuple[int, int]] | None = None, **fields: Any
+    ) -> Result:
         """ack and sack are in the client's numbers; the RS speaks of shifted ones."""
         ack = (fields.pop("ack", self.seq) + self.dseq) & MASK
         blocks = [(a + self.dseq, b + self.dseq) for a, b in sack or []]
-        options = fields.pop("options", self._options(bool(flags & SYN), blocks, echo=(self.ts or 0) + self.dts, value=77))
+        options = fields.pop(
+            "options", self._options(bool(flags & SYN), blocks, echo=(self.ts or 0) + self.dts, value=77)
+        )
         frame = wire.tcp(
-            RS1, 8080, *self.lip, flags, **{"seq": self.rs_seq, "ack": ack, "payload": payload, "options": options, "eth_dst": MACS[LAN], **fields}
+            RS1,
+            8080,
+            *self.lip,
+            flags,
+            **{"seq": self.rs_seq, "ack": ack, "payload": payload, "options": options, "eth_dst": MACS[LAN], **fields},
         )
         if flags & SYN or payload or flags & FIN:
             self.rs_seq = (self.rs_seq + len(payload) + bool(flags & SYN) + bool(flags & FIN)) & MASK

@@ -8,16 +8,15 @@ configuration, steps of time) are done and prints the number; without it a short
 from __future__ import annotations
 
 import os
-import random
 import socket
 import struct
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import packets as wire
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -74,7 +73,12 @@ class Flow:
 class CoreAndReference(RuleBasedStateMachine):
     flows: list[Flow]
 
-    @initialize(punt=st.booleans(), conns=st.sampled_from([16, 200]), mtu=st.sampled_from([1500, 600]), lports=st.sampled_from([(1024, 65535), (5000, 5000), (65533, 65535)]))
+    @initialize(
+        punt=st.booleans(),
+        conns=st.sampled_from([16, 200]),
+        mtu=st.sampled_from([1500, 600]),
+        lports=st.sampled_from([(1024, 65535), (5000, 5000), (65533, 65535)]),
+    )
     def begin(self, punt: bool, conns: int, mtu: int, lports: tuple[int, int]) -> None:
         self.twin = Twin(punt=punt, conns=conns, mtu=mtu, lports=lports)
         self.twin.hosts[LAN, LATE] = LATE_MAC
@@ -369,7 +373,9 @@ class CoreAndReference(RuleBasedStateMachine):
         if flow.proto == UDP:
             return
         if not from_rs:
-            return self.give(WAN, self.client_segment(flow, flags, seq, ack, b"", flow.syn_options(self.twin.now)), hold)
+            return self.give(
+                WAN, self.client_segment(flow, flags, seq, ack, b"", flow.syn_options(self.twin.now)), hold
+            )
         conn = self.connected(flow)
         if conn is not None and conn.dseq is not None and conn.dts is not None:
             self.give(LAN, self.rs_segment(flow, conn, flags, seq, ack, b"xyz"), hold)

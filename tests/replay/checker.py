@@ -14,15 +14,14 @@ from pathlib import Path
 
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
-from scapy.packet import Packet, split_layers
+from scapy.packet import Packet
 from scapy.utils import PcapReader
 
 TO_CLIENT, TO_RS = "02:fb:00:00:00:01", "02:fb:00:00:00:02"  # next hop on wan, on lan
 LARGEST = 3500
 
 for upper in (TCP, UDP):  # payloads stay bytes
-    for binding in list(upper.payload_guess):
-        split_layers(upper, binding[1])
+    upper.payload_guess = []
 
 
 @dataclass

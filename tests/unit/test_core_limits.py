@@ -16,7 +16,7 @@ from reference import MASK, later
 from rig import CLIENT, LAN, LIP, LIP2, LIP_IDS, MACS, RS1, RS2, SECOND, VIP, WAN, Rig, Twin
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cases"))
-from talk import Core, Talk  # noqa: E402
+from talk import Core, Talk
 
 QUIET = "10.0.0.200"  # an RS that does not answer ARP
 
@@ -64,7 +64,7 @@ def test_every_local_port_is_used_once_and_then_none_is_left() -> None:
     counters = rig.counters()
     assert (counters["no_lip_port"], counters["lip_ports"], counters["endpoints"]) == (1, 64512, 1)
     assert rig.plane.address_stats(LIP_IDS[LIP]) == (1, 64512, 64512)
-    rig.wait(30, 0.25)
+    rig.wait(30)
     rig.check_sums()
     rig.check_empty()
 
@@ -117,7 +117,7 @@ def test_a_reused_port_looks_new_to_the_rs(lports: tuple[int, int], pause: float
         port = talk.lip[1]
         if port in last:
             assert later(seq, last[port][0]), (i, seq, last[port])
-            assert later(ts, last[port][1]), (i, ts, last[port])
+            assert not later(last[port][1], ts), (i, ts, last[port])
         talk.synack()
         talk.ack()
         for n in range(3):
@@ -198,7 +198,17 @@ def test_a_burst_of_everything_loses_no_frame() -> None:
     for _ in range(200):
         for _ in range(64):
             flags = dice.choice([SYN, SYN, ACK, FIN | ACK, RST])
-            rig.put(WAN, wire.tcp(CLIENT, 1024 + dice.randrange(40), VIP, dice.choice([80, 80, 80, 81]), flags, seq=dice.getrandbits(32)))
+            rig.put(
+                WAN,
+                wire.tcp(
+                    CLIENT,
+                    1024 + dice.randrange(40),
+                    VIP,
+                    dice.choice([80, 80, 80, 81]),
+                    flags,
+                    seq=dice.getrandbits(32),
+                ),
+            )
         rig.step()
         rig.check_sums()
         rig.now += SECOND // 50
@@ -212,7 +222,9 @@ payloads = st.one_of(st.binary(max_size=64), st.sampled_from([b"\0" * 101, b"\xf
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(data=payloads, seq=st.integers(0, MASK), ack=st.integers(0, MASK), stamp=st.integers(0, MASK), odd=st.integers(0, 3),
        window=st.integers(0, 65535), sum=st.sampled_from([None, None, PARTIAL, 0, 0xFFFF, 1]), proto=st.sampled_from([TCP, UDP]))  # fmt: skip
-def test_checksums_of_any_data(data: bytes, seq: int, ack: int, stamp: int, odd: int, window: int, sum: int | None, proto: int) -> None:
+def test_checksums_of_any_data(
+    data: bytes, seq: int, ack: int, stamp: int, odd: int, window: int, sum: int | None, proto: int
+) -> None:
     """A right checksum stays right, one left to hardware becomes right, a wrong one is as wrong as it was: byte for byte."""
     twin = Twin()
     twin.service(proto=proto)
@@ -220,11 +232,22 @@ def test_checksums_of_any_data(data: bytes, seq: int, ack: int, stamp: int, odd:
         twin.deliver([(WAN, wire.udp(CLIENT, 1024, VIP, 80, data, checksum=sum))])
     else:
         options = b"\1" * odd + wire.option_timestamp(stamp, 0)[2:]
-        twin.deliver([(WAN, wire.tcp(CLIENT, 1024, VIP, 80, SYN, seq=seq, window=window, payload=data, options=options, checksum=sum))])
+        twin.deliver(
+            [
+                (
+                    WAN,
+                    wire.tcp(
+                        CLIENT, 1024, VIP, 80, SYN, seq=seq, window=window, payload=data, options=options, checksum=sum
+                    ),
+                )
+            ]
+        )
     conn = twin.reference.conns[0]
     if proto == UDP:
         twin.deliver([(LAN, wire.udp(*conn.rs, *conn.lip, data, checksum=sum))])
     else:
         options = b"\1" * odd + wire.option_timestamp(stamp, stamp)[2:] + wire.option_sack([(ack, ack + 1)])
-        twin.deliver([(LAN, wire.tcp(*conn.rs, *conn.lip, ACK, seq=seq, ack=ack, payload=data, options=options, checksum=sum))])
+        twin.deliver(
+            [(LAN, wire.tcp(*conn.rs, *conn.lip, ACK, seq=seq, ack=ack, payload=data, options=options, checksum=sum))]
+        )
     twin.close()

@@ -17,7 +17,7 @@ from reference import MASK, next_state
 from rig import CLIENT, GATEWAY, LAN, LIP, MACS, RS1, RS2, RS_MACS, VIP, WAN
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cases"))
-from talk import Core, Naive, Result, Talk  # noqa: E402
+from talk import Core, Naive, Result, Talk
 
 Out = tuple[int, dict[str, Any]]
 
@@ -73,7 +73,10 @@ def to_rs(**fields: Any) -> Out:
 
 
 def to_client(**fields: Any) -> Out:
-    return (WAN, {"src": VIP, "dst": CLIENT, "dport": 40000, "eth_src": MACS[WAN], "eth_dst": wire.ROUTER_MAC, **fields})
+    return (
+        WAN,
+        {"src": VIP, "dst": CLIENT, "dport": 40000, "eth_src": MACS[WAN], "eth_dst": wire.ROUTER_MAC, **fields},
+    )
 
 
 def back(**fields: Any) -> Out:
@@ -242,7 +245,9 @@ def test_expiry_of_an_established_connection_resets_both_sides_with_the_numbers_
         ("reset", reset_by_client, 3),
     ],
 )
-def test_other_states_end_silently_within_a_second_after_their_timeout(sentence: str, before: Any, seconds: int, make: Any) -> None:
+def test_other_states_end_silently_within_a_second_after_their_timeout(
+    sentence: str, before: Any, seconds: int, make: Any
+) -> None:
     talk = Talk(make())
     before(talk)
     assert talk.side.wait(seconds - 0.1) == []
@@ -293,7 +298,9 @@ def test_the_service_timeout_replaces_established_and_all_of_udp(proto: int, sta
 def test_schedulers(scheduler: str, weights: tuple[int, ...], order: str, make: Any) -> None:
     side = make()
     addresses = [f"10.0.0.{101 + i}" for i in range(len(weights))]
-    side.service(scheduler=scheduler, members=[(i, a, 8080, w) for i, (a, w) in enumerate(zip(addresses, weights, strict=True))])
+    side.service(
+        scheduler=scheduler, members=[(i, a, 8080, w) for i, (a, w) in enumerate(zip(addresses, weights, strict=True))]
+    )
     picked = ""
     for port in range(len(order)):
         _, out = side.deliver(WAN, wire.tcp(CLIENT, 1000 + port, VIP, 80, SYN))
@@ -318,4 +325,3 @@ def test_schedulers(scheduler: str, weights: tuple[int, ...], order: str, make: 
 )
 def test_reference_states(state: str, sender: int, flags: int, then: str) -> None:
     assert next_state(state, sender, flags, True) == then
-

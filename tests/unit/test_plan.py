@@ -1,5 +1,5 @@
 """Changes on configs: what is made, what is refused, and that diff is the inverse of apply."""
-# ruff: noqa: E501  rows stay on one line
+
 
 import pytest
 from hypothesis import given

@@ -16,7 +16,9 @@ class Crew:
     """N workers of one plane, each with a queue on both ports."""
 
     def __init__(self, n: int) -> None:
-        self.plane = Plane.create(None, workers=n, conns=1024, services=4, members=8, endpoints=64, frames=256, snapshot_mib=1)
+        self.plane = Plane.create(
+            None, workers=n, conns=1024, services=4, members=8, endpoints=64, frames=256, snapshot_mib=1
+        )
         self.workers = [Worker(self.plane, i) for i in range(n)]
         self.queues = {(i, port): MemQueue(w, 128) for i, w in enumerate(self.workers) for port in (WAN, LAN)}
         for (i, port), queue in self.queues.items():
@@ -75,11 +77,19 @@ def test_an_answer_finds_the_owner_of_its_local_port(crew):
         owner = (syn.sport % 512) % len(crew.workers)
         assert owner == first, "a worker opens with ports of its own"
         for arrives in range(len(crew.workers)):
-            answer = Ether(dst="02:00:00:00:0a:00") / IP(src=RS, dst=LIP) / TCP(sport=8080, dport=syn.sport, flags="SA", seq=9, ack=syn.seq + 1)
+            answer = (
+                Ether(dst="02:00:00:00:0a:00")
+                / IP(src=RS, dst=LIP)
+                / TCP(sport=8080, dport=syn.sport, flags="SA", seq=9, ack=syn.seq + 1)
+            )
             [(worker, port, out)] = crew.send(arrives, LAN, answer)
             assert (worker, port, out[IP].dst, out[TCP].dport) == (first, WAN, CLIENT, 4242)
         crew.send(first, WAN, client("R", seq=first + 1))
-        crew.send(first, LAN, Ether(dst="02:00:00:00:0a:00") / IP(src=RS, dst=LIP) / TCP(sport=8080, dport=syn.sport, flags="R", seq=10))
+        crew.send(
+            first,
+            LAN,
+            Ether(dst="02:00:00:00:0a:00") / IP(src=RS, dst=LIP) / TCP(sport=8080, dport=syn.sport, flags="R", seq=10),
+        )
         crew.now += 20 * SECOND
         for w in crew.workers:
             w.step(crew.now)
@@ -88,7 +98,11 @@ def test_an_answer_finds_the_owner_of_its_local_port(crew):
 
 def test_a_client_that_moves_to_another_queue_keeps_its_connection(crew):
     [(_, _, syn)] = crew.send(0, WAN, client("S", seq=100))
-    answer = Ether(dst="02:00:00:00:0a:00") / IP(src=RS, dst=LIP) / TCP(sport=8080, dport=syn.sport, flags="SA", seq=9, ack=syn.seq + 1)
+    answer = (
+        Ether(dst="02:00:00:00:0a:00")
+        / IP(src=RS, dst=LIP)
+        / TCP(sport=8080, dport=syn.sport, flags="SA", seq=9, ack=syn.seq + 1)
+    )
     crew.send(0, LAN, answer)
     last = len(crew.workers) - 1
     [(worker, port, out)] = crew.send(last, WAN, client("A", seq=101, ack=10))

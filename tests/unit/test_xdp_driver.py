@@ -86,7 +86,12 @@ class IoDriver(ctypes.Structure):
 
 
 class IoBase(ctypes.Structure):
-    _fields_ = [("driver", ctypes.POINTER(IoDriver)), ("pool", ctypes.c_void_p), ("fd", ctypes.c_int), ("lent", ctypes.c_uint32)]
+    _fields_ = [
+        ("driver", ctypes.POINTER(IoDriver)),
+        ("pool", ctypes.c_void_p),
+        ("fd", ctypes.c_int),
+        ("lent", ctypes.c_uint32),
+    ]
 
 
 class Pool:
