@@ -497,8 +497,8 @@ class Reference:
                     shift(option + 2, dts)
                 elif f.flags & ACK:
                     shift(option + 6, -dts)
-            elif kind == 5 and sender == _RS:
-                for number in range(2, size - 3, 4):
+            elif kind == 5 and sender == _RS and size % 8 == 2:  # RFC 2018: pairs of numbers
+                for number in range(2, size, 4):
                     shift(option + number, -dseq)
 
     @staticmethod

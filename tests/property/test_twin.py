@@ -603,7 +603,7 @@ def settings_for(examples: int, steps: int, fixed: bool) -> settings:
 @pytest.mark.timeout(0)
 def test_core_and_reference_agree(capsys: pytest.CaptureFixture[str]) -> None:
     if not OPERATIONS:
-        run_state_machine_as_test(CoreAndReference, settings=settings_for(int(os.environ.get("EX", "80")), 50, True))
+        run_state_machine_as_test(CoreAndReference, settings=settings_for(250, 50, True))
         return
     while done < OPERATIONS:
         run_state_machine_as_test(CoreAndReference, settings=settings_for(200, 100, False))

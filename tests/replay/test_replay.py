@@ -22,7 +22,7 @@ from fnat.bench import bench
 
 sys.path.insert(0, str(Path(__file__).parent))
 import checker
-import talk
+import made
 
 ROOT = Path(__file__).parents[2]
 PCAPS = Path(os.environ.get("FNAT_PCAPS") or ROOT.parent / "shared" / "pcaps")
@@ -52,16 +52,16 @@ def test_real_capture(path: Path, tmp_path: Path) -> None:
     assert_agreed(path, tmp_path / "out.pcap")
 
 
-@pytest.mark.parametrize(("packets", "said"), [r[1:] for r in talk.ROWS], ids=[r[0] for r in talk.ROWS])
+@pytest.mark.parametrize(("packets", "said"), [r[1:] for r in made.ROWS], ids=[r[0] for r in made.ROWS])
 def test_row(packets: list, said: dict, tmp_path: Path) -> None:
-    path = talk.write(tmp_path / "capture.pcap", packets)
+    path = made.write(tmp_path / "capture.pcap", packets)
     report = play(path, tmp_path / "out.pcap")
     assert {name: getattr(report, name) for name in said} == said
     assert_agreed(path, tmp_path / "out.pcap")
 
 
 def test_snapped_payload_is_padded_and_snapped_header_is_skipped(tmp_path: Path) -> None:
-    whole = talk.write(tmp_path / "whole.pcap", talk.TALK).read_bytes()
+    whole = made.write(tmp_path / "whole.pcap", made.TALK).read_bytes()
     snapped, at = whole[:24], 24
     while at < len(whole):
         record = list(struct.unpack_from("<IIII", whole, at))
@@ -69,7 +69,7 @@ def test_snapped_payload_is_padded_and_snapped_header_is_skipped(tmp_path: Path)
         snapped += struct.pack("<IIII", *record[:2], kept, record[3]) + whole[at + 16 : at + 16 + kept]
         at += 16 + record[2]
     path = tmp_path / "snapped.pcap"
-    path.write_bytes(snapped + struct.pack("<IIII", 1_700_000_009, 0, 40, 300) + bytes(talk.TALK[3])[:40])
+    path.write_bytes(snapped + struct.pack("<IIII", 1_700_000_009, 0, 40, 300) + bytes(made.TALK[3])[:40])
     report = play(path)
     assert (report.forwarded, report.skipped, report.mismatched) == (10, {"truncated": 1}, 0)
     assert report.prepared == {"padded": 2}
@@ -124,7 +124,7 @@ def test_tampering_is_noticed(
                 turn.sent = [(p, damage(f)) for p, f in turn.sent]
         return turn
 
-    path = talk.write(tmp_path / "capture.pcap", talk.TALK)
+    path = made.write(tmp_path / "capture.pcap", made.TALK)
     monkeypatch.setattr(replay.Wires, "feed", tampered)
     assert play(path).mismatched == 1
 
@@ -134,7 +134,7 @@ def test_tampering_is_noticed(
 )
 @pytest.mark.parametrize("number", [3, 6])
 def test_the_checker_notices_a_changed_byte(offset: int, number: int, tmp_path: Path) -> None:
-    path, out = talk.write(tmp_path / "capture.pcap", talk.TALK), tmp_path / "out.pcap"
+    path, out = made.write(tmp_path / "capture.pcap", made.TALK), tmp_path / "out.pcap"
     play(path, out)
     assert not checker.judge(path, out).faults
     data, start = bytearray(out.read_bytes()), 24
@@ -213,7 +213,7 @@ def test_taking_out_a_line_of_the_core_is_noticed(file: str, statement: str, obj
     module = tmp_path / "_core.so"
     parts = [str(mutants.get(o.name, o)) for o in objects.glob("*.o")]
     subprocess.run(["gcc", "-shared", *parts, "-o", str(module)], check=True)
-    path = talk.write(tmp_path / "capture.pcap", talk.ALL)
+    path = made.write(tmp_path / "capture.pcap", made.ALL)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
         [sys.executable, "-c", BY_FILE, str(module), str(path)],
@@ -236,7 +236,7 @@ def run(*words: str) -> tuple[int, str, str]:
 
 
 def test_figures_of_the_command(tmp_path: Path) -> None:
-    path = talk.write(tmp_path / "capture.pcap", talk.ALL)
+    path = made.write(tmp_path / "capture.pcap", made.ALL)
     out = tmp_path / "out.pcap"
     code, text, _ = run(
         "replay",
@@ -254,7 +254,7 @@ def test_figures_of_the_command(tmp_path: Path) -> None:
     )
     said = json.loads(text)
     assert code == 0
-    assert said["packets"] == 2 * len(talk.ALL)
+    assert said["packets"] == 2 * len(made.ALL)
     assert said["packets"] == said["forwarded"] + said["passed"] + sum(said["dropped"].values()) + sum(
         said["skipped"].values()
     )
@@ -264,7 +264,7 @@ def test_figures_of_the_command(tmp_path: Path) -> None:
 
 
 def test_speed_loop_loses_nothing(tmp_path: Path) -> None:
-    path = talk.write(tmp_path / "capture.pcap", talk.ALL)
+    path = made.write(tmp_path / "capture.pcap", made.ALL)
     _, layout = replay.replay(_core, path, verify=False)
     speed = replay.speed(_core, path, layout, 1, 0.1)
     assert speed.packets > 1000
@@ -288,7 +288,7 @@ BROKEN = [  # words after `bench`, exit code, part of the one line
 def test_bad_input_is_one_line(words: list[str], code: int, line: str, tmp_path: Path) -> None:
     (tmp_path / "text.pcap").write_text("this is no capture")
     (tmp_path / "empty.pcap").touch()
-    talk.write(tmp_path / "good.pcap", talk.TALK[:3])
+    made.write(tmp_path / "good.pcap", made.TALK[:3])
     said, _, err = run(*(w.format(dir=tmp_path) for w in words), *(["--seconds", "0"] if words[0] == "replay" else []))
     assert said == code
     assert line in err
