@@ -15,9 +15,10 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
 
-enum { PAYLOAD = 4, CHECK_EVERY = 1000, WINDOW = 16384, LIVES_PACKETS = 6 };
+enum { HUGE = 2 << 20, PAYLOAD = 4, CHECK_EVERY = 1000, WINDOW = 16384, LIVES_PACKETS = 6 };
 
 struct flow {
     u32 cip, vip, rip, lip;
@@ -250,9 +251,11 @@ static int set_up(struct generator *g, struct fnat_worker *w, u8 proto, u32 n_fl
     if (!k->snap || w->n_queues || g->fifo_len < 2 * BATCH)
         return -EINVAL;
     g->fifo = malloc((u64)g->fifo_len * sizeof *g->fifo);
-    g->flows = aligned_alloc(CACHE_LINE, align_up((u64)n_flows * sizeof *g->flows, CACHE_LINE));
+    u64 bytes = align_up((u64)n_flows * sizeof *g->flows, HUGE);
+    g->flows = aligned_alloc(HUGE, bytes);
     if (!g->fifo || !g->flows)
         goto no_memory;
+    madvise(g->flows, bytes, MADV_HUGEPAGE);
     memset(g->flows, 0, (u64)n_flows * sizeof *g->flows);
     while (k->pool.free)
         g->fifo[g->fifo_count++] = frame_alloc(&k->pool);

@@ -133,24 +133,6 @@ static void set_active(struct core *k, struct conn *c, bool active)
 
 /* ---- local ports ---- */
 
-/* The connection whose answers come from this RS to this LIP and port. */
-static u32 find_by_answer(const struct core *k, const struct conn *key)
-{
-    struct packet p = {.saddr = key->a.v4.rip, .daddr = key->a.v4.lip, .sport = key->rport, .dport = key->lport, .proto = key->proto};
-    u64 hash = conn_hash(k, key, TO_CLIENT);
-    u16 tag = conntab_tag(hash);
-    u32 bucket = conntab_first(&k->table, hash);
-    for (int round = 0; round < 2; round++, bucket = conntab_other(&k->table, bucket, tag)) {
-        const struct bucket *b = &k->table.buckets[bucket];
-        for (u32 bits = conntab_match(b, tag); bits; bits &= bits - 1) {
-            u32 ref = conntab_ref(b, (u32)__builtin_ctz(bits));
-            if ((ref & 1) == TO_CLIENT && conn_is4(&k->conns[ref >> 1], TO_CLIENT, &p))
-                return ref >> 1;
-        }
-    }
-    return 0;
-}
-
 /* Take a port on one of the service's LIPs, in turn. Sets lip_id, lip and lport. Returns the endpoint; 0: none free. */
 static u32 local_port_take(struct core *k, const struct snap_service *svc, const struct snap_member *m, struct conn *c)
 {
@@ -184,10 +166,11 @@ static u32 local_port_reclaim(struct core *k, const struct snap_service *svc, co
     for (u32 i = 0; i < svc->n_lips; i++) {
         u32 endpoint = lip_endpoint(&k->lip, svc->proto, 4, lips[i], m->rip, m->rport);
         for (u32 n = 0; endpoint && n < LOOKS; n++) {
-            struct conn key = {.a.v4.rip = c->a.v4.rip, .rport = m->rport, .proto = svc->proto};
-            key.a.v4.lip = get32(k->plane_addresses[lips[i]].addr);
-            key.lport = be16(lip_port_oldest(&k->lip, endpoint, n));
-            u32 index = find_by_answer(k, &key);
+            struct packet answer = {.saddr = c->a.v4.rip, .sport = m->rport, .proto = svc->proto};
+            answer.daddr = get32(k->plane_addresses[lips[i]].addr);
+            answer.dport = be16(lip_port_oldest(&k->lip, endpoint, n));
+            answer.hash = hash_flow4(&k->secret, get64(&answer.saddr), get32(&answer.sport), answer.proto);
+            u32 index = conn_find(k, &answer) >> 1;
             if (!index || !(k->conns[index].flags & CONN_FINISHED))
                 continue;
             conn_close(k, index);

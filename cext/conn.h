@@ -27,4 +27,22 @@ static inline u64 conn_hash(const struct core *k, const struct conn *c, enum dir
     return hash_flow4(&k->secret, (u64)c->a.v4.rip | (u64)c->a.v4.lip << 32, (u32)c->rport | (u32)c->lport << 16, c->proto);
 }
 
+/* The connection of this packet, whose hash is set, as index<<1|direction; 0: none. */
+static inline u32 conn_find(const struct core *k, const struct packet *p)
+{
+    u16 tag = conntab_tag(p->hash);
+    u32 bucket = conntab_first(&k->table, p->hash);
+    const struct bucket *b = &k->table.buckets[bucket];
+    for (int round = 0;; round++) {
+        for (u32 bits = conntab_match(b, tag); bits; bits &= bits - 1) {
+            u32 ref = conntab_ref(b, (u32)__builtin_ctz(bits));
+            if (conn_is4(&k->conns[ref >> 1], ref & 1, p))
+                return ref;
+        }
+        if (round || !b->spill)
+            return 0;
+        b = &k->table.buckets[conntab_other(&k->table, bucket, tag)];
+    }
+}
+
 #endif

@@ -124,20 +124,6 @@ int fnat_neigh_list(const struct fnat_plane *p, uint32_t *cursor, struct fnat_ne
 
 /* ---- counters ---- */
 
-static void add_member(const struct fnat_plane *p, u32 id, struct fnat_stats *out)
-{
-    for (u32 w = 0; w < p->config.workers; w++) {
-        const struct member_stats *m = &p->maps[w].members[id];
-        out->conns += load_relaxed(&m->conns);
-        out->in_packets += load_relaxed(&m->packets[TO_RS]);
-        out->out_packets += load_relaxed(&m->packets[TO_CLIENT]);
-        out->in_bytes += load_relaxed(&m->bytes[TO_RS]);
-        out->out_bytes += load_relaxed(&m->bytes[TO_CLIENT]);
-        out->active += load_relaxed(&m->active);
-        out->inactive += load_relaxed(&m->inactive);
-    }
-}
-
 int fnat_service_stats(const struct fnat_plane *p, uint32_t id, struct fnat_stats *out)
 {
     if (id >= p->config.services)
@@ -146,7 +132,7 @@ int fnat_service_stats(const struct fnat_plane *p, uint32_t id, struct fnat_stat
     *out = (struct fnat_stats){s->conns, s->packets[TO_RS], s->packets[TO_CLIENT], s->bytes[TO_RS], s->bytes[TO_CLIENT], 0, 0};
     u32 steps = 0;
     for (u32 m = s->members; m && steps < p->config.members; m = p->members[m - 1].next, steps++)
-        add_member(p, m - 1, out);
+        plane_sum_member(p, m - 1, out);
     return 0;
 }
 
@@ -155,7 +141,7 @@ int fnat_member_stats(const struct fnat_plane *p, uint32_t id, struct fnat_stats
     if (id >= p->config.members)
         return -EINVAL;
     *out = (struct fnat_stats){0};
-    add_member(p, id, out);
+    plane_sum_member(p, id, out);
     return 0;
 }
 

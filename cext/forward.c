@@ -34,24 +34,6 @@ static u32 first_candidate(const struct core *k, const struct packet *p)
     return bits ? conntab_ref(b, (u32)__builtin_ctz(bits)) : 0;
 }
 
-/* The connection of this packet as index<<1|direction; 0: none. */
-static u32 find(const struct core *k, const struct packet *p)
-{
-    u16 tag = conntab_tag(p->hash);
-    u32 bucket = conntab_first(&k->table, p->hash);
-    const struct bucket *b = &k->table.buckets[bucket];
-    for (int round = 0;; round++) {
-        for (u32 bits = conntab_match(b, tag); bits; bits &= bits - 1) {
-            u32 ref = conntab_ref(b, (u32)__builtin_ctz(bits));
-            if (conn_is4(&k->conns[ref >> 1], ref & 1, p))
-                return ref;
-        }
-        if (round || !b->spill)
-            return 0;
-        b = &k->table.buckets[conntab_other(&k->table, bucket, tag)];
-    }
-}
-
 /* ---- a packet of a known connection ---- */
 
 static void account(struct core *k, struct conn *c, const struct packet *p, enum direction dir)
@@ -241,7 +223,7 @@ static enum verdict forward_flow(struct core *k, struct packet *p)
 {
     u32 ref = p->conn;
     if (unlikely(!ref || !conn_is4(&k->conns[ref >> 1], ref & 1, p)))
-        ref = find(k, p); /* the first candidate was another's, or an earlier packet of the batch changed the table */
+        ref = conn_find(k, p); /* the first candidate was another's, or an earlier packet of the batch changed the table */
     p->conn = ref;
     if (unlikely(!ref))
         return forward_unknown(k, p);

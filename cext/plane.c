@@ -174,3 +174,14 @@ void plane_close(struct fnat_plane *p)
     arena_close(&p->arena);
     free(p);
 }
+
+void plane_sum_member(const struct fnat_plane *p, u32 id, struct fnat_stats *out)
+{
+    for (u32 w = 0; w < p->config.workers; w++) {
+        const struct member_stats *m = &p->maps[w].members[id];
+        out->conns += load_relaxed(&m->conns);
+        out->in_packets += load_relaxed(&m->packets[TO_RS]), out->out_packets += load_relaxed(&m->packets[TO_CLIENT]);
+        out->in_bytes += load_relaxed(&m->bytes[TO_RS]), out->out_bytes += load_relaxed(&m->bytes[TO_CLIENT]);
+        out->active += load_relaxed(&m->active), out->inactive += load_relaxed(&m->inactive);
+    }
+}

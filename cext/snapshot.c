@@ -223,24 +223,13 @@ int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *s
     return 0;
 }
 
-static void sum_member(const struct fnat_plane *p, u32 id, struct fnat_stats *out)
-{
-    for (u32 w = 0; w < p->config.workers; w++) {
-        const struct member_stats *m = &p->maps[w].members[id];
-        out->conns += load_relaxed(&m->conns);
-        out->in_packets += load_relaxed(&m->packets[TO_RS]), out->out_packets += load_relaxed(&m->packets[TO_CLIENT]);
-        out->in_bytes += load_relaxed(&m->bytes[TO_RS]), out->out_bytes += load_relaxed(&m->bytes[TO_CLIENT]);
-        out->active += load_relaxed(&m->active), out->inactive += load_relaxed(&m->inactive);
-    }
-}
-
 /* What this member has counted so far stays with the service it leaves, and is taken off the one it comes to. */
 static void settle(struct fnat_plane *p, u32 service, u32 id, bool leaves)
 {
     struct fnat_stats sum = {0};
     struct plane_service *s = &p->services[service];
     u64 sign = leaves ? 1 : ~0ull;
-    sum_member(p, id, &sum);
+    plane_sum_member(p, id, &sum);
     s->conns += sign * sum.conns;
     s->packets[TO_RS] += sign * sum.in_packets, s->packets[TO_CLIENT] += sign * sum.out_packets;
     s->bytes[TO_RS] += sign * sum.in_bytes, s->bytes[TO_CLIENT] += sign * sum.out_bytes;
