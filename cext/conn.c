@@ -246,6 +246,8 @@ enum counter conn_open(struct core *k, const struct packet *p, const struct snap
     const struct snap_address_slot *owned = snapshot_address(k->snap, k->area, &k->secret, vip.b, 4);
     if (!svc->n_lips)
         return DROP_no_lip;
+    if (!svc->usable)
+        return DROP_no_rs; /* before anything is evicted for its sake */
     if (svc->half_open && svc->proto == PROTO_TCP && k->services[svc->id].half_count >= svc->half_open && !conn_evict_half_open(k, svc->id))
         return DROP_half_open_quota;
     int pick = sched_pick(svc, &k->services[svc->id]);

@@ -34,6 +34,10 @@ static u32 first_candidate(const struct core *k, const struct packet *p)
     return bits ? conntab_ref(b, (u32)__builtin_ctz(bits)) : 0;
 }
 
+/* Load both lines, in a loop so short that a processor has dozens of these loads under way at once. Prefetches alone are not
+ * enough: a processor drops them when it has too many, or when the page is not in its TLB. */
+static inline void touch(const struct conn *c) { __asm__ volatile("" ::"r"(c->last_seen), "r"(c->member)); }
+
 /* ---- a packet of a known connection ---- */
 
 static void account(struct core *k, struct conn *c, const struct packet *p, enum direction dir)
@@ -279,6 +283,8 @@ void forward_batch(struct core *k, struct packet *pkts, u32 n)
         prefetch_write(&k->conns[p->conn >> 1]);
         prefetch_write((u8 *)&k->conns[p->conn >> 1] + CACHE_LINE);
     }
+    for (u32 i = 0; i < n; i++)
+        touch(&k->conns[pkts[i].conn >> 1]);
     for (u32 i = 0; i < n; i++) {
         if (i + AHEAD < n)
             prefetch_write(pkts[i + AHEAD].data);

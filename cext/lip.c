@@ -210,13 +210,14 @@ void lip_port_give(struct lip_table *t, u32 endpoint, u16 port)
 /* RFC 6528: an offset per tuple hides the clock; it is constant, so order per tuple is kept. */
 static u32 isn_offset(const struct lip_table *t, u32 endpoint, u16 port)
 {
-    return (u32)hash_mum((u64)endpoint << 16 ^ port ^ t->secret->k[2], t->secret->k[1]);
+    const struct endpoint *e = &t->endpoints[endpoint];
+    return (u32)hash_mum(endpoint_hash(t, e->proto, e->family, e->lip_id, e->rip, e->rport) ^ port, t->secret->k[1]);
 }
 
 u32 lip_isn(struct lip_table *t, u32 endpoint, u16 port, u32 clock_us4)
 {
     struct endpoint *e = &t->endpoints[endpoint];
-    if (after_u32(clock_us4, e->isn_floor))
+    if (!e->isn_floor || after_u32(clock_us4, e->isn_floor))
         e->isn_floor = clock_us4;
     e->isn_floor += 64;
     return e->isn_floor + isn_offset(t, endpoint, port);

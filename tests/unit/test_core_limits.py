@@ -216,6 +216,28 @@ def test_a_burst_of_everything_loses_no_frame() -> None:
     rig.check_empty()
 
 
+@pytest.mark.parametrize("to_client", [False, True])
+@pytest.mark.parametrize(("proto", "written"), [(TCP, 0), (UDP, 0xFFFF)])
+def test_a_checksum_that_comes_out_as_zero(proto: int, written: int, to_client: bool) -> None:
+    """Zero means "none" in UDP, so it is written as 0xffff (RFC 768); in TCP it is a value like any other (RFC 1624 3)."""
+    core = Core()
+    talk = Talk(core, proto, ts=None)
+    talk.establish() if proto == TCP else talk.datagram()
+
+    def send(payload: bytes) -> wire.Frame:
+        if proto == UDP:
+            return (talk.reply(payload) if to_client else talk.datagram(payload))[1][0][1]
+        fields = {"seq": talk.rs_seq if to_client else talk.seq}
+        return (talk.from_rs(ACK, payload, **fields) if to_client else talk.from_client(ACK, payload, **fields))[1][0][
+            1
+        ]
+
+    seq, rs_seq = talk.seq, talk.rs_seq
+    checksum = send(b"\0\0").checksum
+    talk.seq, talk.rs_seq = seq, rs_seq  # the same segment with another word in it
+    assert send(checksum.to_bytes(2, "big")).checksum == written
+
+
 payloads = st.one_of(st.binary(max_size=64), st.sampled_from([b"\0" * 101, b"\xff" * 100, b"\xff" * 333, bytes(1400)]))
 
 
@@ -251,3 +273,14 @@ def test_checksums_of_any_data(
             [(LAN, wire.tcp(*conn.rs, *conn.lip, ACK, seq=seq, ack=ack, payload=data, options=options, checksum=sum))]
         )
     twin.close()
+
+
+def test_a_syn_that_no_rs_can_take_evicts_nobody() -> None:
+    rig = Rig()
+    rig.service(half_open=1)
+    rig.send(WAN, wire.tcp(CLIENT, 4242, VIP, 80, SYN, seq=1))
+    rig.service(half_open=1, members=[(0, RS1, 8080, 0)])
+    rig.send(WAN, wire.tcp(CLIENT, 4243, VIP, 80, SYN, seq=1))
+    counters = rig.counters()
+    assert (counters["conns"], counters["half_open_evicted"], counters["no_rs"]) == (1, 0, 1)
+    rig.close()
