@@ -324,6 +324,12 @@ def main() -> int:
     except FnatError as error:
         say(str(error))
         return CANNOT_START
+    except (
+        Exception
+    ) as error:  # a defect: one line for the operator, the rest for the log; the keeper starts control again
+        logging.getLogger(__name__).debug("control ended", exc_info=True)
+        say(f"control ended by a defect: {type(error).__name__}: {error}; run with a debug log and report it")
+        return 1
     return 0
 
 

@@ -57,6 +57,7 @@ def test_ports_are_reused_within_time_wait(scarce: Balancer, timestamps: str) ->
     assert "Socket errors" not in out and "Non-2xx" not in out, out
     match = re.search(r"(\d+) requests in", out)
     assert match is not None and int(match[1]) > 64 * 4, out
+    print(f"{match[1]} connections over 64 local ports")
     assert {client.split(":")[1].split(" ")[0] for client in top.servers[0].clients()} <= {
         str(p) for p in range(20000, 20064)
     }
