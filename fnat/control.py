@@ -27,6 +27,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -324,11 +325,9 @@ def main() -> int:
     except FnatError as error:
         say(str(error))
         return CANNOT_START
-    except (
-        Exception
-    ) as error:  # a defect: one line for the operator, the rest for the log; the keeper starts control again
-        logging.getLogger(__name__).debug("control ended", exc_info=True)
-        say(f"control ended by a defect: {type(error).__name__}: {error}; run with a debug log and report it")
+    except Exception as error:  # a defect: one line all the same; the keeper starts control again
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        say(f"control ended by a defect: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")
         return 1
     return 0
 
