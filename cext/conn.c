@@ -340,7 +340,7 @@ void conn_close(struct core *k, u32 index)
     conntab_remove(&k->table, conn_hash(k, c, TO_RS), index << 1 | TO_RS);
     u32 endpoint = endpoint_of(k, c);
     if (c->proto == PROTO_TCP)
-        lip_isn_used(&k->lip, endpoint, be16(c->lport), c->next_seq[TO_RS] + c->dseq, (u64)c->bytes_high[TO_RS] << 32 | c->bytes[TO_RS]);
+        lip_isn_used(&k->lip, endpoint, be16(c->lport), c->next_seq[TO_RS] + c->dseq);
     lip_port_give(&k->lip, endpoint, be16(c->lport));
     record_give(k, index);
     k->header->intent = outer;

@@ -66,9 +66,7 @@ bool lip_port_mark(struct lip_table *t, u32 endpoint, u16 port);
 
 /* TCP identity towards the RS. `clock_us4` and `clock_ms`: wall clocks of 4 us and about 1 ms, wrapping. */
 u32 lip_isn(struct lip_table *t, u32 endpoint, u16 port, u32 clock_us4);
-/* The connection that closes has used numbers up to `end`, as the client claims, and has sent at most `bytes`: a client cannot
- * push the floor further than it has paid for. */
-void lip_isn_used(struct lip_table *t, u32 endpoint, u16 port, u32 end, u64 bytes);
+void lip_isn_used(struct lip_table *t, u32 endpoint, u16 port, u32 end);
 u32 lip_timestamp(struct lip_table *t, u32 endpoint, u32 clock_ms);
 
 #endif
