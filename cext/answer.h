@@ -5,12 +5,12 @@
 #include "core.h"
 
 /* Turn the received packet into its answer, in place, back the way it came. */
-enum verdict answer_echo(struct core *k, struct packet *p);
-enum verdict answer_reset(struct core *k, struct packet *p);
+rare enum verdict answer_echo(struct core *k, struct packet *p);
+rare enum verdict answer_reset(struct core *k, struct packet *p);
 /* An ICMP error about this packet, from `from` (network order), RFC 792 and RFC 1812 4.3.2. The packet's own drop reason is `reason`:
  * it is counted, the error goes out in its frame. */
-enum verdict answer_icmp_error(struct core *k, struct packet *p, u8 type, u8 code, u32 rest, u32 from, enum counter reason);
-enum verdict answer_arp(struct core *k, struct packet *p);
+rare enum verdict answer_icmp_error(struct core *k, struct packet *p, u8 type, u8 code, u32 rest, u32 from, enum counter reason);
+rare enum verdict answer_arp(struct core *k, struct packet *p);
 
 /* Ask for a neighbour; to its last known MAC when `unicast`. */
 void answer_ask_neighbour(struct core *k, u32 neigh, bool unicast);

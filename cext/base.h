@@ -17,9 +17,11 @@ typedef int64_t s64;
 #define CACHE_LINE 64
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
+#define rare __attribute__((noinline, cold)) /* a function that a hit does not call: kept out of the hot code */
 #define cache_aligned __attribute__((aligned(CACHE_LINE)))
 #define prefetch(p) __builtin_prefetch((p), 0, 3)
 #define prefetch_write(p) __builtin_prefetch((p), 1, 3)
+#define prefetch_near(p) __builtin_prefetch((p), 0, 2) /* into the second cache level, of which more can be under way */
 
 /* Loads and stores that another thread or process may race with. */
 #define load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)

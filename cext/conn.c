@@ -1,5 +1,6 @@
-/* conn.c: a connection from the first packet to the last. conn_open takes, in this order: RS, record, LIP port, next hops, both
- * table entries, timer, half-open place, gauges; conn_close gives them back in the reverse order.
+/* conn.c: a connection from the first packet to the last. conn_open takes, in this order: RS, record, LIP port, next hops, the table
+ * entry of the client, timer, half-open place, gauges, and a little later the table entry of the answers; conn_close gives them back in the
+ * reverse order.
  */
 #include "conn.h"
 
@@ -92,6 +93,50 @@ bool conn_evict_half_open(struct core *k, u32 service)
         return false;
     conn_close(k, oldest);
     count(k, CNT_half_open_evicted);
+    return true;
+}
+
+/* ---- under pressure ---- */
+
+/* How little is lost with this connection; 0: it stays. An established connection never goes, nor one that said something in the last second. */
+static u32 expendable(const struct conn *c, u32 tick)
+{
+    if (!conn_live(c) || (s32)(tick - c->last_seen) < TICKS_PER_SECOND)
+        return 0;
+    if (c->flags & CONN_FINISHED)
+        return 3;
+    switch (c->state) {
+    case TCP_SYN_RECV:
+    case UDP_ONEWAY:
+        return 2; /* never answered */
+    case TCP_FIN_WAIT:
+    case TCP_CLOSE_WAIT:
+    case TCP_LAST_ACK:
+    case TCP_TIME_WAIT:
+    case TCP_CLOSED:
+        return 1; /* one side at least has finished */
+    default:
+        return 0;
+    }
+}
+
+/* The table is full: close the most expendable of the next records, of equal ones the longest idle. Looking goes on where it ended, so
+ * every record is looked at in turn and one opening never pays for more than these. */
+static bool evict_expendable(struct core *k)
+{
+    enum { LOOKS = 256 };
+    u32 best = 0, best_rank = 0, fresh = k->header->conn_fresh;
+    for (u32 looks = 0; looks < LOOKS && looks < fresh; looks++) {
+        u32 i = k->evict_at = k->evict_at >= fresh ? 1 : k->evict_at + 1;
+        const struct conn *c = &k->conns[i];
+        u32 rank = expendable(c, k->tick);
+        if (rank > best_rank || (rank && rank == best_rank && after_u32(k->conns[best].last_seen, c->last_seen)))
+            best = i, best_rank = rank;
+    }
+    if (!best)
+        return false;
+    conn_close(k, best);
+    count(k, CNT_expendable_evicted);
     return true;
 }
 
@@ -239,7 +284,21 @@ static void deltas_fill(struct conn *c)
 
 /* ---- the whole ---- */
 
-enum counter conn_open(struct core *k, const struct packet *p, const struct snap_service *svc, u32 *out)
+void conn_settle(struct core *k, u32 keep)
+{
+    while (k->unsettled_to - k->unsettled_from > keep) {
+        const struct unsettled *u = &k->unsettled[k->unsettled_from++ % BATCH];
+        if (k->conns[u->index].gen != u->gen || conntab_insert(&k->table, u->answer_hash, u->index << 1 | TO_CLIENT))
+            continue; /* done, or closed meanwhile */
+        conn_close(k, u->index);
+        if (u->packet->verdict == VERDICT_TX) {
+            k->counters[CNT_to_rs]--;
+            u->packet->verdict = (u8)drop(k, u->packet, DROP_table_full);
+        }
+    }
+}
+
+enum counter conn_open(struct core *k, struct packet *p, const struct snap_service *svc, u32 *out)
 {
     enum counter reason;
     const struct addr16 vip = addr16_4(p->daddr);
@@ -256,7 +315,7 @@ enum counter conn_open(struct core *k, const struct packet *p, const struct snap
     const struct snap_member *m = &svc->members[pick];
 
     u32 index = record_take(k);
-    if (!index && conn_evict_half_open(k, svc->id))
+    if (!index && (conn_evict_half_open(k, svc->id) || evict_expendable(k)))
         index = record_take(k);
     if (!index)
         return DROP_table_full;
@@ -298,11 +357,8 @@ enum counter conn_open(struct core *k, const struct packet *p, const struct snap
         reason = DROP_table_full;
         goto give_port;
     }
-    if (!conntab_insert(&k->table, answer_hash, index << 1 | TO_CLIENT)) {
-        reason = DROP_table_full;
-        goto take_out_client_side;
-    }
     store_release(&c->gen, gen + 1);
+    k->unsettled[k->unsettled_to++ % BATCH] = (struct unsettled){answer_hash, p, index, gen + 1};
     wheel_add(k->wheel, k->conns, index, k->tick + timeout_of(k, c, c->state));
     if (p->proto == PROTO_TCP)
         half_open_begins(k, index);
@@ -314,8 +370,6 @@ enum counter conn_open(struct core *k, const struct packet *p, const struct snap
     *out = index;
     return 0;
 
-take_out_client_side:
-    conntab_remove(&k->table, p->hash, index << 1 | TO_RS);
 give_port:
     lip_port_give(&k->lip, endpoint, be16(c->lport));
 give_record:

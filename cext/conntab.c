@@ -11,7 +11,7 @@ enum { SEARCH_NODES = 96 }; /* two roots, their twenty entries, and a share of t
 u32 conntab_buckets_for(u32 conns)
 {
     u64 entries = (u64)conns * 2;
-    return (u32)(entries * 100 / 58 / BUCKET_PLACES + 16);
+    return (u32)(entries * 100 / CONNTAB_LOAD / BUCKET_PLACES + 16);
 }
 
 static int free_place(const struct bucket *b)

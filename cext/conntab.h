@@ -16,7 +16,7 @@
 #include <immintrin.h>
 #endif
 
-enum { BUCKET_PLACES = 10, CONNTAB_ALL = (1 << BUCKET_PLACES) - 1 };
+enum { BUCKET_PLACES = 10, CONNTAB_LOAD = 65 /* percent of places taken when every connection is open */ };
 
 struct bucket {
     u16 tag[BUCKET_PLACES];
@@ -63,7 +63,7 @@ static inline u32 conntab_match(const struct bucket *b, u16 tag)
 
 static inline u32 conntab_ref(const struct bucket *b, u32 place) { return b->slot[place] >> 1; }
 
-u32 conntab_buckets_for(u32 conns); /* buckets for `conns` connections, two entries each, at load 0.58 */
+u32 conntab_buckets_for(u32 conns); /* buckets for `conns` connections, two entries each, at CONNTAB_LOAD */
 bool conntab_insert(struct conntab *t, u64 hash, u32 ref);
 bool conntab_remove(struct conntab *t, u64 hash, u32 ref);
 

@@ -12,7 +12,10 @@
 enum { OWN_PACKETS = 512, WAITING_PACKETS = 256, WAITING_PER_NEIGH = 8 };
 
 struct core_port {
-    u8 mac[6];
+    union {
+        u8 mac[6];
+        u64 source4; /* bytes 6..13 of an IPv4 frame that leaves here: MAC and EtherType */
+    };
     u16 mtu;
     u8 flags;
     bool punt; /* there is a way to the host */
@@ -21,6 +24,13 @@ struct core_port {
 struct waiting {
     struct packet packet;
     u32 neigh;
+};
+
+/* A connection opened by a packet of this batch whose answers cannot be found yet: see conn_settle. */
+struct unsettled {
+    u64 answer_hash;
+    struct packet *packet;
+    u32 index, gen;
 };
 
 struct core {
@@ -44,6 +54,7 @@ struct core {
     u32 routes_version;
     u32 sweep; /* connection at which the pass over next hops goes on; 0: nothing to do */
     u32 neigh_at;
+    u32 evict_at; /* the record at which the search for an expendable one went on last */
     struct worker_header *header;
     struct wheel *wheel;
     struct lip_table lip;
@@ -53,6 +64,8 @@ struct core {
     const struct plane_member *plane_members;
     const struct plane_service *plane_services;
     u32 conn_capacity;
+    struct unsettled unsettled[BATCH];
+    u32 unsettled_from, unsettled_to;
     struct frame_pool pool;
     struct packet own[OWN_PACKETS];
     u32 own_count;

@@ -4,14 +4,12 @@
 
 #include "net.h"
 
+/* Adding a number's halves crosswise leaves their one's complement sum in the upper half: the carry out of the lower half is
+ * the end-around carry. */
 static inline u16 csum_fold(u64 sum)
 {
-    sum = (sum & 0xffffffff) + (sum >> 32);
-    sum = (sum & 0xffffffff) + (sum >> 32);
-    u32 s = (u32)sum;
-    s = (s & 0xffff) + (s >> 16);
-    s = (s & 0xffff) + (s >> 16);
-    return (u16)s;
+    u32 s = (u32)((sum + (sum >> 32 | sum << 32)) >> 32);
+    return (u16)((s + (s >> 16 | s << 16)) >> 16);
 }
 
 /* One's complement sum of len bytes, not folded. */

@@ -208,9 +208,10 @@ static void fill_info(const struct fnat_plane *p, const struct conn *c, u32 tick
     memcpy(out->rip, &c->a.v4.rip, 4);
     memcpy(out->lip, &c->a.v4.lip, 4);
     out->cport = be16(c->cport), out->vport = be16(c->vport), out->lport = be16(c->lport), out->rport = be16(c->rport);
+    const struct conn_counts *n = conn_counts((struct conn *)c);
     for (u32 d = 0; d < 2; d++) {
-        out->packets[d] = c->packets[d];
-        out->bytes[d] = (u64)c->bytes_high[d] << 32 | c->bytes[d];
+        out->packets[d] = n->packets[d];
+        out->bytes[d] = (u64)c->bytes_high[d] << 32 | n->bytes[d];
     }
     out->member = c->member;
     out->service = p->members[c->member].service - 1;

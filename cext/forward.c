@@ -23,30 +23,43 @@
 
 /* Frames lie 4 KiB apart, so their headers compete for the few lines of one set of the first cache level: each is fetched
  * again this many packets before it is needed. */
-enum { AHEAD = 4 };
+enum { HEADERS_AHEAD = 4, MEMBERS_AHEAD = 2, UNSETTLED = 6 };
 
 /* ---- finding ---- */
 
-static u32 first_candidate(const struct core *k, const struct packet *p)
+static inline u32 candidate_in(const struct bucket *b, const struct packet *p)
 {
-    const struct bucket *b = &k->table.buckets[conntab_first(&k->table, p->hash)];
     u32 bits = conntab_match(b, conntab_tag(p->hash));
     return bits ? conntab_ref(b, (u32)__builtin_ctz(bits)) : 0;
 }
 
-/* Load both lines, in a loop so short that a processor has dozens of these loads under way at once. Prefetches alone are not
- * enough: a processor drops them when it has too many, or when the page is not in its TLB. */
-static inline void touch(const struct conn *c) { __asm__ volatile("" ::"r"(c->last_seen), "r"(c->member)); }
+static inline const struct bucket *first_bucket(const struct core *k, const struct packet *p)
+{
+    return &k->table.buckets[conntab_first(&k->table, p->hash)];
+}
+
+static inline const struct bucket *second_bucket(const struct core *k, const struct packet *p)
+{
+    return &k->table.buckets[conntab_other(&k->table, conntab_first(&k->table, p->hash), conntab_tag(p->hash))];
+}
+
+static inline void fetch_conn(const struct core *k, const struct packet *p)
+{
+    const struct conn *c = &k->conns[p->conn >> 1];
+    prefetch_near(c);
+    if (p->kind == KIND_TCP)
+        prefetch_near((const u8 *)c + CACHE_LINE);
+}
 
 /* ---- a packet of a known connection ---- */
 
 static void account(struct core *k, struct conn *c, const struct packet *p, enum direction dir)
 {
     struct member_stats *m = &k->members[c->member];
-    u32 bytes = c->bytes[dir] + p->l3_len;
-    c->packets[dir]++;
-    c->bytes_high[dir] += bytes < c->bytes[dir];
-    c->bytes[dir] = bytes;
+    struct conn_counts *n = conn_counts(c);
+    n->packets[dir]++;
+    if (unlikely(__builtin_add_overflow(n->bytes[dir], p->l3_len, &n->bytes[dir])))
+        c->bytes_high[dir]++;
     c->last_seen = k->tick;
     m->packets[dir]++;
     m->bytes[dir] += p->l3_len;
@@ -73,7 +86,7 @@ static void follow_tcp(struct core *k, struct conn *c, u32 index, const struct p
         c->flags |= CONN_FINISHED;
 }
 
-static enum verdict too_big(struct core *k, struct packet *p, u16 mtu)
+rare static enum verdict too_big(struct core *k, struct packet *p, u16 mtu)
 {
     const struct ip4_header *ip = (const struct ip4_header *)(p->data + p->l3);
     if (!(be16(ip->frag) & IP4_DF))
@@ -113,8 +126,8 @@ static enum verdict forward_hit(struct core *k, struct packet *p, u32 index, enu
         return resolve_wait(k, p, c->next_hop[dir], dir);
     if (unlikely(!hop->used))
         hop->used = 1;
-    memcpy(p->data, &word, 6);
-    memcpy(p->data + 6, k->ports[port].mac, 6);
+    put64(p->data, word); /* the MAC; the rest of the word is written over */
+    put64(p->data + 6, k->ports[port].source4);
     p->out_port = port;
     k->counters[CNT_to_rs + dir]++;
     return VERDICT_TX;
@@ -192,6 +205,7 @@ static enum verdict forward_first(struct core *k, struct packet *p, const struct
     if (!svc)
         return refuse(k, p);
     enum counter reason = conn_open(k, p, svc, &index);
+    conn_settle(k, UNSETTLED);
     if (likely(!reason))
         return forward_hit(k, p, index, TO_RS);
     if (reason == DROP_no_rs && svc->no_rs == FNAT_NO_RS_RESET && p->proto == PROTO_TCP)
@@ -199,7 +213,7 @@ static enum verdict forward_first(struct core *k, struct packet *p, const struct
     return drop(k, p, reason);
 }
 
-static enum verdict forward_unknown(struct core *k, struct packet *p)
+__attribute__((noinline)) static enum verdict forward_unknown(struct core *k, struct packet *p)
 {
     const struct snap_address_slot *owned = owned4(k, p->daddr);
     if (!owned || is_hosts(k, p->daddr))
@@ -263,31 +277,45 @@ static enum verdict forward_one(struct core *k, struct packet *p)
     }
 }
 
+/* Passes over the batch. Whatever waits for memory waits in a short loop of its own, where a processor has dozens of loads under way;
+ * the long code of the last pass then finds everything near. */
 void forward_batch(struct core *k, struct packet *pkts, u32 n)
 {
+    u8 elsewhere[BATCH];
+    u32 n_elsewhere = 0;
     for (u32 i = 0; i < n; i++) {
         struct packet *p = &pkts[i];
-        if (i + AHEAD < n)
-            prefetch(pkts[i + AHEAD].data);
+        if (i + HEADERS_AHEAD < n)
+            prefetch(pkts[i + HEADERS_AHEAD].data);
         parse_packet(p);
         if (unlikely(p->kind != KIND_TCP && p->kind != KIND_UDP))
             continue;
         p->hash = hash_flow4(&k->secret, get64(&p->saddr), get32(&p->sport), p->proto);
-        prefetch(&k->table.buckets[conntab_first(&k->table, p->hash)]);
+        prefetch(first_bucket(k, p));
     }
     for (u32 i = 0; i < n; i++) {
         struct packet *p = &pkts[i];
         if (unlikely(p->kind != KIND_TCP && p->kind != KIND_UDP))
             continue;
-        p->conn = first_candidate(k, p);
-        prefetch_write(&k->conns[p->conn >> 1]);
-        prefetch_write((u8 *)&k->conns[p->conn >> 1] + CACHE_LINE);
+        const struct bucket *b = first_bucket(k, p);
+        p->conn = candidate_in(b, p);
+        if (unlikely(!p->conn && b->spill)) {
+            elsewhere[n_elsewhere++] = (u8)i;
+            prefetch(second_bucket(k, p));
+        }
+        fetch_conn(k, p);
     }
-    for (u32 i = 0; i < n; i++)
-        touch(&k->conns[pkts[i].conn >> 1]);
+    for (u32 i = 0; i < n_elsewhere; i++) {
+        struct packet *p = &pkts[elsewhere[i]];
+        p->conn = candidate_in(second_bucket(k, p), p);
+        fetch_conn(k, p);
+    }
     for (u32 i = 0; i < n; i++) {
-        if (i + AHEAD < n)
-            prefetch_write(pkts[i + AHEAD].data);
+        if (i + HEADERS_AHEAD < n)
+            prefetch_write(pkts[i + HEADERS_AHEAD].data);
+        if (i + MEMBERS_AHEAD < n)
+            prefetch_write(&k->members[k->conns[pkts[i + MEMBERS_AHEAD].conn >> 1].member]);
         pkts[i].verdict = (u8)forward_one(k, &pkts[i]);
     }
+    conn_settle(k, 0);
 }

@@ -32,6 +32,7 @@ static inline u64 get64(const void *p)
 }
 static inline void put16(void *p, u16 v) { memcpy(p, &v, 2); }
 static inline void put32(void *p, u32 v) { memcpy(p, &v, 4); }
+static inline void put64(void *p, u64 v) { memcpy(p, &v, 8); }
 
 enum {
     ETH_HEADER = 14,

@@ -45,7 +45,7 @@ static u64 lay_out_worker(const struct fnat_plane_config *c, struct worker_map *
 {
     struct carver area = {m->arena.base, 0};
     m->bucket_count = conntab_buckets_for(c->conns);
-    m->block_count = c->conns / 32 + c->endpoints * 4 + 16;
+    m->block_count = c->conns / 64 + c->endpoints * 2 + 16;
     u32 heads = 16;
     while (heads < c->endpoints)
         heads *= 2;
@@ -59,6 +59,7 @@ static u64 lay_out_worker(const struct fnat_plane_config *c, struct worker_map *
     m->endpoint_heads = carve(&area, (u64)heads * sizeof *m->endpoint_heads);
     m->blocks = carve(&area, ((u64)m->block_count + 1) * sizeof *m->blocks);
     m->buckets = carve(&area, (u64)m->bucket_count * sizeof *m->buckets);
+    area.used = align_up(area.used, 2 * CACHE_LINE);
     m->conns = carve(&area, ((u64)c->conns + 1) * sizeof *m->conns);
     m->conn_bytes = area.used - fixed;
     return area.used;

@@ -1,6 +1,6 @@
 /* record.h: one connection, 128 bytes for every family and protocol. The only truth; all tables are derived from it.
  *
- * Line 0 is all that finding and rewriting a UDP packet needs; line 1 is TCP identity, timer and accounting.
+ * Line 0 is all that a UDP packet over IPv4 needs: finding, rewriting, counting; line 1 is TCP identity and timer.
  * A record is filled, then gen becomes odd (store-release); closing makes it even first. Readers of other threads and
  * processes use gen as a sequence lock. Nothing in it depends on its index, worker or arena, the wheel links excepted, which
  * are derived. Index 0 is never a connection: 0 means "none" in every link.
@@ -39,24 +39,29 @@ enum conn_flag {
     CONN_FINISHED = 32,   /* both sides have closed and the last FIN is acknowledged: its local port may be reused */
 };
 
+struct conn_counts {
+    u32 packets[2], bytes[2]; /* by direction; bytes_high extends bytes to 40 bits */
+};
+
 struct conn {
     union {
         struct {
-            u32 cip, vip, pad0[2], rip, lip, pad1[2];
+            u32 cip, vip, rip, lip;
+            struct conn_counts counts;
         } v4;
         struct {
-            u8 cip[16], rip[16]; /* VIP and LIP by their ids */
+            u8 cip[16], rip[16]; /* VIP and LIP by their ids; counts in line 1 */
         } v6;
     } a;
     u16 cport, vport, rport, lport; /* network order; pairs in the order of the packets that come in */
-    u16 vip_id, lip_id;             /* address ids */
+    u32 member;
     u8 proto, family, state, flags;
     u32 last_seen;          /* ticks of 1/64 s */
     u16 next_hop[2];        /* neighbour ids, by direction */
     u16 delta_l4, delta_ip; /* checksum deltas towards the RS; the way back is their complement */
     u32 gen;                /* odd: live */
     /* line 1 */
-    u32 member;
+    u16 vip_id, lip_id; /* address ids */
     u32 wheel_next, wheel_prev;
     u32 opened; /* ticks */
     u32 dseq;   /* added to the client's sequence numbers */
@@ -70,7 +75,7 @@ struct conn {
         u32 insertion; /* sequence number at which bytes were inserted; unused while half open */
         u32 half_next;
     };
-    u32 packets[2], bytes[2]; /* by direction; bytes_high extends bytes to 40 bits */
+    struct conn_counts counts6;
     u8 bytes_high[2], window_log2[2];
     u8 insertion_len, phase;
     u16 sync;
@@ -78,9 +83,10 @@ struct conn {
 
 _Static_assert(sizeof(struct conn) == 2 * CACHE_LINE, "a connection is two cache lines");
 _Static_assert(offsetof(struct conn, cport) == 32 && offsetof(struct conn, last_seen) == 48, "line 0");
-_Static_assert(offsetof(struct conn, gen) == 60 && offsetof(struct conn, member) == 64, "line 1 begins with member");
+_Static_assert(offsetof(struct conn, gen) == 60 && offsetof(struct conn, vip_id) == 64, "line 1 begins with the address ids");
 
 static inline bool conn_live(const struct conn *c) { return c->gen & 1; }
+static inline struct conn_counts *conn_counts(struct conn *c) { return likely(c->family == 4) ? &c->a.v4.counts : &c->counts6; }
 
 /* Does this packet belong to the connection, in direction dir? The whole key is compared. */
 static inline bool conn_is4(const struct conn *c, u32 dir, const struct packet *p)

@@ -5,7 +5,7 @@
 #include "core.h"
 
 /* The packet's headers are final but for the MACs. It waits, or is dropped. dir: what it counts as when it leaves. */
-enum verdict resolve_wait(struct core *k, struct packet *p, u32 neigh, enum direction dir);
+rare enum verdict resolve_wait(struct core *k, struct packet *p, u32 neigh, enum direction dir);
 /* Once a turn, `ticks` after the last: release or drop waiting packets, ask again, age. */
 void resolve_turn(struct core *k, u32 ticks);
 /* Drop all that waits. */

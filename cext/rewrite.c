@@ -4,9 +4,7 @@
 /* Change a 32-bit number at any offset of the segment; returns the checksum delta (bytes swapped at odd offsets, RFC 1071 2B). */
 static u64 shift32(u8 *at, bool odd, u32 by)
 {
-    u32 from = get32(at), to = be32(be32(from) + by);
-    put32(at, to);
-    u64 delta = csum_delta32(from, to);
+    u64 delta = rewrite_shift32(at, by);
     return odd ? be16(csum_fold(delta)) : delta;
 }
 
@@ -19,7 +17,7 @@ static u64 shift_sack(u8 *option, bool odd, u8 len, u32 by)
 }
 
 /* RFC 7323 timestamps and RFC 2018 SACK blocks. Malformed options are left as they are: the receiver judges them. */
-static u64 shift_options(const struct conn *c, enum direction dir, struct tcp_header *tcp)
+u64 rewrite_options(const struct conn *c, enum direction dir, struct tcp_header *tcp)
 {
     u8 *options = (u8 *)(tcp + 1);
     u32 len = (tcp->offset >> 4) * 4u - (u32)sizeof *tcp;
@@ -45,18 +43,6 @@ static u64 shift_options(const struct conn *c, enum direction dir, struct tcp_he
             delta += shift_sack(options + at, odd, size, 0u - c->dseq);
         at += size;
     }
-    return delta;
-}
-
-u64 rewrite_tcp_numbers(const struct conn *c, enum direction dir, struct tcp_header *tcp)
-{
-    u64 delta = 0;
-    if (dir == TO_RS)
-        delta += shift32((u8 *)&tcp->seq, false, c->dseq);
-    else if (tcp->flags & TCP_ACK)
-        delta += shift32((u8 *)&tcp->ack, false, 0u - c->dseq);
-    if (tcp->offset > 5 << 4 && (c->flags & CONN_SHIFT_TS || dir == TO_CLIENT))
-        delta += shift_options(c, dir, tcp);
     return delta;
 }
 

@@ -10,10 +10,41 @@
 #include "core.h"
 #include "csum.h"
 
-/* TCP numbers that differ between both sides; returns the checksum delta. */
-u64 rewrite_tcp_numbers(const struct conn *c, enum direction dir, struct tcp_header *tcp);
+/* TCP options with numbers that differ between both sides; returns the checksum delta. */
+u64 rewrite_options(const struct conn *c, enum direction dir, struct tcp_header *tcp);
 /* Compute the TCP or UDP checksum of a packet whose headers are final. */
-void rewrite_complete_checksum(struct packet *p);
+rare void rewrite_complete_checksum(struct packet *p);
+
+/* Change a 32-bit number; returns the checksum delta. */
+static inline u64 rewrite_shift32(void *at, u32 by)
+{
+    u32 from = get32(at), to = be32(be32(from) + by);
+    put32(at, to);
+    return csum_delta32(from, to);
+}
+
+/* NOP, NOP, timestamps: the options of most segments (RFC 7323 appendix A). */
+enum { TIMESTAMPS_ALONE = 20 + 12 };
+
+/* TCP numbers that differ between both sides; returns the checksum delta. */
+static inline u64 rewrite_tcp_numbers(const struct conn *c, enum direction dir, struct tcp_header *tcp)
+{
+    u64 delta = 0;
+    u32 header = (tcp->offset >> 4) * 4u;
+    if (dir == TO_RS)
+        delta += rewrite_shift32(&tcp->seq, c->dseq);
+    else if (tcp->flags & TCP_ACK)
+        delta += rewrite_shift32(&tcp->ack, 0u - c->dseq);
+    if (header == sizeof *tcp || !(c->flags & CONN_SHIFT_TS || dir == TO_CLIENT))
+        return delta;
+    if (unlikely(header != TIMESTAMPS_ALONE || get32(tcp + 1) != be32(0x0101080a)))
+        return delta + rewrite_options(c, dir, tcp);
+    if (!(c->flags & CONN_SHIFT_TS))
+        return delta;
+    if (dir == TO_RS)
+        return delta + rewrite_shift32((u8 *)(tcp + 1) + 4, c->dts);
+    return tcp->flags & TCP_ACK ? delta + rewrite_shift32((u8 *)(tcp + 1) + 8, 0u - c->dts) : delta;
+}
 
 static inline bool rewrite_is_partial(const struct packet *p, u16 csum)
 {
@@ -33,31 +64,23 @@ static inline void rewrite_complete_if_partial(struct core *k, struct packet *p)
     count(k, CNT_checksums_completed);
 }
 
+/* The record keeps each pair as it comes in; what goes out is the other pair with its halves exchanged. */
 static inline void rewrite_packet(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
 {
     struct ip4_header *ip = (struct ip4_header *)(p->data + p->l3);
     u8 *l4 = p->data + p->l4;
     u16 *csum_field = rewrite_checksum_field(p);
-    u16 csum = get16(csum_field);
+    u16 csum = get16(csum_field), flip = (u16)-dir; /* towards the client a delta is its complement */
     bool partial = rewrite_is_partial(p, csum);
-    u64 delta_ip, delta;
+    u64 addrs = get64(&c->a.v4.cip + 2 * !dir), delta = c->delta_l4 ^ flip;
+    u32 ports = get32(&c->cport + 2 * !dir);
 
-    if (dir == TO_RS) {
-        put32(&ip->src, c->a.v4.lip);
-        put32(&ip->dst, c->a.v4.rip);
-        put32(l4, (u32)c->lport | (u32)c->rport << 16);
-        delta_ip = c->delta_ip;
-        delta = c->delta_l4;
-    } else {
-        put32(&ip->src, c->a.v4.vip);
-        put32(&ip->dst, c->a.v4.cip);
-        put32(l4, (u32)c->vport | (u32)c->cport << 16);
-        delta_ip = csum_negate(c->delta_ip);
-        delta = csum_negate(c->delta_l4);
-    }
-    u16 ttl_and_proto = get16(&ip->ttl); /* written whole: a load across a narrower store would stall */
-    put16(&ip->ttl, ttl_and_proto - 1);
-    ip->csum = csum_apply(ip->csum, delta_ip + csum_delta16(ttl_and_proto, ttl_and_proto - 1));
+    put64(&ip->src, addrs >> 32 | addrs << 32);
+    put32(l4, ports >> 16 | ports << 16);
+    u32 ttl_proto_csum = get32(&ip->ttl); /* read and written whole: a load across a narrower store would stall */
+    u16 ttl_and_proto = (u16)ttl_proto_csum;
+    u16 ip_csum = csum_apply((u16)(ttl_proto_csum >> 16), (u64)(u16)(c->delta_ip ^ flip) + 0xfffe); /* one less in the low byte: -1 */
+    put32(&ip->ttl, (u16)(ttl_and_proto - 1) | (u32)ip_csum << 16);
     if (p->proto == PROTO_TCP)
         delta += rewrite_tcp_numbers(c, dir, (struct tcp_header *)l4);
     if (unlikely(partial)) {

@@ -164,6 +164,7 @@ static void adopt_snapshot(struct fnat_worker *w, u64 word)
     for (u32 i = 0; i < FNAT_PORTS; i++) {
         struct core_port *port = &k->ports[i];
         memcpy(port->mac, s->ports[i].mac, 6);
+        put16(port->mac + 6, be16(ETH_TYPE_IP4));
         port->flags = s->ports[i].flags;
         port->mtu = s->ports[i].flags & FNAT_PORT_UP ? s->ports[i].mtu : 0;
     }
