@@ -61,6 +61,9 @@ _TABLE: dict[tuple[int, str], dict[str, str]] = {
 }
 
 
+_CLOSING = ("FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "TCP_CLOSE")
+
+
 class Illegal(AssertionError):
     """The product chose what the rules forbid."""
 
@@ -209,6 +212,7 @@ class Reference:
         self.sent: list[tuple[int, bytes]] = []  # (port, frame)
         self.observe: Callable[[Conn, bytes, int], tuple[int, int]] = self._no_observation
         self.choose: Callable[[Conn, bytes], Choice | None] = self._no_choice
+        self.expend: Callable[[list[Conn], bytes], Conn] = self._no_expense
 
     # ---- configuration: the calls of Plane ----
 
@@ -548,7 +552,7 @@ class Reference:
             self._evict(service)
         member = self.schedulers[service.id].pick(service)
         assert member is not None
-        if len(self.conns) >= self.capacity and not self._evict(service):
+        if len(self.conns) >= self.capacity and not self._evict(service) and not self._evict_expendable(f):
             return "table_full"
         conn = Conn(
             f.proto,
@@ -667,6 +671,21 @@ class Reference:
         self._close(half_open[0])
         self.count["half_open_evicted"] += 1
         return True
+
+    def _evict_expendable(self, f: wire.Frame) -> bool:
+        """Close the connection with which least is lost: finished, never answered, half-closed, in this order; of equal
+        ones the longest idle, and of those any. Nobody who said something in the last second goes."""
+        ranks = {"SYN_RECV": 1, "UDP_ONEWAY": 1} | dict.fromkeys(_CLOSING, 2)
+        idle = [c for c in self.conns if self.tick - c.last_seen >= 64 and (c.finished or c.state in ranks)]
+        if not idle:
+            return False
+        order = [(0 if c.finished else ranks[c.state], c.last_seen) for c in idle]
+        self._close(self.expend([c for c, rank in zip(idle, order, strict=True) if rank == min(order)], f.raw))
+        self.count["expendable_evicted"] += 1
+        return True
+
+    def _no_expense(self, candidates: list[Conn], frame: bytes) -> Conn:
+        raise Illegal("nobody tells who went")
 
     def expire(self, conn: Conn) -> None:
         """Its time is over. An ESTABLISHED connection tells both sides, with numbers they expect (RFC 5961 3.2)."""

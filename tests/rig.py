@@ -176,6 +176,7 @@ class Twin(Rig):
         self.reference = Reference(conns=options.get("conns", 1024))
         self.reference.now = START
         self.reference.choose, self.reference.observe = self._choose, self._observe
+        self.reference.expend = self._expend
         if punt:
             self.reference.punt.add(WAN)
         self.hosts: dict[tuple[int, str], str] = {}
@@ -205,6 +206,14 @@ class Twin(Rig):
             if (c.proto, c.cip, c.cport, c.vip, c.vport) == key:
                 return Choice(c.lip, c.lport)
         return None
+
+    def _expend(self, candidates: list[Conn], frame: bytes) -> Conn:
+        """Which of equals went: one that the core no longer has."""
+        alive = {(c.proto, c.cip, c.cport, c.vip, c.vport) for c in self.conns()}
+        gone = [c for c in candidates if (c.proto, *c.client, *c.vip) not in alive]
+        if not gone:
+            raise Illegal(f"nobody of {candidates} went for {wire.describe(frame)}")
+        return gone[0]
 
     def _observe(self, conn: Conn, frame: bytes, sender: int) -> tuple[int, int]:
         """Shifts, from the packet that left for this one."""

@@ -50,6 +50,41 @@ def test_in_a_full_table_a_syn_takes_the_place_of_the_oldest_half_open() -> None
     rig.check_empty()
 
 
+FULL = {  # what each of four old connections has become -> which go, in this order, and which never do
+    "finished before unanswered before half-closed": (["half_closed", "syn", "finished", "established"], [2, 1, 0]),
+    "the longest idle of equals": (["half_closed", "half_closed", "established", "half_closed"], [0, 1, 3]),
+    "nobody of the established": (["established"] * 4, []),
+}
+
+
+@pytest.mark.parametrize("title", FULL)
+def test_a_full_table_lets_go_of_what_is_expendable(title: str) -> None:
+    states, order = FULL[title]
+    core, old = Core(conns=16), []
+    for port, state in enumerate(states, 3000):
+        talk = Talk(core)
+        talk.client = (CLIENT, port)
+        talk.syn() if state == "syn" else talk.establish()
+        if state in ("finished", "half_closed"):
+            talk.from_client(FIN | ACK)
+        if state == "finished":
+            talk.from_rs(FIN | ACK)
+            talk.ack()
+        old.append(port)
+        core.wait(0.1)
+    core.wait(1.1)
+    core.service(id=1, vport=53, proto=UDP)
+    for port in range(12):
+        core.send(WAN, wire.udp(CLIENT, 1024 + port, VIP, 53, b"x"))
+    for n in range(len(order) + 1):
+        core.send(WAN, wire.udp(CLIENT, 2000 + n, VIP, 53, b"x"))
+        left = {c.cport for c in core.conns()}
+        assert [i for i, port in enumerate(old) if port not in left] == sorted(order[: n + 1])
+    counters = core.counters()
+    assert (counters["expendable_evicted"], counters["table_full"]) == (len(order), 1)
+    core.check_sums()
+
+
 def test_every_local_port_is_used_once_and_then_none_is_left() -> None:
     rig = Rig(conns=65536 * 2, endpoints=16, frames=256)
     rig.service(proto=UDP)
