@@ -18,6 +18,7 @@ typedef int64_t s64;
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 #define rare __attribute__((noinline, cold)) /* a function that a hit does not call: kept out of the hot code */
+#define always_inline inline __attribute__((always_inline))
 #define cache_aligned __attribute__((aligned(CACHE_LINE)))
 #define prefetch(p) __builtin_prefetch((p), 0, 3)
 #define prefetch_write(p) __builtin_prefetch((p), 1, 3)
@@ -30,6 +31,7 @@ typedef int64_t s64;
 #define store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
 
 static inline u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
+static inline u64 min_u64(u64 a, u64 b) { return a < b ? a : b; }
 static inline u32 max_u32(u32 a, u32 b) { return a > b ? a : b; }
 
 /* Map a 32-bit hash evenly onto [0, n) without a division. */
@@ -37,6 +39,15 @@ static inline u32 scale_u32(u32 h, u32 n) { return (u32)(((u64)h * n) >> 32); }
 
 /* Serial-number comparison (RFC 1982): is a later than b? Also used for times in ticks. */
 static inline bool after_u32(u32 a, u32 b) { return (s32)(a - b) > 0; }
+
+/* Are two 16-byte addresses the same? */
+static inline bool same_addr(const u8 a[16], const u8 b[16])
+{
+    u64 x[2], y[2];
+    memcpy(x, a, 16);
+    memcpy(y, b, 16);
+    return !((x[0] ^ y[0]) | (x[1] ^ y[1]));
+}
 
 static inline u64 align_up(u64 v, u64 to) { return (v + to - 1) & ~(to - 1); }
 

@@ -1,10 +1,11 @@
 /* bench.c: how fast is a worker? A generator in memory stands at both ports: port 0 towards clients, port 1 towards RSs.
  *
- * It opens flows by packets through the plane's services, learns each flow's LIP and lport from what comes out, then sends both ways in random
- * order. Every packet's headers are written anew into frames that go round first in, first out (8 192 and more of them), so no frame is still in
- * the first cache level. One in 1 000 outputs is checked byte by byte. What the generator itself costs is measured alone, with the same
- * packets, and given apart; so is the memory floor: touching one bucket line and both lines of a connection, and writing one word,
- * in the same random order, with the same batching and prefetching.
+ * It opens flows by packets through the plane's services, learns each flow's LIP and lport from what comes out, sends one packet of every flow
+ * both ways in a random order, then packets of random flows for as long as asked, and at last lets all flows expire. Every packet's headers are
+ * written anew into frames that go round first in, first out (8 192 and more of them), so no frame is still in the first cache level. A sample
+ * of the outputs is checked byte by byte. What the generator itself costs is measured alone, with the same packets, and given apart; so is the
+ * memory floor: touching one bucket line and both lines of a connection, and writing one word, in the same random order, with the same batching
+ * and prefetching.
  * Nothing here is used when fnat carries traffic.
  */
 #ifndef _GNU_SOURCE
@@ -18,7 +19,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-enum { HUGE = 2 << 20, PAYLOAD = 4, CHECK_EVERY = 1000, WINDOW = 16384, LIVES_PACKETS = 6 };
+enum { HUGE = 2 << 20, LEAST_PAYLOAD = 4, MOST_PAYLOAD = 1440, HEADERS = 54 + LEAST_PAYLOAD, WINDOW = 16384, LIVES_PACKETS = 6 };
 
 struct flow {
     u32 cip, vip, rip, lip;
@@ -32,7 +33,7 @@ static const u8 shape_flags[] = {TCP_ACK | TCP_PSH, TCP_SYN, TCP_SYN | TCP_ACK, 
 
 struct template
 {
-    u8 frame[ETH_HEADER + sizeof(struct ip4_header) + sizeof(struct tcp_header) + PAYLOAD];
+    u8 frame[HEADERS]; /* all that changes from packet to packet; the rest of the payload is zero */
     u64 sum_ip, sum_l4;
 };
 
@@ -40,15 +41,17 @@ struct generator {
     struct frame_pool *pool;
     u32 *fifo, fifo_len, fifo_head, fifo_count;
     struct flow *flows;
-    u32 n_flows;
+    u32 n_flows, payload, check_every;
     u8 proto, gateway_mac[2][6], port_mac[2][6];
     u64 random;
-    u32 at, end;    /* flows in order, for phases; end 0: random order */
-    u32 wan_or_lan; /* in a phase, the only side that sends */
+    u32 at, end;   /* in a phase: each flow once; end 0: random flows without end */
+    bool shuffled; /* in a phase: not in order */
+    bool ending;   /* frames that come out are free */
     enum shape shape;
     struct template templates[2][SHAPES];
     bool learn, idle[2];
-    u64 made, seen, verified, mismatched;
+    u32 until_check;
+    u64 made, verified, mismatched;
 };
 
 struct gen_queue {
@@ -82,6 +85,26 @@ static inline u64 next_random(u64 *state) /* splitmix64 */
 
 /* ---- frames ---- */
 
+/* A number below 2^bits from one below 2^bits, each once. */
+static inline u32 mix(u32 x, u32 bits)
+{
+    u32 mask = bits == 32 ? ~0u : (1u << bits) - 1, half = bits / 2 + 1;
+    x = (x * 0x9e3779b1u) & mask;
+    x ^= x >> half;
+    x = (x * 0x85ebca6bu) & mask;
+    return x ^ x >> half;
+}
+
+/* The at-th flow of a shuffled phase. */
+static inline u32 shuffled(const struct generator *g, u32 at)
+{
+    u32 bits = 32 - (u32)__builtin_clz(g->n_flows | 1);
+    do
+        at = mix(at, bits);
+    while (at >= g->n_flows);
+    return at;
+}
+
 static inline u32 l4_size(const struct generator *g)
 {
     return g->proto == PROTO_TCP ? sizeof(struct tcp_header) : sizeof(struct udp_header);
@@ -96,20 +119,20 @@ static void make_template(struct generator *g, struct template *t, enum directio
     memcpy(data + 6, g->gateway_mac[dir], 6);
     put16(data + 12, be16(ETH_TYPE_IP4));
     struct ip4_header *ip = (struct ip4_header *)(data + ETH_HEADER);
-    u16 l4_len = (u16)(l4_size(g) + PAYLOAD);
+    u16 l4_len = (u16)(l4_size(g) + g->payload);
     *ip = (struct ip4_header){
         .version_ihl = 0x45, .total_len = be16((u16)(sizeof *ip + l4_len)), .frag = be16(IP4_DF), .ttl = 64, .proto = g->proto};
     u8 *l4 = (u8 *)(ip + 1);
     if (g->proto == PROTO_TCP) {
         struct tcp_header *tcp = (struct tcp_header *)l4;
-        tcp->seq = be32(shape == SHAPE_SYN || shape == SHAPE_SYNACK ? 0 : 1 + PAYLOAD);
+        tcp->seq = be32(shape == SHAPE_SYN || shape == SHAPE_SYNACK ? 0 : 1 + g->payload);
         tcp->offset = 5 << 4;
         tcp->flags = shape_flags[shape];
         tcp->window = 0xffff;
     } else
         ((struct udp_header *)l4)->len = be16(l4_len);
     t->sum_ip = csum_partial(ip, sizeof *ip);
-    t->sum_l4 = csum_partial(l4, l4_len) + csum_pseudo4(0, 0, g->proto, l4_len);
+    t->sum_l4 = csum_partial(l4, l4_size(g)) + csum_pseudo4(0, 0, g->proto, l4_len);
 }
 
 static inline void write_frame(const struct generator *g, u8 *data, u32 id, const struct flow *f, enum direction dir)
@@ -136,7 +159,7 @@ static bool is_right(const struct generator *g, const u8 *data, u32 len, enum di
 {
     const struct ip4_header *ip = (const struct ip4_header *)(data + ETH_HEADER);
     const u8 *l4 = (const u8 *)(ip + 1);
-    u16 l4_len = (u16)(l4_size(g) + PAYLOAD);
+    u16 l4_len = (u16)(l4_size(g) + g->payload);
     u32 id = get32(l4 + l4_size(g));
     if (len != ETH_HEADER + sizeof *ip + l4_len || id >= g->n_flows)
         return false;
@@ -166,7 +189,11 @@ static unsigned gen_rx(struct io_queue *queue, struct packet *pkts, unsigned max
     for (; n < max; n++) {
         if (g->end && g->at >= g->end)
             break;
-        ids[n] = g->end ? g->at++ : scale_u32((u32)(next_random(&g->random) >> 32), g->n_flows);
+        if (g->end) {
+            u32 at = g->at++;
+            ids[n] = g->shuffled ? shuffled(g, at) : at;
+        } else
+            ids[n] = scale_u32((u32)(next_random(&g->random) >> 32), g->n_flows);
         prefetch(&g->flows[ids[n]]);
     }
     for (unsigned i = 0; i < n; i++) {
@@ -175,7 +202,7 @@ static unsigned gen_rx(struct io_queue *queue, struct packet *pkts, unsigned max
         g->fifo_count--;
         pkts[i].frame = frame;
         pkts[i].data = frame_data(g->pool, frame);
-        pkts[i].len = (u16)(ETH_HEADER + sizeof(struct ip4_header) + l4_size(g) + PAYLOAD);
+        pkts[i].len = (u16)(ETH_HEADER + sizeof(struct ip4_header) + l4_size(g) + g->payload);
         write_frame(g, pkts[i].data, ids[i], &g->flows[ids[i]], q->dir);
     }
     g->made += n;
@@ -187,6 +214,11 @@ static unsigned gen_tx(struct io_queue *queue, struct packet *pkts, unsigned n)
     struct gen_queue *q = (struct gen_queue *)queue;
     struct generator *g = q->g;
     enum direction dir = !q->dir; /* what leaves here came in at the other side */
+    if (unlikely(g->ending)) {
+        for (unsigned i = 0; i < n; i++)
+            frame_free(g->pool, pkts[i].frame);
+        return n;
+    }
     for (unsigned i = 0; i < n; i++) {
         const u8 *data = pkts[i].data;
         if (unlikely(g->learn)) {
@@ -200,7 +232,8 @@ static unsigned gen_tx(struct io_queue *queue, struct packet *pkts, unsigned n)
                 memcpy(&f->rport, l4 + 2, 2);
             }
         }
-        if (unlikely(++g->seen % CHECK_EVERY == 0) && !g->learn) {
+        if (unlikely(--g->until_check == 0)) {
+            g->until_check = g->check_every;
             if (is_right(g, data, pkts[i].len, dir))
                 g->verified++;
             else
@@ -242,11 +275,12 @@ static void shut_down(struct generator *g, struct fnat_worker *w)
     free(g->flows);
 }
 
-/* Flows over all services of the protocol; clients are 10.0.0.0/8. */
-static int set_up(struct generator *g, struct fnat_worker *w, u8 proto, u32 n_flows)
+/* Flows over all services of the protocol; clients are 10.0.0.0/8, each worker's its own. */
+static int set_up(struct generator *g, struct fnat_worker *w, u8 proto, u32 n_flows, u32 payload)
 {
     struct core *k = &w->core;
     *g = (struct generator){.pool = &k->pool, .proto = proto, .n_flows = n_flows, .random = 1, .fifo_len = k->pool.total};
+    g->payload = payload, g->check_every = g->until_check = 1000;
     worker_step(w, now_ns()); /* adopt the snapshot */
     if (!k->snap || w->n_queues || g->fifo_len < 2 * BATCH)
         return -EINVAL;
@@ -257,8 +291,11 @@ static int set_up(struct generator *g, struct fnat_worker *w, u8 proto, u32 n_fl
         goto no_memory;
     madvise(g->flows, bytes, MADV_HUGEPAGE);
     memset(g->flows, 0, (u64)n_flows * sizeof *g->flows);
-    while (k->pool.free)
-        g->fifo[g->fifo_count++] = frame_alloc(&k->pool);
+    while (k->pool.free) {
+        u32 frame = frame_alloc(&k->pool);
+        memset(frame_data(&k->pool, frame), 0, ETH_HEADER + sizeof(struct ip4_header) + sizeof(struct tcp_header) + payload);
+        g->fifo[g->fifo_count++] = frame;
+    }
 
     const u32 *blobs = snapshot_at(k->area, k->snap->blobs);
     u32 services = 0, picked[1024];
@@ -270,7 +307,7 @@ static int set_up(struct generator *g, struct fnat_worker *w, u8 proto, u32 n_fl
     for (u32 i = 0; i < n_flows; i++) {
         const struct snap_service *s = snapshot_at(k->area, picked[i % services]);
         struct flow *f = &g->flows[i];
-        f->cip = be32(0x0a000000 | (i / 60000 + 1));
+        f->cip = be32(0x0a000000 | k->index << 18 | (i / 60000 + 1));
         f->cport = be16((u16)(1024 + i % 60000));
         memcpy(&f->vip, s->vip, 4);
         f->vport = s->vport;
@@ -309,15 +346,73 @@ static void phase(struct generator *g, struct fnat_worker *w, u32 from, u32 to, 
     g->end = 0;
 }
 
-static void open_flows(struct generator *g, struct fnat_worker *w, u32 from, u32 to)
+/* What the generator alone takes for such a phase. */
+static u64 phase_alone(struct generator *g, struct fnat_worker *w, u32 from, u32 to, enum direction dir, enum shape shape)
+{
+    u64 start = cpu_ns();
+    g->at = from, g->end = to, g->shape = shape;
+    g->idle[dir] = false;
+    while (g->at < g->end) {
+        unsigned n = io_rx(w->queues[dir].io, w->rx, BATCH);
+        io_tx(w->queues[dir].io, w->rx, n);
+        (void)now_ns();
+    }
+    g->end = 0;
+    return cpu_ns() - start;
+}
+
+/* Returns the time of the first packets, with the generator. */
+static u64 open_flows(struct generator *g, struct fnat_worker *w, u32 from, u32 to)
 {
     bool tcp = g->proto == PROTO_TCP;
+    u64 start = cpu_ns();
     g->learn = true;
     phase(g, w, from, to, TO_RS, tcp ? SHAPE_SYN : SHAPE_DATA);
     g->learn = false;
+    start = cpu_ns() - start;
     phase(g, w, from, to, TO_CLIENT, tcp ? SHAPE_SYNACK : SHAPE_DATA);
     if (tcp)
         phase(g, w, from, to, TO_RS, SHAPE_ACK);
+    return start;
+}
+
+/* Every flow once, both ways, in a random order. */
+static void hit_each(struct generator *g, struct fnat_worker *w)
+{
+    g->shuffled = true, g->check_every = g->until_check = 100;
+    phase(g, w, 0, g->n_flows, TO_RS, SHAPE_DATA);
+    phase(g, w, 0, g->n_flows, TO_CLIENT, SHAPE_DATA);
+    g->shuffled = false, g->check_every = g->until_check = 1000;
+}
+
+/* The clock jumps behind every deadline. Returns the time that ending all connections takes. */
+static u64 expire_all(struct generator *g, struct fnat_worker *w)
+{
+    struct core *k = &w->core;
+    u64 ahead = 0, before;
+    for (u32 s = 0; s < FNAT_STATES; s++)
+        ahead = ahead > k->timeouts[s] ? ahead : k->timeouts[s];
+    g->idle[0] = g->idle[1] = g->ending = true;
+    for (; g->fifo_count; g->fifo_count--) { /* ends that are told to both sides need frames */
+        frame_free(g->pool, g->fifo[g->fifo_head]);
+        g->fifo_head = g->fifo_head + 1 == g->fifo_len ? 0 : g->fifo_head + 1;
+    }
+    ahead = (ahead / TICKS_PER_SECOND + 2) * 1000000000ull;
+    u64 start = cpu_ns();
+    do {
+        before = k->counters[CNT_conns_closed];
+        for (u32 i = 0; i < 1024; i++)
+            worker_step(w, now_ns() + ahead);
+    } while (k->counters[CNT_conns_closed] != before || (k->header->conn_count && after_u32(k->tick, k->wheel->now)));
+    return cpu_ns() - start;
+}
+
+static u64 still_taken(const struct core *k)
+{
+    u64 sum = 0;
+    for (enum counter c = TAKEN_conns; c < COUNTERS; c++)
+        sum += k->counters[c];
+    return sum;
 }
 
 /* ---- what is measured ---- */
@@ -329,12 +424,54 @@ static u64 generator_alone(struct fnat_worker *w, u64 packets)
     u64 done = 0, start = cpu_ns();
     while (done < packets)
         for (u32 side = 0; side < 2; side++) {
+            stage_begin(w->clock);
             unsigned n = io_rx(w->queues[side].io, pkts, BATCH);
+            stage_mark(w->clock, STAGE_RX);
             done += io_tx(w->queues[side].io, pkts, n);
+            stage_mark(w->clock, STAGE_TX);
             (void)now_ns();
         }
     return cpu_ns() - start;
 }
+
+static u64 turns(struct fnat_worker *w, u64 ns)
+{
+    u64 until = now_ns() + ns, now, forwarded = w->core.counters[CNT_to_rs] + w->core.counters[CNT_to_client];
+    while ((now = now_ns()) < until)
+        for (u32 i = 0; i < 64; i++)
+            worker_step(w, i ? now_ns() : now);
+    return w->core.counters[CNT_to_rs] + w->core.counters[CNT_to_client] - forwarded;
+}
+
+static double cycles_of_a_mark(void)
+{
+    enum { MARKS = 1 << 16 };
+    struct stage_clock c = {0};
+    stage_begin(&c);
+    u64 start = c.last;
+    for (u32 i = 0; i < MARKS; i++)
+        stage_mark(&c, STAGE_TICK);
+    return (double)(c.last - start) / MARKS;
+}
+
+/* Steady state once more, with the clock, then the generator alone with the clock, which is taken out of rx and tx. */
+static void measure_stages(struct fnat_worker *w, u64 ns, struct fnat_bench_result *out)
+{
+    struct stage_clock with = {0}, alone = {0};
+    double mark = cycles_of_a_mark();
+    u64 start_ns = now_ns(), start = stage_cycles();
+    w->clock = &with;
+    u64 packets = turns(w, ns);
+    w->clock = &alone;
+    generator_alone(w, packets);
+    w->clock = NULL;
+    double ps = 1000.0 * (double)(now_ns() - start_ns) / (double)(stage_cycles() - start);
+    for (enum stage s = 0; s < STAGES; s++) {
+        double net = (double)with.cycles[s] - (double)alone.cycles[s] - mark * ((double)with.marks[s] - (double)alone.marks[s]);
+        out->stage_ps[s] = net > 0 && packets ? (u64)(net * ps / (double)packets) : 0;
+    }
+}
+_Static_assert((int)FNAT_STAGES == (int)STAGES, "the door shows all stages");
 
 static u64 memory_floor(struct generator *g, struct core *k, u64 packets)
 {
@@ -363,38 +500,43 @@ static u64 memory_floor(struct generator *g, struct core *k, u64 packets)
     return ns;
 }
 
-int fnat_bench_nat(struct fnat_worker *w, uint8_t proto, uint32_t conns, double seconds, struct fnat_bench_result *out)
+int fnat_bench_nat(struct fnat_worker *w, const struct fnat_bench_options *o, struct fnat_bench_result *out)
 {
     struct generator g;
     struct core *k = &w->core;
-    if ((proto != PROTO_TCP && proto != PROTO_UDP) || !conns || conns > k->conn_capacity || seconds <= 0)
+    if ((o->proto != PROTO_TCP && o->proto != PROTO_UDP) || !o->conns || o->conns > k->conn_capacity || o->seconds <= 0 ||
+        o->payload < LEAST_PAYLOAD || o->payload > MOST_PAYLOAD)
         return -EINVAL;
-    int rc = set_up(&g, w, proto, conns);
+    int rc = set_up(&g, w, o->proto, o->conns, o->payload);
     if (rc)
         return rc;
-    u64 opened = k->counters[CNT_conns_opened];
-    for (u32 from = 0; from < conns; from += 4096)
-        open_flows(&g, w, from, min_u32(from + 4096, conns));
-    *out = (struct fnat_bench_result){.conns = conns, .opened = k->counters[CNT_conns_opened] - opened};
+    *out = (struct fnat_bench_result){.conns = o->conns, .opened = k->counters[CNT_conns_opened]};
+    for (u32 from = 0; from < o->conns; from += 4096)
+        out->open_ns += open_flows(&g, w, from, min_u32(from + 4096, o->conns));
+    u32 some = min_u32(o->conns, 1 << 20);
+    u64 alone = phase_alone(&g, w, 0, some, TO_RS, o->proto == PROTO_TCP ? SHAPE_SYN : SHAPE_DATA);
+    alone = (u64)((double)alone * o->conns / some);
+    out->open_ns -= min_u64(alone, out->open_ns);
+    out->opened = k->counters[CNT_conns_opened] - out->opened;
+    g.verified = g.mismatched = 0; /* what the generator alone sent came back as it was */
+    u64 received = k->counters[CNT_rx_packets], forwarded = k->counters[CNT_to_rs] + k->counters[CNT_to_client];
+    hit_each(&g, w);
 
     g.shape = SHAPE_DATA;
     g.idle[0] = g.idle[1] = false;
-    g.verified = g.mismatched = 0;
-    u64 forwarded = k->counters[CNT_to_rs] + k->counters[CNT_to_client], received = k->counters[CNT_rx_packets];
-    u64 start = cpu_ns(), until = now_ns() + (u64)(seconds * 1e9), now;
-    while ((now = now_ns()) < until)
-        for (u32 i = 0; i < 64; i++)
-            worker_step(w, i ? now_ns() : now);
+    u64 start = cpu_ns();
+    out->packets = turns(w, (u64)(o->seconds * 1e9));
     out->ns = cpu_ns() - start;
-    out->packets = k->counters[CNT_to_rs] + k->counters[CNT_to_client] - forwarded;
-    out->dropped = k->counters[CNT_rx_packets] - received - out->packets;
     out->verified = g.verified;
     out->mismatched = g.mismatched;
     u64 sample = out->packets < 20000000 ? out->packets : 20000000;
-    u64 before_verify = g.mismatched;
     out->generator_ns = (u64)((double)generator_alone(w, sample) * (double)out->packets / (double)sample);
-    out->mismatched = before_verify;
     out->floor_ns = (u64)((double)memory_floor(&g, k, sample) * (double)out->packets / (double)sample);
+    if (o->stages)
+        measure_stages(w, (u64)(o->seconds * 1e9), out);
+    out->dropped = k->counters[CNT_rx_packets] - received - (k->counters[CNT_to_rs] + k->counters[CNT_to_client] - forwarded);
+    out->expire_ns = expire_all(&g, w);
+    out->left = still_taken(k);
     shut_down(&g, w);
     return 0;
 }
@@ -432,6 +574,32 @@ static void live_generator_alone(struct generator *g, struct fnat_worker *w, u32
     g->end = 0;
 }
 
+/* Free records in a random order, as days of traffic leave them. */
+static bool shuffle_records(struct core *k)
+{
+    struct worker_header *h = k->header;
+    u32 n = k->conn_capacity;
+    u64 random = 2;
+    if (h->conn_fresh)
+        return true; /* there has been traffic */
+    u32 *order = malloc((u64)n * sizeof *order);
+    if (!order)
+        return false;
+    for (u32 i = 0; i < n; i++) {
+        u32 j = scale_u32((u32)next_random(&random), i + 1);
+        order[i] = order[j];
+        order[j] = i + 1;
+    }
+    for (u32 i = 0; i < n; i++) {
+        u32 *list = &h->conn_free[i % CONN_LANES];
+        k->conns[order[i]].wheel_next = *list;
+        *list = order[i];
+    }
+    h->conn_fresh = n;
+    free(order);
+    return true;
+}
+
 /* New clients for the next window. */
 static void renew_clients(struct generator *g, u32 *next)
 {
@@ -448,7 +616,9 @@ int fnat_bench_cps(struct fnat_worker *w, double seconds, struct fnat_bench_resu
     u32 next = 0;
     if (seconds <= 0)
         return -EINVAL;
-    int rc = set_up(&g, w, PROTO_TCP, WINDOW);
+    int rc = set_up(&g, w, PROTO_TCP, WINDOW, LEAST_PAYLOAD);
+    if (!rc && !shuffle_records(k))
+        rc = -ENOMEM;
     if (rc)
         return rc;
     *out = (struct fnat_bench_result){0};

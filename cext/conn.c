@@ -23,20 +23,37 @@ static u32 timeout_of(const struct core *k, const struct conn *c, u8 state)
 
 /* ---- records ---- */
 
+/* Free records lie in several lists that are used in turn: the next one of each list is fetched long before its turn comes. */
+static u32 free_take(struct core *k)
+{
+    struct worker_header *h = k->header;
+    for (u32 tries = 0; tries < CONN_LANES; tries++) {
+        u32 *list = &h->conn_free[h->conn_take++ % CONN_LANES], index = *list;
+        if (!index)
+            continue;
+        *list = k->conns[index].wheel_next;
+        prefetch_write(&k->conns[*list]);
+        prefetch_write((u8 *)&k->conns[*list] + CACHE_LINE);
+        return index;
+    }
+    return 0;
+}
+
+static void free_give(struct core *k, u32 index)
+{
+    u32 *list = &k->header->conn_free[k->header->conn_give++ % CONN_LANES];
+    k->conns[index].wheel_next = *list;
+    *list = index;
+}
+
 static u32 record_take(struct core *k)
 {
     struct worker_header *h = k->header;
-    u32 index = h->conn_free;
-    if (index)
-        h->conn_free = k->conns[index].wheel_next;
-    else if (h->conn_fresh < k->conn_capacity)
+    u32 index = free_take(k);
+    if (!index && h->conn_fresh < k->conn_capacity)
         index = ++h->conn_fresh;
-    else
+    if (!index)
         return 0;
-    if (h->conn_free) { /* the next opening's */
-        prefetch_write(&k->conns[h->conn_free]);
-        prefetch_write((u8 *)&k->conns[h->conn_free] + CACHE_LINE);
-    }
     h->conn_count++;
     k->counters[TAKEN_conns]++;
     return index;
@@ -44,8 +61,7 @@ static u32 record_take(struct core *k)
 
 static void record_give(struct core *k, u32 index)
 {
-    k->conns[index].wheel_next = k->header->conn_free;
-    k->header->conn_free = index;
+    free_give(k, index);
     k->header->conn_count--;
     k->counters[TAKEN_conns]--;
 }
@@ -298,11 +314,9 @@ void conn_settle(struct core *k, u32 keep)
     }
 }
 
-enum counter conn_open(struct core *k, struct packet *p, const struct snap_service *svc, u32 *out)
+enum counter conn_open(struct core *k, struct packet *p, const struct snap_service *svc, u16 vip_id, u32 *out)
 {
     enum counter reason;
-    const struct addr16 vip = addr16_4(p->daddr);
-    const struct snap_address_slot *owned = snapshot_address(k->snap, k->area, &k->secret, vip.b, 4);
     if (!svc->n_lips)
         return DROP_no_lip;
     if (!svc->usable)
@@ -327,7 +341,7 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
 
     c->a.v4.cip = p->saddr, c->a.v4.vip = p->daddr, c->a.v4.rip = get32(m->rip);
     c->cport = p->sport, c->vport = p->dport, c->rport = m->rport;
-    c->proto = p->proto, c->family = 4, c->vip_id = owned->id, c->member = m->id;
+    c->proto = p->proto, c->family = 4, c->vip_id = vip_id, c->member = m->id;
     c->state = p->proto == PROTO_TCP ? TCP_SYN_RECV : UDP_ONEWAY;
     c->flags = svc->flags & FNAT_SVC_EXPIRE_QUIESCENT ? CONN_QUIESCENT : 0;
     c->opened = c->last_seen = k->tick;
@@ -410,7 +424,8 @@ void conn_enter(struct core *k, u32 index, u8 state)
     if (c->flags & CONN_HALF_OPEN && state != TCP_SYN_RECV)
         conn_half_open_ends(k, index);
     set_active(k, c, state == TCP_EST);
-    if (after < before) {
+    u32 first = c->opened + k->timeouts[TCP_SYN_RECV]; /* while this lies ahead, the wheel looks no later than then */
+    if (after < before && !(c->proto == PROTO_TCP && after_u32(first, k->tick) && !after_u32(first, k->tick + after))) {
         wheel_remove(k->wheel, k->conns, index);
         wheel_add(k->wheel, k->conns, index, k->tick + after);
     }
@@ -498,7 +513,8 @@ give_port:
 u32 conn_restore(struct core *k)
 {
     struct worker_header *h = k->header;
-    h->conn_count = h->conn_free = 0;
+    h->conn_count = 0;
+    memset(h->conn_free, 0, sizeof h->conn_free);
     if (h->intent && conn_live(&k->conns[h->intent]))
         k->conns[h->intent].gen++; /* its opening or closing was under way: undone */
     h->intent = 0;
@@ -508,8 +524,7 @@ u32 conn_restore(struct core *k)
             continue;
         if (conn_live(c))
             c->gen++;
-        c->wheel_next = h->conn_free;
-        h->conn_free = i;
+        free_give(k, i);
     }
     return h->conn_count;
 }

@@ -5,7 +5,7 @@
 #include "core.h"
 
 /* Open a connection for this first packet of `svc`. 0 and its index, or the reason why not. Answers find it after conn_settle. */
-enum counter conn_open(struct core *k, struct packet *p, const struct snap_service *svc, u32 *index);
+enum counter conn_open(struct core *k, struct packet *p, const struct snap_service *svc, u16 vip_id, u32 *index);
 /* Put in the table entries for answers of all but the last `keep` connections opened: a few packets after the opening, when the bucket has
  * arrived from memory, and all of them before the batch is sent. One that finds no place is closed and its packet dropped. */
 void conn_settle(struct core *k, u32 keep);

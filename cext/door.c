@@ -181,6 +181,14 @@ int fnat_counters(const struct fnat_plane *p, uint32_t worker, uint64_t *out)
     return 0;
 }
 
+int fnat_worker_steps(const struct fnat_plane *p, uint32_t worker, struct fnat_step_stats *out)
+{
+    if (worker >= p->config.workers)
+        return -EINVAL;
+    *out = p->maps[worker].header->steps; /* every number is whole, their sum may be a turn behind */
+    return 0;
+}
+
 int fnat_worker_cpu(const struct fnat_plane *p, uint32_t worker)
 {
     if (worker >= p->config.workers || !load_acquire(&p->maps[worker].header->active))

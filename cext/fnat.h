@@ -174,6 +174,15 @@ const char *fnat_counter_help(uint32_t i);
 char fnat_counter_kind(uint32_t i);
 int fnat_counters(const struct fnat_plane *plane, uint32_t worker, uint64_t *out);
 
+/* How long turns take, by wall clock. [0]: turns that ran through, [1]: turns in which the kernel took the CPU away (an involuntary context
+ * switch); this is looked up for turns of 16 us and more. */
+enum { FNAT_STEP_BUCKETS = 32 };
+struct fnat_step_stats {
+    uint64_t count[2][FNAT_STEP_BUCKETS]; /* bucket i: 2^i <= ns < 2^(i+1) */
+    uint64_t sum_ns[2], max_ns[2];
+};
+int fnat_worker_steps(const struct fnat_plane *plane, uint32_t worker, struct fnat_step_stats *out);
+
 /* The CPU a worker runs on; -1: it does not run. */
 int fnat_worker_cpu(const struct fnat_plane *plane, uint32_t worker);
 
@@ -224,13 +233,26 @@ int fnat_tap_open(struct frame_pool *pool, const char *name, const uint8_t *mac,
 
 /* ---- measuring ---- */
 
+enum { FNAT_STAGES = 9 }; /* rx parse hash find conn rewrite neighbour tx tick */
+
 struct fnat_bench_result {
     uint64_t packets, ns, generator_ns; /* ns: with forwarding; generator_ns: the generator alone, same number of packets */
     uint64_t conns, opened, verified, mismatched, dropped;
-    uint64_t floor_ns; /* touching one bucket line and both conn lines in the same random order */
+    uint64_t floor_ns;              /* touching one bucket line and both conn lines in the same random order */
+    uint64_t open_ns, expire_ns;    /* first packets of all conns, generator taken out; the end of all conns by time */
+    uint64_t left;                  /* things still taken when all conns have ended: 0 */
+    uint64_t stage_ps[FNAT_STAGES]; /* picoseconds a packet, generator and marks taken out; 0 where not asked for */
 };
-/* Steady state: conns flows over the plane's services; see bench/README.md. proto 6 | 17. */
-int fnat_bench_nat(struct fnat_worker *worker, uint8_t proto, uint32_t conns, double seconds, struct fnat_bench_result *out);
+struct fnat_bench_options {
+    uint8_t proto;    /* 6 | 17 */
+    uint8_t stages;   /* measure the stages too */
+    uint16_t payload; /* bytes after the TCP or UDP header, 4..1440 */
+    uint32_t conns;
+    double seconds; /* of steady state */
+};
+/* Open conns flows over the plane's services, forward a packet of each in both directions, then random ones for `seconds`, let all expire;
+ * see bench/README.md. */
+int fnat_bench_nat(struct fnat_worker *worker, const struct fnat_bench_options *options, struct fnat_bench_result *out);
 /* Whole TCP lives: SYN, SYN-ACK, ACK, data, FIN both ways: 6 packets in and 6 out; packets = lives x 6. */
 int fnat_bench_cps(struct fnat_worker *worker, double seconds, struct fnat_bench_result *out);
 

@@ -53,7 +53,7 @@ static inline void fetch_conn(const struct core *k, const struct packet *p)
 
 /* ---- a packet of a known connection ---- */
 
-static void account(struct core *k, struct conn *c, const struct packet *p, enum direction dir)
+static always_inline void account(struct core *k, struct conn *c, const struct packet *p, enum direction dir)
 {
     struct member_stats *m = &k->members[c->member];
     struct conn_counts *n = conn_counts(c);
@@ -65,7 +65,7 @@ static void account(struct core *k, struct conn *c, const struct packet *p, enum
     m->bytes[dir] += p->l3_len;
 }
 
-static void follow_tcp(struct core *k, struct conn *c, u32 index, const struct packet *p, enum direction dir)
+static always_inline void follow_tcp(struct core *k, struct conn *c, u32 index, const struct packet *p, enum direction dir)
 {
     const struct tcp_header *tcp = (const struct tcp_header *)(p->data + p->l4);
     u8 flags = p->tcp_flags;
@@ -94,7 +94,7 @@ rare static enum verdict too_big(struct core *k, struct packet *p, u16 mtu)
     return answer_icmp_error(k, p, ICMP_UNREACHABLE, ICMP_FRAG_NEEDED, be32(mtu), p->daddr, DROP_mtu); /* RFC 1191 */
 }
 
-static enum verdict forward_hit(struct core *k, struct packet *p, u32 index, enum direction dir)
+static always_inline enum verdict forward_hit(struct core *k, struct packet *p, u32 index, enum direction dir, struct stage_clock *clock)
 {
     struct conn *c = &k->conns[index];
     struct neigh_entry *hop = &k->neigh.entries[c->next_hop[dir]];
@@ -119,8 +119,10 @@ static enum verdict forward_hit(struct core *k, struct packet *p, u32 index, enu
         follow_tcp(k, c, index, p, dir);
     else if (unlikely(c->state == UDP_ONEWAY && dir == TO_CLIENT))
         conn_enter(k, index, UDP_NORM);
+    stage_mark(clock, STAGE_CONN);
 
     rewrite_packet(k, p, c, dir);
+    stage_mark(clock, STAGE_REWRITE);
 
     if (unlikely(!neigh_word_usable(word)))
         return resolve_wait(k, p, c->next_hop[dir], dir);
@@ -130,6 +132,7 @@ static enum verdict forward_hit(struct core *k, struct packet *p, u32 index, enu
     put64(p->data + 6, k->ports[port].source4);
     p->out_port = port;
     k->counters[CNT_to_rs + dir]++;
+    stage_mark(clock, STAGE_NEIGHBOUR);
     return VERDICT_TX;
 }
 _Static_assert(CNT_to_client == CNT_to_rs + TO_CLIENT, "counters in the order of directions");
@@ -204,10 +207,10 @@ static enum verdict forward_first(struct core *k, struct packet *p, const struct
         return drop(k, p, DROP_no_conn);
     if (!svc)
         return refuse(k, p);
-    enum counter reason = conn_open(k, p, svc, &index);
+    enum counter reason = conn_open(k, p, svc, owned->id, &index);
     conn_settle(k, UNSETTLED);
     if (likely(!reason))
-        return forward_hit(k, p, index, TO_RS);
+        return forward_hit(k, p, index, TO_RS, NULL);
     if (reason == DROP_no_rs && svc->no_rs == FNAT_NO_RS_RESET && p->proto == PROTO_TCP)
         return answer_reset(k, p);
     return drop(k, p, reason);
@@ -237,7 +240,7 @@ __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, st
 
 /* ---- one packet, then a batch ---- */
 
-static enum verdict forward_flow(struct core *k, struct packet *p)
+static always_inline enum verdict forward_flow(struct core *k, struct packet *p, struct stage_clock *clock)
 {
     u32 ref = p->conn;
     if (unlikely(!ref || !conn_is4(&k->conns[ref >> 1], ref & 1, p)))
@@ -252,15 +255,15 @@ static enum verdict forward_flow(struct core *k, struct packet *p)
         p->conn = 0;
         return forward_unknown(k, p);
     }
-    return forward_hit(k, p, index, ref & 1);
+    return forward_hit(k, p, index, ref & 1, clock);
 }
 
-static enum verdict forward_one(struct core *k, struct packet *p)
+static always_inline enum verdict forward_one(struct core *k, struct packet *p, struct stage_clock *clock)
 {
     switch (p->kind) {
     case KIND_TCP:
     case KIND_UDP:
-        return forward_flow(k, p);
+        return forward_flow(k, p, clock);
     case KIND_ARP:
         return answer_arp(k, p);
     case KIND_INVALID:
@@ -279,7 +282,7 @@ static enum verdict forward_one(struct core *k, struct packet *p)
 
 /* Passes over the batch. Whatever waits for memory waits in a short loop of its own, where a processor has dozens of loads under way;
  * the long code of the last pass then finds everything near. */
-void forward_batch(struct core *k, struct packet *pkts, u32 n)
+static always_inline void forward_passes(struct core *k, struct packet *pkts, u32 n, struct stage_clock *clock)
 {
     u8 elsewhere[BATCH];
     u32 n_elsewhere = 0;
@@ -288,11 +291,16 @@ void forward_batch(struct core *k, struct packet *pkts, u32 n)
         if (i + HEADERS_AHEAD < n)
             prefetch(pkts[i + HEADERS_AHEAD].data);
         parse_packet(p);
+    }
+    stage_mark(clock, STAGE_PARSE);
+    for (u32 i = 0; i < n; i++) {
+        struct packet *p = &pkts[i];
         if (unlikely(p->kind != KIND_TCP && p->kind != KIND_UDP))
             continue;
         p->hash = hash_flow4(&k->secret, get64(&p->saddr), get32(&p->sport), p->proto);
         prefetch(first_bucket(k, p));
     }
+    stage_mark(clock, STAGE_HASH);
     for (u32 i = 0; i < n; i++) {
         struct packet *p = &pkts[i];
         if (unlikely(p->kind != KIND_TCP && p->kind != KIND_UDP))
@@ -310,12 +318,16 @@ void forward_batch(struct core *k, struct packet *pkts, u32 n)
         p->conn = candidate_in(second_bucket(k, p), p);
         fetch_conn(k, p);
     }
+    stage_mark(clock, STAGE_FIND);
     for (u32 i = 0; i < n; i++) {
         if (i + HEADERS_AHEAD < n)
             prefetch_write(pkts[i + HEADERS_AHEAD].data);
         if (i + MEMBERS_AHEAD < n)
             prefetch_write(&k->members[k->conns[pkts[i + MEMBERS_AHEAD].conn >> 1].member]);
-        pkts[i].verdict = (u8)forward_one(k, &pkts[i]);
+        pkts[i].verdict = (u8)forward_one(k, &pkts[i], clock);
     }
     conn_settle(k, 0);
 }
+
+void forward_batch(struct core *k, struct packet *pkts, u32 n) { forward_passes(k, pkts, n, NULL); }
+void forward_batch_timed(struct core *k, struct packet *pkts, u32 n, struct stage_clock *clock) { forward_passes(k, pkts, n, clock); }

@@ -22,7 +22,7 @@ u32 lip_find(const struct lip_table *t, u8 proto, u8 family, u16 lip_id, const u
     u64 h = endpoint_hash(t, proto, family, lip_id, rip, rport);
     for (u32 i = t->heads[h & t->head_mask]; i; i = t->endpoints[i].next) {
         const struct endpoint *e = &t->endpoints[i];
-        if (e->lip_id == lip_id && e->rport == rport && e->proto == proto && e->family == family && !memcmp(e->rip, rip, 16))
+        if (e->lip_id == lip_id && e->rport == rport && e->proto == proto && e->family == family && same_addr(e->rip, rip))
             return i;
     }
     return 0;

@@ -10,7 +10,7 @@ static u32 first_place(const struct neigh_table *t, u8 port, u8 family, const u8
 
 static bool is_key(const struct neigh_entry *e, u8 port, u8 family, const u8 addr[16])
 {
-    return e->port == port && e->family == family && !memcmp(e->addr, addr, 16);
+    return e->port == port && e->family == family && same_addr(e->addr, addr);
 }
 
 u32 neigh_find(const struct neigh_table *t, u8 port, u8 family, const u8 addr[16])

@@ -69,20 +69,24 @@ struct address_state {
     u32 used, conns;
 };
 
+enum { CONN_LANES = 8 };
+
 struct worker_header {
     u8 magic[8];
     u32 layout, index;
-    u32 active;       /* a process runs this worker */
-    u32 snapshot_seq; /* the snapshot in use */
-    u32 conn_free;    /* list of free records through wheel_next */
-    u32 conn_fresh;   /* records never used begin after this one */
-    u32 conn_count;   /* live */
-    u32 intent;       /* conn whose opening or closing is under way; 0: none */
-    u32 cpu;          /* CPU it runs on, + 1; 0: not yet known */
+    u32 active;                /* a process runs this worker */
+    u32 snapshot_seq;          /* the snapshot in use */
+    u32 conn_free[CONN_LANES]; /* lists of free records through wheel_next, used in turn */
+    u32 conn_take, conn_give;  /* whose turn it is */
+    u32 conn_fresh;            /* records never used begin after this one */
+    u32 conn_count;            /* live */
+    u32 intent;                /* conn whose opening or closing is under way; 0: none */
+    u32 cpu;                   /* CPU it runs on, + 1; 0: not yet known */
     u32 spare;
     u64 last_now_ns;
     struct lip_marks lip;
     u64 counters[128];
+    struct fnat_step_stats steps;
     struct wheel wheel;
 };
 _Static_assert(COUNTERS <= 128, "room for all counters");

@@ -27,7 +27,7 @@ static inline u64 rewrite_shift32(void *at, u32 by)
 enum { TIMESTAMPS_ALONE = 20 + 12 };
 
 /* TCP numbers that differ between both sides; returns the checksum delta. */
-static inline u64 rewrite_tcp_numbers(const struct conn *c, enum direction dir, struct tcp_header *tcp)
+static always_inline u64 rewrite_tcp_numbers(const struct conn *c, enum direction dir, struct tcp_header *tcp)
 {
     u64 delta = 0;
     u32 header = (tcp->offset >> 4) * 4u;
@@ -65,7 +65,7 @@ static inline void rewrite_complete_if_partial(struct core *k, struct packet *p)
 }
 
 /* The record keeps each pair as it comes in; what goes out is the other pair with its halves exchanged. */
-static inline void rewrite_packet(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
+static always_inline void rewrite_packet(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
 {
     struct ip4_header *ip = (struct ip4_header *)(p->data + p->l3);
     u8 *l4 = p->data + p->l4;

@@ -330,7 +330,7 @@ const struct snap_service *snapshot_service(const struct snapshot *s, const u8 *
 {
     const struct snap_service_slot *slots = snapshot_at(area, s->service_slots);
     for (u32 i = (u32)service_hash(k, vip, vport, proto, family) & s->service_mask; slots[i].blob; i = (i + 1) & s->service_mask)
-        if (slots[i].vport == vport && slots[i].proto == proto && slots[i].family == family && !memcmp(slots[i].vip, vip, 16))
+        if (slots[i].vport == vport && slots[i].proto == proto && slots[i].family == family && same_addr(slots[i].vip, vip))
             return snapshot_at(area, slots[i].blob);
     return NULL;
 }
@@ -340,7 +340,7 @@ const struct snap_address_slot *snapshot_address(const struct snapshot *s, const
 {
     const struct snap_address_slot *slots = snapshot_at(area, s->address_slots);
     for (u32 i = (u32)hash_addr(k, addr, family) & s->address_mask; slots[i].kind; i = (i + 1) & s->address_mask)
-        if (slots[i].family == family && !memcmp(slots[i].addr, addr, 16))
+        if (slots[i].family == family && same_addr(slots[i].addr, addr))
             return &slots[i];
     return NULL;
 }

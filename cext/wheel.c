@@ -1,4 +1,4 @@
-/* wheel.c: see wheel.h. The first entry of a slot has WHEEL_SLOT_MARK|slot as its predecessor. */
+/* wheel.c: see wheel.h. The first entry of a lane has WHEEL_HEAD_MARK | slot * WHEEL_LANES + lane as its predecessor. */
 #include "wheel.h"
 
 void wheel_add(struct wheel *w, struct conn *conns, u32 index, u32 deadline)
@@ -13,19 +13,19 @@ void wheel_add(struct wheel *w, struct conn *conns, u32 index, u32 deadline)
         u32 rounds = (deadline / WHEEL_SLOTS) - (w->now / WHEEL_SLOTS);
         slot = WHEEL_SLOTS + (w->now / WHEEL_SLOTS + min_u32(rounds, WHEEL_SLOTS - 1)) % WHEEL_SLOTS;
     }
-    u32 head = w->head[slot];
+    u32 lane = index % WHEEL_LANES, head = w->head[slot][lane];
     conns[index].wheel_next = head;
-    conns[index].wheel_prev = WHEEL_SLOT_MARK | slot;
+    conns[index].wheel_prev = WHEEL_HEAD_MARK | (slot * WHEEL_LANES + lane);
     if (head)
         conns[head].wheel_prev = index;
-    w->head[slot] = index;
+    w->head[slot][lane] = index;
 }
 
 void wheel_remove(struct wheel *w, struct conn *conns, u32 index)
 {
     u32 next = conns[index].wheel_next, prev = conns[index].wheel_prev;
-    if (prev & WHEEL_SLOT_MARK)
-        w->head[prev & ~WHEEL_SLOT_MARK] = next;
+    if (prev & WHEEL_HEAD_MARK)
+        w->head[0][prev & ~WHEEL_HEAD_MARK] = next;
     else
         conns[prev].wheel_next = next;
     if (next)
@@ -33,26 +33,50 @@ void wheel_remove(struct wheel *w, struct conn *conns, u32 index)
     conns[index].wheel_next = conns[index].wheel_prev = 0;
 }
 
+static inline void fetch(struct conn *conns, u32 index)
+{
+    prefetch_write(&conns[index]);
+    prefetch_write((u8 *)&conns[index] + CACHE_LINE);
+}
+
+/* Take up to `most` entries out of the lanes of a slot, one of each lane in turn. */
+static u32 take_some(u32 lanes[WHEEL_LANES], u32 mark, struct conn *conns, u32 *out, u32 most)
+{
+    u32 n = 0, empty = 0;
+    for (u32 lane = 0; n < most && empty < WHEEL_LANES; lane = (lane + 1) % WHEEL_LANES) {
+        u32 index = lanes[lane];
+        if (!index) {
+            empty++;
+            continue;
+        }
+        empty = 0;
+        lanes[lane] = conns[index].wheel_next;
+        fetch(conns, lanes[lane]);
+        conns[index].wheel_next = conns[index].wheel_prev = 0;
+        out[n++] = index;
+    }
+    for (u32 lane = 0; lane < WHEEL_LANES; lane++)
+        if (lanes[lane])
+            conns[lanes[lane]].wheel_prev = mark + lane;
+    return n;
+}
+
 /* Take up to *budget entries out of the slot. True: the slot is empty. Entries leave in batches, so that the caller can fetch
  * what it needs for all of them at once. */
 static bool empty_slot(struct wheel *w, struct conn *conns, u32 slot, u32 *budget, wheel_due *due, void *context)
 {
-    u32 batch[WHEEL_BATCH];
-    while (w->head[slot] && *budget) {
-        u32 n = 0, index;
-        while (n < WHEEL_BATCH && *budget && (index = w->head[slot])) {
-            u32 next = conns[index].wheel_next;
-            if (next) {
-                prefetch_write(&conns[next]);
-                prefetch_write((u8 *)&conns[next] + CACHE_LINE);
-            }
-            wheel_remove(w, conns, index);
-            batch[n++] = index;
-            --*budget;
-        }
+    u32 batch[WHEEL_BATCH], n;
+    for (u32 lane = 0; lane < WHEEL_LANES; lane++)
+        if (w->head[slot][lane])
+            fetch(conns, w->head[slot][lane]);
+    while (*budget && (n = take_some(w->head[slot], WHEEL_HEAD_MARK | slot * WHEEL_LANES, conns, batch, min_u32(WHEEL_BATCH, *budget)))) {
+        *budget -= n;
         due(context, batch, n, w->now);
     }
-    return !w->head[slot];
+    u32 left = 0;
+    for (u32 lane = 0; lane < WHEEL_LANES; lane++)
+        left |= w->head[slot][lane];
+    return !left;
 }
 
 void wheel_turn(struct wheel *w, struct conn *conns, u32 now, u32 budget, wheel_due *due, void *context)

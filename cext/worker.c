@@ -17,6 +17,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -221,7 +222,9 @@ static void dispatch(struct fnat_worker *w, const struct packet *pkts, u32 n)
 static u32 receive(struct fnat_worker *w, const struct worker_queue *q)
 {
     struct core *k = &w->core;
+    stage_begin(w->clock);
     u32 n = io_rx(q->io, w->rx, BATCH);
+    stage_mark(w->clock, STAGE_RX);
     if (!n)
         return 0;
     u64 bytes = 0;
@@ -238,7 +241,10 @@ static u32 receive(struct fnat_worker *w, const struct worker_queue *q)
     }
     count_n(k, CNT_rx_packets, n);
     count_n(k, CNT_rx_bytes, bytes);
-    forward_batch(k, w->rx, n);
+    if (unlikely(w->clock))
+        forward_batch_timed(k, w->rx, n, w->clock);
+    else
+        forward_batch(k, w->rx, n);
     dispatch(w, w->rx, n);
     return n;
 }
@@ -319,12 +325,15 @@ u32 worker_step(struct fnat_worker *w, u64 now_ns)
     for (u32 i = 0; i < w->n_queues; i++) {
         n += receive(w, &w->queues[i]);
         flush_all(w);
+        stage_mark(w->clock, STAGE_TX);
     }
     if (k->handoff) {
         n += receive_handed(w);
         flush_all(w);
     }
+    stage_begin(w->clock);
     tick(w);
+    stage_mark(w->clock, STAGE_TICK);
     if (k->tick != tick_before || k->waiting_count)
         resolve_turn(k, k->tick - tick_before);
     if (k->own_count) {
@@ -423,16 +432,48 @@ static void sleep_until_work(struct fnat_worker *w, u64 now_ns)
 /* Nothing waits to be sent or to expire. */
 static bool is_idle(const struct core *k) { return !k->own_count && !k->sweep && !after_u32(k->tick, k->wheel->now); }
 
+/* ---- how long turns take ---- */
+
+enum { LONG_STEP_NS = 16384 };
+
+static long involuntary_switches(void)
+{
+    struct rusage r;
+    getrusage(RUSAGE_THREAD, &r);
+    return r.ru_nivcsw;
+}
+
+static void note_step(struct fnat_worker *w, u64 ns)
+{
+    struct fnat_step_stats *s = &w->core.header->steps;
+    u32 kind = 0, bucket = 63 - (u32)__builtin_clzll(ns | 1);
+    if (unlikely(ns >= LONG_STEP_NS)) {
+        long switches = involuntary_switches();
+        kind = switches != w->switches;
+        w->switches = switches;
+    }
+    s->count[kind][min_u32(bucket, FNAT_STEP_BUCKETS - 1)]++;
+    s->sum_ns[kind] += ns;
+    if (unlikely(ns > s->max_ns[kind]))
+        s->max_ns[kind] = ns;
+}
+
 int fnat_worker_run(struct fnat_worker *w, volatile int *stop, uint32_t spin_us)
 {
-    u64 last_work = monotonic_ns();
+    u64 now = monotonic_ns(), last_work = now;
     store_relaxed(&w->core.header->cpu, (u32)sched_getcpu() + 1);
+    w->switches = involuntary_switches();
     while (!*stop) {
-        u64 now = monotonic_ns();
-        if (worker_step(w, now))
-            last_work = now;
-        else if (spin_us && now - last_work > spin_us * 1000ull && is_idle(&w->core))
-            sleep_until_work(w, now);
+        u32 n = worker_step(w, now);
+        u64 after = monotonic_ns();
+        note_step(w, after - now);
+        if (n)
+            last_work = after;
+        else if (spin_us && after - last_work > spin_us * 1000ull && is_idle(&w->core)) {
+            sleep_until_work(w, after);
+            after = monotonic_ns();
+        }
+        now = after;
     }
     return 0;
 }

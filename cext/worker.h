@@ -3,6 +3,7 @@
 #define FNAT_WORKER_H
 
 #include "core.h"
+#include "stages.h"
 
 enum { WORKER_QUEUES = 64, TX_ROOM = 2 * BATCH };
 
@@ -24,6 +25,8 @@ struct fnat_worker {
     u64 snapshot_word;
     struct worker_queue queues[WORKER_QUEUES];
     u32 n_queues;
+    long switches;             /* involuntary context switches seen */
+    struct stage_clock *clock; /* NULL but while stages are measured */
     struct packet rx[BATCH];
     struct tx_list tx[FNAT_PORTS], punt[FNAT_PORTS];
 };

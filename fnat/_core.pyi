@@ -71,6 +71,17 @@ class BenchResult(TypedDict):
     mismatched: int
     dropped: int
     floor_ns: int
+    open_ns: int
+    expire_ns: int
+    left: int
+    stage_ps: list[int]
+
+class StepStats(TypedDict):
+    """Index 0: turns that ran through; 1: turns in which the kernel took the CPU away. Bucket i: 2^i ns and more."""
+
+    count: list[list[int]]
+    sum_ns: list[int]
+    max_ns: list[int]
 
 COUNTERS: tuple[tuple[str, str, str], ...]
 """(name, kind, help) in the order of the enum; kind is "counter", "drop" or "taken"."""
@@ -143,6 +154,7 @@ class Plane:
     def address_stats(self, id: int) -> AddressStats: ...
     def counters(self, worker: int | None = None) -> dict[str, int]:
         """Values by name, of one worker or summed over all."""
+    def step_stats(self, worker: int) -> StepStats: ...
     def worker_cpu(self, worker: int) -> int | None: ...
     def conns(
         self,
@@ -199,5 +211,7 @@ class Worker:
     def run(self, stop_address: int, spin_us: int = 50) -> None:
         """Blocks without the GIL until the C int at stop_address is non-zero."""
     def quiesce(self) -> None: ...
-    def bench_nat(self, proto: int, conns: int, seconds: float) -> BenchResult: ...
+    def bench_nat(
+        self, proto: int, conns: int, seconds: float, *, payload: int = 4, stages: bool = False
+    ) -> BenchResult: ...
     def bench_cps(self, seconds: float) -> BenchResult: ...

@@ -84,7 +84,17 @@ cdef extern from "fnat.h" nogil:
         int64_t service, member
         int32_t state, proto
     struct fnat_bench_result:
-        uint64_t packets, ns, generator_ns, conns, opened, verified, mismatched, dropped, floor_ns
+        uint64_t packets, ns, generator_ns, conns, opened, verified, mismatched, dropped, floor_ns, open_ns, expire_ns, left
+        uint64_t stage_ps[9]
+    struct fnat_bench_options:
+        uint8_t proto, stages
+        uint16_t payload
+        uint32_t conns
+        double seconds
+    struct fnat_step_stats:
+        uint64_t count[2][32]
+        uint64_t sum_ns[2]
+        uint64_t max_ns[2]
 
     int fnat_plane_create(const char *dir, const fnat_plane_config *config, int flags, fnat_plane **out)
     int fnat_plane_attach(const char *dir, fnat_plane **out)
@@ -109,6 +119,7 @@ cdef extern from "fnat.h" nogil:
     char fnat_counter_kind(uint32_t i)
     int fnat_counters(const fnat_plane *plane, uint32_t worker, uint64_t *out)
     int fnat_worker_cpu(const fnat_plane *plane, uint32_t worker)
+    int fnat_worker_steps(const fnat_plane *plane, uint32_t worker, fnat_step_stats *out)
     int fnat_conns(const fnat_plane *plane, uint32_t worker, uint32_t *cursor, const fnat_conn_filter *filter, uint64_t now_ns,
                    fnat_conn_info *out, uint32_t n)
     const char *fnat_state_name(uint32_t state)
@@ -127,7 +138,7 @@ cdef extern from "fnat.h" nogil:
     int fnat_pcap_add(io_queue *q, const uint8_t *data, uint32_t len)
     void fnat_pcap_counts(const io_queue *q, uint64_t *received, uint64_t *sent)
     uint64_t fnat_pcap_measure(io_queue *q, uint64_t packets)
-    int fnat_bench_nat(fnat_worker *worker, uint8_t proto, uint32_t conns, double seconds, fnat_bench_result *out)
+    int fnat_bench_nat(fnat_worker *worker, const fnat_bench_options *options, fnat_bench_result *out)
     int fnat_bench_cps(fnat_worker *worker, double seconds, fnat_bench_result *out)
 
 cdef extern from "io.h" nogil:
@@ -416,6 +427,12 @@ cdef class Plane:
                 totals[i] += values[i]
         return {COUNTERS[i][0]: totals[i] for i in range(len(totals))}
 
+    def step_stats(self, worker):
+        cdef fnat_step_stats s
+        check(fnat_worker_steps(self.handle(), worker, &s), f"worker {worker}")
+        return {"count": [[s.count[k][i] for i in range(32)] for k in range(2)], "sum_ns": [s.sum_ns[k] for k in range(2)],
+                "max_ns": [s.max_ns[k] for k in range(2)]}
+
     def worker_cpu(self, worker):
         cdef int cpu = fnat_worker_cpu(self.handle(), worker)
         return None if cpu < 0 else cpu
@@ -564,12 +581,14 @@ cdef class Worker:
     def quiesce(self):
         fnat_worker_quiesce(self.handle())
 
-    def bench_nat(self, uint8_t proto, uint32_t conns, double seconds):
+    def bench_nat(self, uint8_t proto, uint32_t conns, double seconds, *, uint16_t payload=4, bint stages=False):
         cdef fnat_bench_result r
+        cdef fnat_bench_options options
         cdef fnat_worker *w = self.handle()
         cdef int rc
+        options.proto, options.conns, options.seconds, options.payload, options.stages = proto, conns, seconds, payload, stages
         with nogil:
-            rc = fnat_bench_nat(w, proto, conns, seconds, &r)
+            rc = fnat_bench_nat(w, &options, &r)
         check(rc, "bench nat")
         return r
 

@@ -30,7 +30,7 @@ SERVICES, SERVERS, LIPS = 64, 8, 8  # servers of a service, LIPs of a service
 FRAMES = 8192
 TIME_WAIT = 1  # seconds
 LIVES_CONNS = 4 << 20  # room for all that are open or in TIME_WAIT
-BYTES_PER_CONN = 200  # the plane's share and the generator's
+BYTES_PER_CONN = 183  # the plane's share and the generator's
 PLANE_BYTES = 128 << 20
 PORTS = (
     ("wan", "02:fa:00:00:00:01", "10.255.255.254", "02:fb:00:00:00:01"),
@@ -48,7 +48,7 @@ seconds_option = click.option(
     help="How long to measure.",
 )
 workers_option = click.option(
-    "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Threads, each with a plane of its own."
+    "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers, each on a thread of its own."
 )
 
 
@@ -245,15 +245,19 @@ def _progress(files: tuple[Path, ...]) -> Iterator[Callable[[Path], Progress]]:
 # ---- steady state and lives ----
 
 
-def _plane(core: ModuleType, conns: int) -> Plane:
-    """64 services of 8 real servers on 8 LIPs, two arms, everything resolved."""
+STAGES = ("rx", "parse", "hash", "find", "conn", "rewrite", "neighbour", "tx", "tick")  # of struct fnat_bench_result
+
+
+def _plane(core: ModuleType, conns: int, workers: int) -> Plane:
+    """64 services of 8 real servers on 8 LIPs, two arms, everything resolved; conns of each worker."""
     states = {"TIME_WAIT": TIME_WAIT}  # so that connections expire while others open, within seconds of measuring
     plane: Plane = core.Plane.create(
         None,
+        workers=workers,
         conns=conns,
         services=2 * SERVICES + 8,
         members=2 * (SERVICES + 1) * SERVERS + 8,
-        endpoints=2 * SERVICES * SERVERS * LIPS,
+        endpoints=SERVICES * SERVERS * LIPS,
         neighbours=64,
         frames=FRAMES,
         snapshot_mib=16,
@@ -296,59 +300,80 @@ class Measured:
 
     results: list[BenchResult]
     info: PlaneInfo
-    dropped: int  # packets with a drop reason, from the planes' counters
+    dropped: int  # packets with a drop reason, from the plane's counters
 
     def total(self, key: str) -> int:
         return sum(result[key] for result in self.results)  # type: ignore[literal-required]
 
     def sound(self) -> None:
-        """Refuse figures of packets that came out wrong or not at all."""
+        """Refuse figures of packets that came out wrong or not at all, or of things that stayed taken."""
         if self.total("mismatched") or self.dropped or not self.total("packets"):
             raise BenchError(f"{self.total('mismatched')} packets came out wrong, {self.dropped} were dropped")
+        if self.total("left"):
+            raise BenchError(f"{self.total('left')} things were still taken when every connection had ended")
 
 
 def _measured(core: ModuleType, workers: int, conns: int, run: Callable[[Worker], BenchResult]) -> Measured:
-    """run(worker) on each of `workers` planes at the same time."""
-    _room(workers * (conns * BYTES_PER_CONN + PLANE_BYTES))
-    planes: list[Plane] = []
+    """run(worker) on all workers of one plane at the same time."""
+    _room(workers * conns * BYTES_PER_CONN + PLANE_BYTES)
+    plane = _plane(core, conns, workers)
     try:
-        for _ in range(workers):
-            planes.append(_plane(core, conns))
         with ThreadPoolExecutor(workers) as pool:
-            results = list(pool.map(lambda plane: run(core.Worker(plane, 0)), planes))
-        drops = [name for name, kind, _ in core.COUNTERS if kind == "drop"]
-        dropped = sum(counters[name] for counters in (plane.counters() for plane in planes) for name in drops)
-        return Measured(results, planes[0].info(), dropped)
+            results = list(pool.map(lambda index: run(core.Worker(plane, index)), range(workers)))
+        counters = plane.counters()
+        dropped = sum(counters[name] for name, kind, _ in core.COUNTERS if kind == "drop")
+        return Measured(results, plane.info(), dropped)
     finally:
-        for plane in planes:
-            plane.close()
+        plane.close()
 
 
 @bench.command()
 @click.option(
-    "--conns", type=click.IntRange(64, 64_000_000), default=1000, show_default=True, help="Connections of each worker."
+    "--conns", type=click.IntRange(64, 200_000_000), default=1000, show_default=True, help="Connections of each worker."
 )
 @click.option("--proto", type=click.Choice(["udp", "tcp"]), default="udp", show_default=True)
 @click.option("--family", type=click.Choice(["4", "6"]), default="4", show_default=True)
+@click.option(
+    "--payload",
+    type=click.IntRange(4, 1440),
+    default=4,
+    show_default=True,
+    help="Bytes behind the TCP or UDP header.",
+)
+@click.option("--stages", is_flag=True, help="Measure every stage of a packet's way, in a run of its own.")
 @seconds_option
 @workers_option
 @json_option
-def nat(conns: int, proto: str, family: str, seconds: float, workers: int, json_to: str | None) -> None:
-    """Steady state: established connections, both directions, random order.
+def nat(
+    conns: int,
+    proto: str,
+    family: str,
+    payload: int,
+    stages: bool,
+    seconds: float,
+    workers: int,
+    json_to: str | None,
+) -> None:
+    """The life of a table: all connections opened, each hit once both ways in random order, then random packets both
+    ways for --seconds (the figures), at last all expired.
 
     JSON keys: mpps ns_per_packet conns bytes_per_conn huge_pages workers verified; beside them floor_ns (touching one
     bucket line and both lines of a connection in the same order, same run), generator_ns (writing and reading the
-    frames, not in ns_per_packet), mismatched, dropped, proto, family, seconds. Times are CPU time of a worker.
+    frames, not in ns_per_packet), ns_per_open (first packets), ns_per_expire, stages (with --stages), mismatched,
+    dropped, proto, family, payload, seconds. Times are CPU time of a worker.
     """
     if family == "6":
         raise BenchError("IPv6 is not available in this version; use --family 4 (FN-1202)")
     core = _core()
-    with _one_line(f"{workers} planes of {conns} connections"):
+    with _one_line(f"{workers} worker(s) with {conns} connections each"):
         number = 6 if proto == "tcp" else 17
-        measured = _measured(core, workers, conns, lambda w: w.bench_nat(number, conns, seconds))
+        measured = _measured(
+            core, workers, conns, lambda w: w.bench_nat(number, conns, seconds, payload=payload, stages=stages)
+        )
     info, packets = measured.info, max(measured.total("packets"), 1)
     net = (measured.total("ns") - measured.total("generator_ns")) / packets
-    figures = {
+    all_conns = conns * workers
+    figures: dict[str, Any] = {
         "mpps": round(workers * 1e3 / net, 3) if net > 0 else 0.0,
         "ns_per_packet": round(net, 2),
         "conns": min(result["conns"] for result in measured.results),
@@ -360,12 +385,28 @@ def nat(conns: int, proto: str, family: str, seconds: float, workers: int, json_
         "dropped": measured.dropped,
         "floor_ns": round(measured.total("floor_ns") / packets, 2),
         "generator_ns": round(measured.total("generator_ns") / packets, 2),
+        "ns_per_open": round(measured.total("open_ns") / all_conns, 1),
+        "ns_per_expire": round(measured.total("expire_ns") / all_conns, 1),
         "proto": proto,
         "family": 4,
+        "payload": payload,
         "seconds": seconds,
     }
-    _told(figures, json_to, lambda: "\n".join(f"{k:<16}{v!s:>12}" for k, v in figures.items()))
+    if stages:
+        by_stage = zip(*(result["stage_ps"] for result in measured.results), strict=True)
+        figures["stages"] = {
+            name: round(sum(ps) / workers / 1000, 2) for name, ps in zip(STAGES, by_stage, strict=True)
+        }
+    _told(figures, json_to, lambda: "\n".join(_rows(figures)))
     measured.sound()
+
+
+def _rows(figures: dict[str, Any]) -> Iterator[str]:
+    for key, value in figures.items():
+        if isinstance(value, dict):
+            yield from _rows({f"{key} {name}": number for name, number in value.items()})
+        else:
+            yield f"{key:<18}{value!s:>12}"
 
 
 @bench.command()
@@ -384,7 +425,7 @@ def cps(seconds: float, workers: int, json_to: str | None) -> None:
     opened, closed, mismatched, dropped, seconds. Times are CPU time of a worker.
     """
     core = _core()
-    with _one_line(f"{workers} planes"):
+    with _one_line(f"{workers} worker(s)"):
         measured = _measured(core, workers, LIVES_CONNS, lambda w: w.bench_cps(seconds))
     lives = max(measured.total("opened"), 1)
     net = (measured.total("ns") - measured.total("generator_ns")) / lives
@@ -401,5 +442,5 @@ def cps(seconds: float, workers: int, json_to: str | None) -> None:
         "dropped": measured.dropped,
         "seconds": seconds,
     }
-    _told(figures, json_to, lambda: "\n".join(f"{k:<18}{v!s:>12}" for k, v in figures.items()))
+    _told(figures, json_to, lambda: "\n".join(_rows(figures)))
     measured.sound()
