@@ -10,6 +10,7 @@ SANITIZE := -fsanitize=address,undefined -fno-sanitize=alignment -fno-sanitize-r
 BUILD_PACKAGES := python3 python3-venv python3-dev gcc libc6-dev clang libbpf-dev pkg-config
 RUN_PACKAGES   := nginx-light curl wrk iproute2 ethtool iputils-ping procps
 CHECK_PACKAGES := clang-format
+FUZZ_RUNTIME    = libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev
 SOURCES        := $(shell find cext fnat -name '*.[ch]' -o -name '*.py' -o -name '*.pyx' -o -name '*.def') setup.py pyproject.toml
 C_FILES        := $(shell find cext tests -name '*.[ch]' ! -path '*/bpf/*')
 
@@ -25,6 +26,7 @@ demo: build ## client, balancer and two nginx in namespaces, real traffic, live 
 
 test: build ## every test; those with namespaces need root
 	@$(call need,$(RUN_PACKAGES))
+	@$(call need,$(FUZZ_RUNTIME))
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: build ## speed and memory of the core, to bench/results
@@ -39,7 +41,7 @@ check: $(BIN)/ruff ## ruff, mypy --strict, clang-format, gcc -Wall -Wextra -Werr
 
 fuzz: ## libFuzzer with ASan and UBSan, SECONDS=60 of it
 	@$(call need,clang)
-	@$(call need,libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev)
+	@$(call need,$(FUZZ_RUNTIME))
 	sh tests/fuzz/run.sh $(SECONDS)
 
 debug: ## the tests without namespaces once more, with ASan, UBSan and assertions in the core

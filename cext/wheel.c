@@ -13,19 +13,19 @@ void wheel_add(struct wheel *w, struct conn *conns, u32 index, u32 deadline)
         u32 rounds = (deadline / WHEEL_SLOTS) - (w->now / WHEEL_SLOTS);
         slot = WHEEL_SLOTS + (w->now / WHEEL_SLOTS + min_u32(rounds, WHEEL_SLOTS - 1)) % WHEEL_SLOTS;
     }
-    u32 lane = index % WHEEL_LANES, head = w->head[slot][lane];
+    u32 at = slot * WHEEL_LANES + index % WHEEL_LANES, head = w->head[at];
     conns[index].wheel_next = head;
-    conns[index].wheel_prev = WHEEL_HEAD_MARK | (slot * WHEEL_LANES + lane);
+    conns[index].wheel_prev = WHEEL_HEAD_MARK | at;
     if (head)
         conns[head].wheel_prev = index;
-    w->head[slot][lane] = index;
+    w->head[at] = index;
 }
 
 void wheel_remove(struct wheel *w, struct conn *conns, u32 index)
 {
     u32 next = conns[index].wheel_next, prev = conns[index].wheel_prev;
     if (prev & WHEEL_HEAD_MARK)
-        w->head[0][prev & ~WHEEL_HEAD_MARK] = next;
+        w->head[prev & ~WHEEL_HEAD_MARK] = next;
     else
         conns[prev].wheel_next = next;
     if (next)
@@ -65,17 +65,16 @@ static u32 take_some(u32 lanes[WHEEL_LANES], u32 mark, struct conn *conns, u32 *
  * what it needs for all of them at once. */
 static bool empty_slot(struct wheel *w, struct conn *conns, u32 slot, u32 *budget, wheel_due *due, void *context)
 {
-    u32 batch[WHEEL_BATCH], n;
+    u32 *lanes = &w->head[slot * WHEEL_LANES], mark = WHEEL_HEAD_MARK | slot * WHEEL_LANES, batch[WHEEL_BATCH], n, left = 0;
     for (u32 lane = 0; lane < WHEEL_LANES; lane++)
-        if (w->head[slot][lane])
-            fetch(conns, w->head[slot][lane]);
-    while (*budget && (n = take_some(w->head[slot], WHEEL_HEAD_MARK | slot * WHEEL_LANES, conns, batch, min_u32(WHEEL_BATCH, *budget)))) {
+        if (lanes[lane])
+            fetch(conns, lanes[lane]);
+    while (*budget && (n = take_some(lanes, mark, conns, batch, min_u32(WHEEL_BATCH, *budget)))) {
         *budget -= n;
         due(context, batch, n, w->now);
     }
-    u32 left = 0;
     for (u32 lane = 0; lane < WHEEL_LANES; lane++)
-        left |= w->head[slot][lane];
+        left |= lanes[lane];
     return !left;
 }
 

@@ -17,7 +17,7 @@ struct wheel {
     u32 now;     /* the next tick to look at */
     u32 started; /* now is valid */
     u32 spare[14];
-    u32 head[2 * WHEEL_SLOTS][WHEEL_LANES]; /* near, far */
+    u32 head[2 * WHEEL_SLOTS * WHEEL_LANES]; /* near, far; a slot's lanes lie together */
 };
 
 /* Put in conn `index`, due at tick `deadline`. */

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -318,8 +319,14 @@ def _measured(core: ModuleType, workers: int, conns: int, run: Callable[[Worker]
     _room(workers * conns * BYTES_PER_CONN + PLANE_BYTES)
     plane = _plane(core, conns, workers)
     try:
+        cpus = sorted(os.sched_getaffinity(0))
+
+        def measure(index: int) -> BenchResult:
+            os.sched_setaffinity(0, {cpus[index % len(cpus)]})  # of this thread
+            return run(core.Worker(plane, index))
+
         with ThreadPoolExecutor(workers) as pool:
-            results = list(pool.map(lambda index: run(core.Worker(plane, index)), range(workers)))
+            results = list(pool.map(measure, range(workers)))
         counters = plane.counters()
         dropped = sum(counters[name] for name, kind, _ in core.COUNTERS if kind == "drop")
         return Measured(results, plane.info(), dropped)
@@ -376,7 +383,7 @@ def nat(
     figures: dict[str, Any] = {
         "mpps": round(workers * 1e3 / net, 3) if net > 0 else 0.0,
         "ns_per_packet": round(net, 2),
-        "conns": min(result["conns"] for result in measured.results),
+        "conns": min(result["opened"] for result in measured.results),
         "bytes_per_conn": round(info["conn_bytes"] / info["conns"], 1),
         "huge_pages": info["huge_page_size"] > 0,
         "workers": workers,
