@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import array
+import threading
+import time
+
 import pytest
 from scapy.all import IP, TCP, UDP, Ether, raw
 
@@ -120,3 +124,22 @@ def test_a_stray_answer_is_dropped_by_the_owner(crew):
     assert crew.send(0, LAN, Ether(dst="02:00:00:00:0a:00") / IP(src=RS, dst=LIP) / UDP(sport=53, dport=2049)) == []
     assert crew.counter("no_conn") == 1
     assert crew.counter("handed_off") == (1 if 2049 % 512 % len(crew.workers) else 0)
+
+
+def test_every_turn_is_in_the_histogram() -> None:
+    crew, stop = Crew(1), array.array("i", [0])
+    thread = threading.Thread(target=crew.workers[0].run, args=(stop.buffer_info()[0], 50))
+    thread.start()
+    deadline = time.monotonic() + 10
+    while crew.counter("steps") < 100 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stop[0] = 1
+    thread.join()
+    stats = crew.plane.step_stats(0)
+    assert sum(map(sum, stats["count"])) == crew.counter("steps") >= 100
+    for kind in (0, 1):
+        counts = stats["count"][kind]
+        longest = max((i for i, n in enumerate(counts) if n), default=0)
+        assert stats["max_ns"][kind] >> longest in (0, 1)
+        assert stats["sum_ns"][kind] >= sum(n << i for i, n in enumerate(counts)) - counts[0]
+    crew.close()
