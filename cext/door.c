@@ -68,6 +68,8 @@ int fnat_put_service(struct fnat_plane *p, const struct fnat_service_spec *svc, 
     return snapshot_put_service(p, svc, members, lips);
 }
 int fnat_del_service(struct fnat_plane *p, uint32_t id) { return snapshot_del_service(p, id); }
+int fnat_put_address(struct fnat_plane *p, const struct fnat_address_spec *addr) { return snapshot_put_address(p, addr); }
+int fnat_del_address(struct fnat_plane *p, uint16_t id) { return snapshot_del_address(p, id); }
 int fnat_put_addresses(struct fnat_plane *p, const struct fnat_address_spec *addrs, uint32_t n)
 {
     return snapshot_put_addresses(p, addrs, n);

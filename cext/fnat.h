@@ -123,13 +123,16 @@ struct fnat_settings {
 
 int fnat_put_settings(struct fnat_plane *plane, const struct fnat_settings *settings);
 int fnat_put_port(struct fnat_plane *plane, const struct fnat_port_spec *port); /* flags without FNAT_PORT_UP: gone */
-/* Add or replace one service. -EEXIST another id has this VIP:port/proto, -ENOSPC snapshot area full. */
+/* Add or replace one service. -ENOSPC snapshot area full. */
 int fnat_put_service(struct fnat_plane *plane, const struct fnat_service_spec *svc, const struct fnat_member_spec *members,
                      const uint16_t *lips);
 int fnat_del_service(struct fnat_plane *plane, uint32_t id);
+int fnat_put_address(struct fnat_plane *plane, const struct fnat_address_spec *addr); /* add or replace one */
+int fnat_del_address(struct fnat_plane *plane, uint16_t id);
 int fnat_put_addresses(struct fnat_plane *plane, const struct fnat_address_spec *addrs, uint32_t n); /* the whole list */
 int fnat_put_routes(struct fnat_plane *plane, const struct fnat_route_spec *routes, uint32_t n);     /* the whole list */
-/* Seal and swap; returns the snapshot's number (> 0). */
+/* Seal and swap; returns the snapshot's number (> 0). What it costs goes with what was put, not with what is there. -EEXIST two
+ * ids have one VIP:port/proto or one address, -ENOSPC snapshot area full; then the last snapshot stays in force. */
 int64_t fnat_publish(struct fnat_plane *plane);
 /* The oldest snapshot that a running worker still uses; a change is in force when this reaches its number. */
 int64_t fnat_adopted(const struct fnat_plane *plane);

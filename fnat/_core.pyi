@@ -126,6 +126,9 @@ class Plane:
     ) -> None:
         """members: (member id, rip, rport, weight); lips: address ids."""
     def del_service(self, id: int) -> None: ...
+    def put_address(self, id: int, addr: str, kind: str, port: int) -> None:
+        """Add or replace one owned address; kind is "vip", "lip" or "vip+lip"."""
+    def del_address(self, id: int) -> None: ...
     def put_addresses(self, addresses: list[tuple[int, str, str, int]]) -> None:
         """The whole list of (address id, address, kind, port id); kind is "vip", "lip" or "vip+lip"."""
     def put_routes(self, routes: list[tuple[str, str, str, int, int, int, str]]) -> None:

@@ -94,6 +94,8 @@ cdef extern from "fnat.h" nogil:
     int fnat_put_port(fnat_plane *plane, const fnat_port_spec *port)
     int fnat_put_service(fnat_plane *plane, const fnat_service_spec *svc, const fnat_member_spec *members, const uint16_t *lips)
     int fnat_del_service(fnat_plane *plane, uint32_t id)
+    int fnat_put_address(fnat_plane *plane, const fnat_address_spec *addr)
+    int fnat_del_address(fnat_plane *plane, uint16_t id)
     int fnat_put_addresses(fnat_plane *plane, const fnat_address_spec *addrs, uint32_t n)
     int fnat_put_routes(fnat_plane *plane, const fnat_route_spec *routes, uint32_t n)
     int64_t fnat_publish(fnat_plane *plane)
@@ -326,6 +328,16 @@ cdef class Plane:
 
     def del_service(self, id):
         check(fnat_del_service(self.handle(), id), f"service id {id}")
+
+    def put_address(self, id, addr, kind, port):
+        cdef fnat_address_spec a
+        memset(&a, 0, sizeof(a))
+        a.family = put_addr(a.addr, addr)
+        a.id, a.kind, a.port = id, ADDR_KINDS[kind], port
+        check(fnat_put_address(self.handle(), &a), f"address {addr}")
+
+    def del_address(self, id):
+        check(fnat_del_address(self.handle(), id), f"address id {id}")
 
     def put_addresses(self, addresses):
         cdef fnat_address_spec *a = <fnat_address_spec *>calloc(len(addresses) + 1, sizeof(fnat_address_spec))
