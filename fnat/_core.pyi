@@ -2,6 +2,9 @@
 
 from typing import NamedTuple, TypedDict
 
+import numpy as np
+from numpy.typing import NDArray
+
 class PlaneInfo(TypedDict):
     workers: int
     conns: int
@@ -143,6 +146,9 @@ class Plane:
     # reading
     def service_stats(self, id: int) -> Stats: ...
     def member_stats(self, id: int) -> Stats: ...
+    def service_table(self, count: int) -> NDArray[np.uint64]:
+        """Counters of the ids below count in one reading, a row an id; the columns are the fields of Stats."""
+    def member_table(self, count: int) -> NDArray[np.uint64]: ...
     def address_stats(self, id: int) -> AddressStats: ...
     def counters(self, worker: int | None = None) -> dict[str, int]:
         """Values by name, of one worker or summed over all."""

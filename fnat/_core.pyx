@@ -417,6 +417,30 @@ cdef class Plane:
         fnat_address_stats_get(self.handle(), id, &s)
         return AddressStats(s.misses, s.used, s.conns)
 
+    def service_table(self, uint32_t count):
+        return self._table(count, True)
+
+    def member_table(self, uint32_t count):
+        return self._table(count, False)
+
+    cdef _table(self, uint32_t count, bint services):
+        import numpy
+        cdef const fnat_plane *p = self.handle()
+        cdef fnat_stats s
+        cdef uint32_t i
+        cdef int rc = 0
+        rows = numpy.empty((count, 7), numpy.uint64)
+        cdef uint64_t[:, ::1] out = rows
+        with nogil:
+            for i in range(count):
+                rc = fnat_service_stats(p, i, &s) if services else fnat_member_stats(p, i, &s)
+                if rc:
+                    break
+                out[i, 0], out[i, 1], out[i, 2], out[i, 3], out[i, 4] = s.conns, s.in_packets, s.out_packets, s.in_bytes, s.out_bytes
+                out[i, 5], out[i, 6] = s.active, s.inactive
+        check(rc, f"ids below {count}")
+        return rows
+
     def counters(self, worker=None):
         cdef uint64_t values[128]
         cdef fnat_plane_info info

@@ -171,6 +171,7 @@ class _Table:
     by_key: dict[str, Entry] = field(default_factory=dict)
     by_id: dict[int, Entry] = field(default_factory=dict)
     next: int = 1
+    end: int = 1  # ids that were ever used are below this
 
 
 class Ids:
@@ -194,6 +195,7 @@ class Ids:
                 entry = Entry(record["kind"], record["key"], record["id"], base, record.get("port"))
                 table.by_key[entry.key] = entry
                 table.by_id[entry.id] = entry
+                table.end = max(table.end, entry.id + 1)
         self._journal.rewrite([_record(e) for kind in KINDS for e in self.entries(kind)])
 
     def entries(self, kind: Kind) -> list[Entry]:
@@ -204,6 +206,10 @@ class Ids:
 
     def by_id(self, kind: Kind, id: int) -> Entry | None:
         return self._tables[kind].by_id.get(id)
+
+    def end(self, kind: Kind) -> int:
+        """All ids that this process has seen are below."""
+        return self._tables[kind].end
 
     def take(self, kind: Kind, key: str, limit: int, is_busy: Callable[[int], bool]) -> Entry:
         """The entry of key, with a new id below `limit` if it has none. is_busy(id): the plane still counts for it."""
@@ -222,6 +228,7 @@ class Ids:
             entry = Entry(kind, key, id)
             table.by_key[key] = entry
             table.by_id[id] = entry
+            table.end = max(table.end, id + 1)
             self.save(entry)
         return entry
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 import errno
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class Stats(NamedTuple):
     conns: int = 0
@@ -117,6 +120,16 @@ class FakePlane:
         self._told("put_addresses", *[a[1] for a in addresses])
         self.addresses = addresses
 
+    def put_address(self, id: int, addr: str, kind: str, port: int) -> None:
+        self._told("put_address", addr)
+        self.addresses = [a for a in self.addresses if a[0] != id] + [(id, addr, kind, port)]
+
+    def del_address(self, id: int) -> None:
+        self._told("del_address", id)
+        if id not in {a[0] for a in self.addresses}:
+            raise OSError(errno.ENOENT, "no such address")
+        self.addresses = [a for a in self.addresses if a[0] != id]
+
     def put_routes(self, routes: list[tuple[str, str, str, int, int, int, str]]) -> None:
         self._told("put_routes", len(routes))
         self.routes = routes
@@ -148,6 +161,12 @@ class FakePlane:
 
     def member_stats(self, id: int) -> Stats:
         return self.of_member.get(id, Stats())
+
+    def service_table(self, count: int) -> NDArray[np.uint64]:
+        return np.array([self.service_stats(id) for id in range(count)], np.uint64).reshape(count, 7)
+
+    def member_table(self, count: int) -> NDArray[np.uint64]:
+        return np.array([self.member_stats(id) for id in range(count)], np.uint64).reshape(count, 7)
 
     def address_stats(self, id: int) -> AddressStats:
         return self.of_address.get(id, AddressStats())

@@ -100,17 +100,17 @@ TOLD = [
      ["put_service", "publish"]),
     ("another service leaves the first alone", [{"op": "service.add", **DNS}], ["put_service", "publish"]),
     ("a new address is owned after it is in force", [{"op": "addr.add", "addr": "10.0.0.2", "port": "wan"}],
-     ["put_addresses", "publish", "own"]),
+     ["put_address", "publish", "own"]),
     ("an address that goes is disowned first", [{"op": "addr.del", "addr": "10.0.0.1", "plen": 24, "port": "wan"}],
-     ["disown", "put_addresses", "put_routes", "publish"]),
-    ("service and LIP go", [{"op": "service.clear"}], ["disown", "put_addresses", "del_service", "publish"]),
+     ["disown", "del_address", "put_routes", "publish"]),
+    ("service and LIP go", [{"op": "service.clear"}], ["disown", "del_address", "del_service", "publish"]),
     ("a route", [{"op": "route.add", "prefix": "10.9.0.0/16", "port": "lan"}], ["put_routes", "publish"]),
     ("a neighbour is no snapshot", [{"op": "neigh.add", "addr": "10.2.0.9", "mac": "02:00:00:00:00:09", "port": "lan"}],
      ["neigh_set"]),
     ("a link", [{"op": "link.set", "port": "lan", "up": False}], ["put_port", "publish"]),
     ("a LIP comes before the service that uses it",
      [{"op": "lip.add", "service": WEB, "addr": "10.2.0.2", "port": "lan"}],
-     ["put_addresses", "put_service", "publish", "own"]),
+     ["put_address", "put_service", "publish", "own"]),
 ]  # fmt: skip
 
 
@@ -213,7 +213,7 @@ def test_rates_are_differences_per_second(house):
 
 # ---- failures ----
 
-BREAK = ["put_service", "put_addresses", "publish"]
+BREAK = ["put_service", "put_address", "publish"]
 
 
 @pytest.mark.parametrize("method", BREAK)
