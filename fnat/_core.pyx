@@ -10,6 +10,10 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+cdef extern from "<arpa/inet.h>" nogil:
+    enum: AF_INET
+    int inet_pton(int family, const char *text, void *to)
+
 cdef extern from "fnat.h" nogil:
     enum: FNAT_PORTS, FNAT_STATES, FNAT_NAME, FNAT_ANON, FNAT_FRESH
     enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT
@@ -147,9 +151,14 @@ cdef int check(int rc, what) except -1:
 
 cdef uint8_t put_addr(uint8_t *to, text) except 0:
     """Writes 16 bytes; returns the family."""
+    cdef bytes raw
+    memset(to, 0, 16)
+    if isinstance(text, str) and len(text) < 16:
+        raw = text.encode()
+        if inet_pton(AF_INET, <const char *>raw, to) == 1:
+            return 4
     address = ipaddress.ip_address(text)
     cdef bytes packed = address.packed
-    memset(to, 0, 16)
     memcpy(to, <const char *>packed, len(packed))
     return address.version
 

@@ -287,7 +287,7 @@ class Engine:
     def sweep(self) -> None:
         """Give back what nothing counts for any more: LIPs that drained, ids of things that are gone."""
         with self._lock:
-            idle = [entry for entry in self._gone.values() if not self._is_busy(entry.kind, entry.id)]
+            idle = [entry for entry in self._gone.values() if self._counted(entry.kind, entry.id) is not None]
             if not idle:
                 return
             for entry in idle:
@@ -522,18 +522,16 @@ class Engine:
                     entry.base = _base(self._raw(entry))
                     self._ids.save(entry)
                 self._set_live(entry, True)
-            drawn = self._drawn[key] = _Drawn(service, entries, self._service_spec(service))
+            drawn = self._drawn[key] = _Drawn(service, entries, self._service_spec(service, entries[1:]))
             if was.services.get(entries[0].id) != drawn.spec:
                 change.services[entries[0].id] = drawn.spec
         if whole:
             wanted = {drawn.entries[0].id for drawn in self._drawn.values()}
             change.services |= {id: None for id in was.services if id not in wanted}
 
-    def _service_spec(self, service: Service) -> dict[str, Any]:
-        """Arguments of put_service."""
-        members = [
-            (self._entry("member", _member_key(service, r)).id, r.rip, r.rport, r.weight) for r in service.servers
-        ]
+    def _service_spec(self, service: Service, servers: Sequence[Entry]) -> dict[str, Any]:
+        """Arguments of put_service. servers: the entries of its servers."""
+        members = [(entry.id, r.rip, r.rport, r.weight) for entry, r in zip(servers, service.servers, strict=True)]
         half_open = HALF_OPEN_DEFAULT if service.half_open is None else service.half_open
         return {
             "vip": service.vip,
@@ -590,23 +588,20 @@ class Engine:
         """Ids of a kind are below this."""
         return {"service": self._info["services"], "member": self._info["members"], "address": ADDRESS_IDS}[kind]
 
-    def _is_busy(self, kind: Kind, id: int) -> bool:
-        """The data plane still counts something for this id."""
+    def _counted(self, kind: Kind, id: int) -> Base | None:
+        """What the data plane has counted for this id; None: it holds connections or ports."""
         if kind == "address":
             use = self.plane.address_stats(id)
-            return bool(use.used or use.conns)
+            return None if use.used or use.conns else ZERO
         stats = self.plane.service_stats(id) if kind == "service" else self.plane.member_stats(id)
-        return bool(stats.active or stats.inactive)
+        return None if stats.active or stats.inactive else _base(stats)
 
     def _entry(self, kind: Kind, key: str) -> Entry:
         """The entry of a thing that exists, with a new id if it has none; what its id counted before is not shown."""
         entry = self._ids.get(kind, key)
         if entry is None:
-            entry = self._ids.take(kind, key, self._limit(kind), lambda id: self._is_busy(kind, id))
+            entry = self._ids.take(kind, key, self._limit(kind), lambda id: self._counted(kind, id))
             entry.live = True
-            if kind != "address":
-                entry.base = _base(self._raw(entry))
-                self._ids.save(entry)
         return entry
 
     def _set_live(self, entry: Entry, live: bool) -> None:
@@ -621,9 +616,10 @@ class Engine:
 
     def _entries(self, service: Service) -> Iterator[Entry]:
         """Of the service, then of its members."""
-        yield self._entry("service", str(service.key))
+        key = str(service.key)
+        yield self._entry("service", key)
         for server in service.servers:
-            yield self._entry("member", _member_key(service, server))
+            yield self._entry("member", _member_key(key, server))
 
     def _fit_ids_to_plane(self) -> None:
         """A plane with less room has no such ids; in a new arena counters are below their base and start from 0."""
@@ -684,7 +680,8 @@ class Engine:
 
     def _service_view(self, service: Service, row: Callable[[Entry], Sequence[int]]) -> ServiceView:
         """row: the counters of an entry, as the fields of Stats."""
-        stats, rate = self._shown("service", str(service.key), row)
+        key = str(service.key)
+        stats, rate = self._shown("service", key, row)
         view = ServiceView(
             proto=service.proto,
             vip=service.vip,
@@ -703,7 +700,7 @@ class Engine:
             use = self.plane.address_stats(self._entry("address", lip.addr).id)
             view["lips"].append({"addr": lip.addr, "port": lip.port, "conns": use.conns, "conflicts": use.misses})
         for server in service.servers:
-            stats, rate = self._shown("member", _member_key(service, server), row)
+            stats, rate = self._shown("member", _member_key(key, server), row)
             view["servers"].append(
                 {"rip": server.rip, "rport": server.rport, "weight": server.weight, "stats": stats, "rate": rate}
             )
@@ -919,8 +916,8 @@ def _connected(addresses: Iterable[Address]) -> list[Route]:
     return list(made.values())
 
 
-def _member_key(service: Service, server: RealServer) -> str:
-    return f"{service.key} {server.rip}:{server.rport}"
+def _member_key(service: str, server: RealServer) -> str:
+    return f"{service} {server.rip}:{server.rport}"
 
 
 def _base(stats: Stats) -> Base:

@@ -11,6 +11,7 @@ import ipaddress
 import re
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, overload
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
@@ -30,11 +31,17 @@ Scope = Literal["host", "link", "global", "kni_host"]
 
 def ipv4(value: object) -> str:
     """The address in canonical form, of a host. ValueError in words for the user."""
-    text = value if isinstance(value, str) else ""
-    if ":" in text:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not an IPv4 address")
+    return _ipv4(value)
+
+
+@lru_cache(maxsize=65536)  # a service is named in every change of its servers and LIPs
+def _ipv4(value: str) -> str:
+    if ":" in value:
         raise ValueError(NO_IPV6)
     try:
-        address = ipaddress.IPv4Address(text)
+        address = ipaddress.IPv4Address(value)
     except ValueError:
         raise ValueError(f"{value!r} is not an IPv4 address") from None
     if address.is_multicast or address.is_loopback or address.is_unspecified or int(address) == 0xFFFFFFFF:

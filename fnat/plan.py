@@ -192,13 +192,44 @@ class _Edits(Generic[K, V]):
         return kept + [value for value in self.edits.values() if value is not None]
 
 
+class _ServiceDraft:
+    """A service under change; many changes of one make one new service."""
+
+    def __init__(self, service: Service) -> None:
+        self.of = service
+        self.fields: dict[str, Any] = {}
+        self.servers: dict[tuple[str, int], RealServer] | None = None
+        self.lips: dict[str, LocalAddress] | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.of.key
+
+    def of_servers(self) -> dict[tuple[str, int], RealServer]:
+        if self.servers is None:
+            self.servers = {r.key: r for r in self.of.servers}
+        return self.servers
+
+    def of_lips(self) -> dict[str, LocalAddress]:
+        if self.lips is None:
+            self.lips = {lip.addr: lip for lip in self.of.lips}
+        return self.lips
+
+    def seal(self) -> Service:
+        if self.servers is not None:
+            self.fields["servers"] = tuple(self.servers.values())
+        if self.lips is not None:
+            self.fields["lips"] = tuple(self.lips.values())
+        return self.of.model_copy(update=self.fields)
+
+
 class _Draft:
     """A config under change: edits of its tables, sealed into the next config at the end."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.ports = [p.name for p in config.ports]
-        self.services = _Edits(config.services)
+        self.services: dict[Key, _ServiceDraft | None] = {}
         self.addresses = _Edits(config.addresses)
         self.routes = _Edits(config.routes)
         self.neighbours = _Edits(config.neighbours)
@@ -208,7 +239,7 @@ class _Draft:
         old = self.config
         return old.model_copy(
             update={
-                "services": old.services.edited(self.services.edits),
+                "services": old.services.edited({k: s.seal() if s else None for k, s in self.services.items()}),
                 "addresses": old.addresses.edited(self.addresses.edits),
                 "routes": old.routes.edited(self.routes.edits),
                 "neighbours": old.neighbours.edited(self.neighbours.edits),
@@ -221,15 +252,13 @@ class _Draft:
             case ServiceAdd():
                 self._service_add(change, replace)
             case ServiceSet():
-                self._amend(
-                    change.key, **{f: getattr(change, f) for f in SERVICE_FIELDS if f in change.model_fields_set}
-                )
+                given = {f: getattr(change, f) for f in SERVICE_FIELDS if f in change.model_fields_set}
+                self._service(change.key).fields |= given
             case ServiceDel():
                 self._service(change.key)
-                self.services.drop(change.key)
+                self.services[change.key] = None
             case ServiceClear():
-                for service in self.services.values():
-                    self.services.drop(service.key)
+                self.services = dict.fromkeys([*self.config.services.by_key, *self.services])
             case ServiceZero():
                 if change.key is not None:
                     self._service(change.key)
@@ -288,27 +317,35 @@ class _Draft:
                 f"use one of: {', '.join(self.ports) or 'none is open'}",
             )
 
-    def _service(self, key: Key) -> Service:
-        service = self.services.get(key)
-        if service is None:
-            raise _missing(f"service {key}", [str(s.key) for s in self.services.values()], str(key))
-        return service
+    def _find(self, key: Key) -> _ServiceDraft | None:
+        if key not in self.services:
+            known = self.config.services.get(key)
+            if known is None:
+                return None
+            self.services[key] = _ServiceDraft(known)
+        return self.services[key]
 
-    def _amend(self, key: Key, **fields: object) -> None:
-        self.services.put(self._service(key).model_copy(update=fields))
+    def _service(self, key: Key) -> _ServiceDraft:
+        draft = self._find(key)
+        if draft is None:
+            gone = {k for k, s in self.services.items() if s is None}
+            known = [k for k in (*self.config.services.by_key, *self.services) if k not in gone]
+            raise _missing(f"service {key}", [str(k) for k in known], str(key))
+        return draft
 
     def _service_add(self, change: ServiceAdd, replace: bool) -> None:
         key = change.key
-        if key in self.services:
-            if not replace:
-                raise _exists(f"service {key}", "change it with service.set")
-            self._amend(key, **_fields(change))
-            return
-        self.services.put(Service(**_ref(key), **_fields(change)))
+        draft = self._find(key)
+        if draft is None:
+            self.services[key] = _ServiceDraft(Service(**_ref(key), **_fields(change)))
+        elif replace:
+            draft.fields |= _fields(change)
+        else:
+            raise _exists(f"service {key}", "change it with service.set")
 
     def _server(self, change: ServerAdd | ServerSet | ServerDel, replace: bool) -> None:
         key = change.service.key
-        servers = {r.key: r for r in self._service(key).servers}
+        servers = self._service(key).of_servers()
         at = change.rip, change.rport
         if isinstance(change, ServerAdd):
             if at in servers and not replace:
@@ -319,11 +356,10 @@ class _Draft:
             del servers[at]
         else:
             servers[at] = RealServer(rip=change.rip, rport=change.rport, weight=change.weight)
-        self._amend(key, servers=tuple(servers.values()))
 
     def _lip(self, change: LipAdd | LipDel, replace: bool) -> None:
         key = change.service.key
-        lips = {lip.addr: lip for lip in self._service(key).lips}
+        lips = self._service(key).of_lips()
         if isinstance(change, LipAdd):
             self._port(change.port)
             if change.addr in lips and not replace:
@@ -337,7 +373,6 @@ class _Draft:
                     f"LIP {change.addr}{on} in {key}", [f"{lip.addr} on {lip.port}" for lip in lips.values()]
                 )
             del lips[change.addr]
-        self._amend(key, lips=tuple(lips.values()))
 
     def _addr_add(self, change: AddrAdd, replace: bool) -> None:
         self._port(change.port)
@@ -371,9 +406,13 @@ class _Draft:
 
     def _user_of_lip(self, addr: str) -> Key | None:
         """A service with this LIP. All are looked at only when one of the config had it."""
-        had = addr in self.config.services.lips
-        services = self.services.values() if had else [s for s in self.services.edits.values() if s is not None]
-        return next((s.key for s in services if any(lip.addr == addr for lip in s.lips)), None)
+        for key, draft in self.services.items():
+            if draft is not None and addr in draft.of_lips():
+                return key
+        if addr not in self.config.services.lips:
+            return None
+        untouched = (s for s in self.config.services if s.key not in self.services)
+        return next((s.key for s in untouched if any(lip.addr == addr for lip in s.lips)), None)
 
     def _route_put(self, change: RouteAdd | RouteSet, replace: bool) -> None:
         route = self._complete(change)

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fnat import api, config
+from fnat import api, config, state
 from fnat.client import Client
 from fnat.control import Control
 from fnat.engine import Engine
@@ -281,13 +281,16 @@ def test_overlay_of_another_version_is_told(tmp_path):
 
 
 def test_long_overlay_gets_shorter(house, monkeypatch):
-    monkeypatch.setattr(Overlay, "SHORTEN_AFTER", 3)
+    monkeypatch.setattr(state, "LONG", 1000)
     house.client.change(ADD)
-    for weight in range(5):
+    for weight in range(100):
         change = {"op": "server.set", "service": WEB, "rip": "10.1.1.1", "rport": 8080, "weight": weight}
         house.client.change([change])
-    assert len(house.paths.overlay.read_text().splitlines()) <= 3
-    assert len(house.overlay()) < 9
+        if house.control._shortening is not None:
+            house.control._shortening.join()
+    assert house.paths.overlay.stat().st_size < 3000
+    assert len(house.overlay()) < 20 and house.overlay()[-1]["weight"] == 99
+    assert House(house.paths.state_dir).control.engine.config == house.control.engine.config
 
 
 # ---- the socket ----
