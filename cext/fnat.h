@@ -188,13 +188,22 @@ struct fnat_conn_info {
     uint16_t cport, vport, lport, rport;
     uint8_t worker, proto, family, state;
 };
+struct fnat_conn_end { /* one of the four ends of a connection */
+    uint8_t addr[16];
+    uint8_t family, plen; /* family 0: any address; plen: bits of addr that must agree */
+    uint16_t port;        /* 0: any */
+};
 struct fnat_conn_filter {
     int64_t service, member; /* -1: any */
     int32_t state, proto;    /* -1: any */
+    struct fnat_conn_end client, vip, lip, rs;
 };
-/* Connections of one worker from *cursor on, at most n; returns how many; *cursor becomes 0xffffffff at the end. */
+/* Connections of one worker from *cursor on that pass the filter (NULL: all), at most n; returns how many; *cursor becomes
+ * 0xffffffff at the end. A page may be short, or empty, before the end: no call looks at more than a million records. */
 int fnat_conns(const struct fnat_plane *plane, uint32_t worker, uint32_t *cursor, const struct fnat_conn_filter *filter, uint64_t now_ns,
                struct fnat_conn_info *out, uint32_t n);
+/* How many connections of one worker pass the filter; all records are looked at (about 0.02 s for each million). */
+int64_t fnat_conn_count(const struct fnat_plane *plane, uint32_t worker, const struct fnat_conn_filter *filter);
 const char *fnat_state_name(uint32_t state); /* TCP_NONE … UDP_LAST, NULL beyond */
 
 /* ---- workers: only in the process that created the plane ---- */

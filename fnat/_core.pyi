@@ -1,6 +1,6 @@
 """The Cython door to the C core, typed. Every failing call raises OSError with the errno of cext/fnat.h."""
 
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,22 @@ class Conn(NamedTuple):
     out_packets: int
     in_bytes: int
     out_bytes: int
+
+class ConnFilter(TypedDict, total=False):
+    """Numbers: -1 is any; ports: 0 is any; addresses: "ADDR" or "ADDR/PLEN"."""
+
+    service: int
+    member: int
+    state: int
+    proto: int
+    cip: str
+    cport: int
+    vip: str
+    vport: int
+    lip: str
+    lport: int
+    rip: str
+    rport: int
 
 class BenchResult(TypedDict):
     packets: int
@@ -159,13 +175,12 @@ class Plane:
         cursor: int = 0,
         limit: int = 1024,
         *,
-        service: int = -1,
-        member: int = -1,
-        state: int = -1,
-        proto: int = -1,
         now_ns: int | None = None,
+        **filter: Unpack[ConnFilter],
     ) -> tuple[list[Conn], int]:
-        """(connections, next cursor); the cursor is -1 at the end. A page may be empty before the end."""
+        """(connections that pass, next cursor); the cursor is -1 at the end. A page may be empty before the end."""
+    def conn_count(self, worker: int, **filter: Unpack[ConnFilter]) -> int:
+        """How many connections of a worker pass; all records are looked at."""
 
 class Queue:
     """One rx/tx pair. Given to a worker it belongs to that worker."""

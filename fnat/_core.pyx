@@ -84,9 +84,14 @@ cdef extern from "fnat.h" nogil:
         uint32_t index, service, member, remaining, age
         uint16_t cport, vport, lport, rport
         uint8_t worker, proto, family, state
+    struct fnat_conn_end:
+        uint8_t addr[16]
+        uint8_t family, plen
+        uint16_t port
     struct fnat_conn_filter:
         int64_t service, member
         int32_t state, proto
+        fnat_conn_end client, vip, lip, rs
     struct fnat_bench_result:
         uint64_t packets, ns, generator_ns, conns, opened, verified, mismatched, dropped, floor_ns
 
@@ -117,6 +122,7 @@ cdef extern from "fnat.h" nogil:
     int fnat_worker_cpu(const fnat_plane *plane, uint32_t worker)
     int fnat_conns(const fnat_plane *plane, uint32_t worker, uint32_t *cursor, const fnat_conn_filter *filter, uint64_t now_ns,
                    fnat_conn_info *out, uint32_t n)
+    int64_t fnat_conn_count(const fnat_plane *plane, uint32_t worker, const fnat_conn_filter *filter)
     const char *fnat_state_name(uint32_t state)
     fnat_worker *fnat_worker_get(fnat_plane *plane, uint32_t index)
     frame_pool *fnat_worker_pool(fnat_worker *worker)
@@ -174,6 +180,34 @@ cdef int put_mac(uint8_t *to, str text) except -1:
     if len(raw) != 6:
         raise ValueError(f"MAC address {text!r}: write it as aa:bb:cc:dd:ee:ff")
     memcpy(to, <const char *>raw, 6)
+    return 0
+
+
+cdef int put_end(fnat_conn_end *end, address, port) except -1:
+    """address: None (any), "ADDR" or "ADDR/PLEN"."""
+    end.port = port
+    if address is not None:
+        host, slash, plen = address.partition("/")
+        end.family = put_addr(end.addr, host)
+        end.plen = int(plen) if slash else 32 if end.family == 4 else 128
+    return 0
+
+
+FILTER = {"service": -1, "member": -1, "state": -1, "proto": -1, "cip": None, "cport": 0, "vip": None, "vport": 0, "lip": None, "lport": 0,
+          "rip": None, "rport": 0}
+
+
+cdef int put_filter(fnat_conn_filter *f, dict given) except -1:
+    unknown = given.keys() - FILTER.keys()
+    if unknown:
+        raise TypeError(f"connections have no {', '.join(sorted(unknown))}")
+    memset(f, 0, sizeof(f[0]))
+    w = {**FILTER, **given}
+    f.service, f.member, f.state, f.proto = w["service"], w["member"], w["state"], w["proto"]
+    put_end(&f.client, w["cip"], w["cport"])
+    put_end(&f.vip, w["vip"], w["vport"])
+    put_end(&f.lip, w["lip"], w["lport"])
+    put_end(&f.rs, w["rip"], w["rport"])
     return 0
 
 
@@ -465,16 +499,31 @@ cdef class Plane:
         cdef int cpu = fnat_worker_cpu(self.handle(), worker)
         return None if cpu < 0 else cpu
 
-    def conns(self, worker, cursor=0, limit=1024, *, service=-1, member=-1, state=-1, proto=-1, now_ns=None):
+    def conn_count(self, uint32_t worker, **filter):
+        cdef fnat_conn_filter f
+        cdef const fnat_plane *p = self.handle()
+        cdef int64_t n
+        put_filter(&f, filter)
+        with nogil:
+            n = fnat_conn_count(p, worker, &f)
+        if n < 0:
+            check(<int>n, f"worker {worker}")
+        return n
+
+    def conns(self, uint32_t worker, cursor=0, uint32_t limit=1024, *, now_ns=None, **filter):
         cdef fnat_conn_filter f
         cdef uint32_t at = cursor
+        cdef uint64_t now = monotonic_ns() if now_ns is None else now_ns
+        cdef const fnat_plane *p = self.handle()
         cdef int n
         cdef fnat_conn_info *page = <fnat_conn_info *>calloc(limit, sizeof(fnat_conn_info))
-        f.service, f.member, f.state, f.proto = service, member, state, proto
         if page == NULL:
             raise MemoryError
         try:
-            n = check(fnat_conns(self.handle(), worker, &at, &f, monotonic_ns() if now_ns is None else now_ns, page, limit), f"worker {worker}")
+            put_filter(&f, filter)
+            with nogil:
+                n = fnat_conns(p, worker, &at, &f, now, page, limit)
+            check(n, f"worker {worker}")
             found = [
                 Conn(page[i].worker, page[i].index, page[i].proto, STATES[page[i].state],
                      get_addr(page[i].cip, page[i].family), page[i].cport, get_addr(page[i].vip, page[i].family), page[i].vport,

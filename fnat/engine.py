@@ -56,12 +56,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fnat._core import Conn, Plane, Stats
+    from fnat._core import ConnFilter as CoreFilter
 
 log = logging.getLogger("fnat.engine")
 
 PROTOS = {"tcp": 6, "udp": 17}
 PROTO_NAMES = {6: "tcp", 17: "udp"}
 ADDRESS_IDS = 65536
+PAGE_TIME = 0.1  # seconds to look for connections before a page that is not full is handed over
 NO_RATE = RateView(cps=0, in_pps=0, out_pps=0, in_bps=0, out_bps=0)
 
 
@@ -839,41 +841,42 @@ class Engine:
         return self._info["huge_page_size"]
 
     def conns(
-        self,
-        *,
-        worker: int | None = None,
-        cursor: str | None = None,
-        limit: int = 1024,
-        proto: str | None = None,
-        vip: str | None = None,
-        vport: int | None = None,
-        rip: str | None = None,
-        rport: int | None = None,
-        state: str | None = None,
+        self, *, worker: int | None = None, cursor: str | None = None, limit: int = 1024, **filters: str | int | None
     ) -> ConnPage:
-        """One page of connections. The cursor is "WORKER:POSITION"; a page may be short, or empty, before the end."""
+        """One page of the connections that pass the filters (see ConnFilter). The cursor is "WORKER:POSITION"; a page
+        may be short, or empty, before the end."""
         at, position = _parse_cursor(cursor, worker or 0)
+        asked = self._core_filter(at, filters)
+        deadline = time.monotonic() + PAGE_TIME
+        views: list[ConnView] = []
+        following: str | None = None
+        while True:
+            page, position = self.plane.conns(at, position, limit - len(views), **asked)
+            views += map(_conn_view, page)
+            following = f"{at}:{position}"
+            if position < 0:
+                following = f"{at + 1}:0" if worker is None and at + 1 < self._info["workers"] else None
+            if position < 0 or len(views) >= limit or time.monotonic() > deadline:
+                return ConnPage(conns=views, next=following)
+
+    def conn_count(self, *, worker: int | None = None, **filters: str | int | None) -> int:
+        """How many connections pass the filters; the records are counted, in their memory."""
+        asked = self._core_filter(worker or 0, filters)
+        workers = range(self._info["workers"]) if worker is None else (worker,)
+        return sum(self.plane.conn_count(w, **asked) for w in workers)
+
+    def _core_filter(self, worker: int, filters: Mapping[str, str | int | None]) -> CoreFilter:
+        """The filters in the core's words. Raises ChangeError."""
         workers = self._info["workers"]
-        if not 0 <= at < workers:
-            raise ChangeError(400, "FN-1201", f"there is no worker {at}", f"workers are 0..{workers - 1}")
+        if not 0 <= worker < workers:
+            raise ChangeError(400, "FN-1201", f"there is no worker {worker}", f"workers are 0..{workers - 1}")
+        given = {name: value for name, value in filters.items() if value is not None}
+        state, proto = given.pop("state", None), given.pop("proto", None)
         if state is not None and state not in STATES:
             raise ChangeError(400, "FN-1201", f"there is no state {state!r}", f"allowed: {', '.join(STATES)}")
-        page, after = self.plane.conns(
-            at,
-            position,
-            limit,
-            state=STATES.index(state) if state else -1,
-            proto=PROTOS[proto] if proto else -1,
-        )
-        views = [
-            _conn_view(c)
-            for c in page
-            if vip in (None, c.vip) and vport in (None, c.vport) and rip in (None, c.rip) and rport in (None, c.rport)
-        ]
-        following: str | None = f"{at}:{after}"
-        if after < 0:
-            following = f"{at + 1}:0" if worker is None and at + 1 < workers else None
-        return ConnPage(conns=views, next=following)
+        numbers = {"state": STATES.index(str(state))} if state else {}
+        numbers |= {"proto": PROTOS[str(proto)]} if proto else {}
+        return cast("CoreFilter", given | numbers)
 
 
 def _conn_view(conn: Conn) -> ConnView:

@@ -582,6 +582,29 @@ def change_as_json(change: Change) -> dict[str, Any]:
     return {"op": change.op, **given}
 
 
+class ConnFilter(Frozen):
+    """Which connections are asked for; addresses may be prefixes."""
+
+    worker: int | None = None
+    proto: Proto | None = None
+    vip: Prefix | None = None
+    vport: PortNumber | None = None
+    rip: Prefix | None = None
+    rport: PortNumber | None = None
+    lip: Prefix | None = None
+    lport: PortNumber | None = None
+    cip: Prefix | None = None
+    cport: PortNumber | None = None
+    state: str | None = None
+
+
+class ConnQuery(ConnFilter):
+    """Which page of them; cursor: `next` of the page before."""
+
+    cursor: str | None = None
+    limit: Annotated[int, Field(ge=1, le=65536)] = 1024
+
+
 # ---- what the data plane says of its ports ----
 
 
@@ -676,6 +699,10 @@ class ConnView(TypedDict):
     out_packets: int
     in_bytes: int
     out_bytes: int
+
+
+class ConnCount(TypedDict):
+    conns: int
 
 
 class ConnPage(TypedDict):

@@ -8,6 +8,7 @@ raises OSError.
 from __future__ import annotations
 
 import errno
+import ipaddress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,12 +178,24 @@ class FakePlane:
     def counters(self, worker: int | None = None) -> dict[str, int]:
         return {"rx_packets": 5, "steps": self.steps, "no_rs": 3, "conns": sum(map(len, self.connections))}
 
-    def conns(
-        self, worker: int, cursor: int = 0, limit: int = 1024, *, state: int = -1, proto: int = -1, **_: Any
-    ) -> tuple[list[Conn], int]:
+    def conns(self, worker: int, cursor: int = 0, limit: int = 1024, **filter: Any) -> tuple[list[Conn], int]:
         found = self.connections[worker][cursor : cursor + limit]
         after = cursor + limit if cursor + limit < len(self.connections[worker]) else -1
-        return [c for c in found if proto in (-1, c.proto)], after
+        return [c for c in found if _passes(c, filter)], after
+
+    def conn_count(self, worker: int, **filter: Any) -> int:
+        return sum(_passes(c, filter) for c in self.connections[worker])
+
+
+def _passes(conn: Conn, filter: dict[str, Any]) -> bool:
+    for name, wanted in filter.items():
+        value = getattr(conn, name)
+        if name.endswith("ip"):
+            if ipaddress.IPv4Address(value) not in ipaddress.IPv4Network(wanted):
+                return False
+        elif value != wanted:
+            return False
+    return True
 
 
 class FakeSteering:
