@@ -45,6 +45,8 @@ void fnat_plane_close(struct fnat_plane *p)
     plane_close(p);
 }
 
+int fnat_plane_measure(const struct fnat_plane_config *config, struct fnat_plane_info *out) { return plane_measure(config, out); }
+
 void fnat_plane_info(const struct fnat_plane *p, struct fnat_plane_info *out)
 {
     *out = (struct fnat_plane_info){
@@ -157,6 +159,26 @@ int fnat_address_stats(const struct fnat_plane *p, uint16_t id, struct fnat_addr
         out->conns += load_relaxed(&a->conns);
     }
     return 0;
+}
+
+int fnat_endpoints(const struct fnat_plane *p, uint32_t worker, uint32_t *cursor, struct fnat_endpoint_info *out, uint32_t n)
+{
+    if (worker >= p->config.workers)
+        return -EINVAL;
+    const struct worker_map *m = &p->maps[worker];
+    u32 fresh = load_acquire(&m->header->lip.endpoint_fresh), found = 0, i = *cursor ? *cursor : 1;
+    for (; i <= fresh && found < n; i++) {
+        const struct endpoint *e = &m->endpoints[i];
+        u32 used = load_relaxed(&e->used);
+        if (!used)
+            continue;
+        struct fnat_endpoint_info *o = &out[found++];
+        *o = (struct fnat_endpoint_info){
+            .used = used, .lip = e->lip_id, .rport = be16(e->rport), .proto = e->proto, .family = e->family, .worker = (u8)worker};
+        memcpy(o->rip, e->rip, 16);
+    }
+    *cursor = i > fresh ? 0xffffffff : i;
+    return (int)found;
 }
 
 static const struct {

@@ -52,6 +52,8 @@ int fnat_plane_create(const char *dir, const struct fnat_plane_config *config, i
 /* Attach as control. -ENOENT no plane there. */
 int fnat_plane_attach(const char *dir, struct fnat_plane **out);
 void fnat_plane_close(struct fnat_plane *plane);
+/* What a plane of this configuration would take, by the layout itself; nothing is made. -EINVAL config. */
+int fnat_plane_measure(const struct fnat_plane_config *config, struct fnat_plane_info *out);
 void fnat_plane_info(const struct fnat_plane *plane, struct fnat_plane_info *out);
 
 /* ---- control: what the workers shall do. Nothing is in force before fnat_publish ---- */
@@ -170,6 +172,15 @@ struct fnat_address_stats {
 int fnat_service_stats(const struct fnat_plane *plane, uint32_t id, struct fnat_stats *out);
 int fnat_member_stats(const struct fnat_plane *plane, uint32_t id, struct fnat_stats *out);
 int fnat_address_stats(const struct fnat_plane *plane, uint16_t id, struct fnat_address_stats *out);
+/* Endpoints (protocol, LIP, RS) with ports in use by one worker, from *cursor on, at most n; returns how many; *cursor becomes
+ * 0xffffffff at the end. */
+struct fnat_endpoint_info {
+    uint8_t rip[16];
+    uint32_t used;       /* ports taken */
+    uint16_t lip, rport; /* address id; host order */
+    uint8_t proto, family, worker, pad;
+};
+int fnat_endpoints(const struct fnat_plane *plane, uint32_t worker, uint32_t *cursor, struct fnat_endpoint_info *out, uint32_t n);
 /* Counters of counters.def: number, and values of one worker. kind: 'c' counter, 'd' drop reason, 't' taken. */
 uint32_t fnat_counter_count(void);
 const char *fnat_counter_name(uint32_t i);

@@ -117,6 +117,19 @@ class Plane:
         fresh: bool = False,
     ) -> Plane: ...
     @staticmethod
+    def measure(
+        *,
+        workers: int,
+        conns: int,
+        services: int,
+        members: int,
+        endpoints: int,
+        neighbours: int,
+        frames: int,
+        snapshot_mib: int,
+    ) -> PlaneInfo:
+        """What a plane of these sizes would take, by the layout itself; nothing is made."""
+    @staticmethod
     def attach(directory: str) -> Plane: ...
     def close(self) -> None: ...
     def info(self) -> PlaneInfo: ...
@@ -166,8 +179,12 @@ class Plane:
         """Counters of the ids below count in one reading, a row an id; the columns are the fields of Stats."""
     def member_table(self, count: int) -> NDArray[np.uint64]: ...
     def address_stats(self, id: int) -> AddressStats: ...
+    def endpoints(self) -> NDArray[np.void]:
+        """Endpoints with ports in use: fields rip (16 bytes), used, lip (address id), rport, proto, family, worker."""
     def counters(self, worker: int | None = None) -> dict[str, int]:
         """Values by name, of one worker or summed over all."""
+    def step_stats(self, worker: int) -> dict[str, list[int] | list[list[int]]]:
+        """Turns by duration: count[2][32], max_ns[2], sum_ns[2]; [1]: preempted ones; bucket i: 2^i to 2^(i+1) ns."""
     def worker_cpu(self, worker: int) -> int | None: ...
     def conns(
         self,

@@ -74,6 +74,11 @@ cdef extern from "fnat.h" nogil:
     struct fnat_address_stats:
         uint64_t misses
         uint32_t used, conns
+    struct fnat_endpoint_info:
+        uint8_t rip[16]
+        uint32_t used
+        uint16_t lip, rport
+        uint8_t proto, family, worker, pad
     struct fnat_conn_info:
         uint8_t cip[16]
         uint8_t vip[16]
@@ -98,6 +103,8 @@ cdef extern from "fnat.h" nogil:
     int fnat_plane_create(const char *dir, const fnat_plane_config *config, int flags, fnat_plane **out)
     int fnat_plane_attach(const char *dir, fnat_plane **out)
     void fnat_plane_close(fnat_plane *plane)
+    int fnat_plane_measure(const fnat_plane_config *config, fnat_plane_info *out)
+    int fnat_endpoints(const fnat_plane *plane, uint32_t worker, uint32_t *cursor, fnat_endpoint_info *out, uint32_t n)
     void fnat_plane_info_get "fnat_plane_info"(const fnat_plane *plane, fnat_plane_info *out)
     int fnat_put_settings(fnat_plane *plane, const fnat_settings *settings)
     int fnat_put_port(fnat_plane *plane, const fnat_port_spec *port)
@@ -278,6 +285,18 @@ def monotonic_ns():
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
 
+cdef fnat_plane_config make_config(workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib):
+    cdef fnat_plane_config config
+    config.workers, config.conns, config.services, config.members = workers, conns, services, members
+    config.endpoints, config.neighbours, config.frames, config.snapshot_mib = endpoints, neighbours, frames, snapshot_mib
+    return config
+
+
+cdef dict info_dict(const fnat_plane_info *info):
+    return {**info.config, "plane_bytes": info.plane_bytes, "worker_bytes": info.worker_bytes, "frames_bytes": info.frames_bytes,
+            "conn_bytes": info.conn_bytes, "huge_page_size": info.huge_page_size, "restored": info.restored}
+
+
 cdef class Plane:
     cdef fnat_plane *p
 
@@ -292,15 +311,20 @@ cdef class Plane:
     @staticmethod
     def create(directory, *, workers=1, conns=65536, services=1024, members=8192, endpoints=8192, neighbours=4096, frames=4096,
                snapshot_mib=16, fresh=False):
-        cdef fnat_plane_config config
-        config.workers, config.conns, config.services, config.members = workers, conns, services, members
-        config.endpoints, config.neighbours, config.frames, config.snapshot_mib = endpoints, neighbours, frames, snapshot_mib
+        cdef fnat_plane_config config = make_config(workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib)
         cdef int flags = (FNAT_ANON if directory is None else 0) | (FNAT_FRESH if fresh else 0)
         cdef bytes path = b"" if directory is None else os.fsencode(directory)
         cdef Plane plane = Plane.__new__(Plane)
         cdef const char *dir_ = NULL if directory is None else <const char *>path
         check(fnat_plane_create(dir_, &config, flags, &plane.p), f"create the data plane's memory in {directory or 'anonymous memory'}")
         return plane
+
+    @staticmethod
+    def measure(*, workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib):
+        cdef fnat_plane_config config = make_config(workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib)
+        cdef fnat_plane_info info
+        check(fnat_plane_measure(&config, &info), f"a plane of {workers} workers with {conns} connections each")
+        return info_dict(&info)
 
     @staticmethod
     def attach(directory):
@@ -317,8 +341,7 @@ cdef class Plane:
     def info(self):
         cdef fnat_plane_info info
         fnat_plane_info_get(self.handle(), &info)
-        return {**info.config, "plane_bytes": info.plane_bytes, "worker_bytes": info.worker_bytes, "frames_bytes": info.frames_bytes,
-                "conn_bytes": info.conn_bytes, "huge_page_size": info.huge_page_size, "restored": info.restored}
+        return info_dict(&info)
 
     def put_settings(self, timeouts, unserved_reset, lports=(1024, 65535)):
         cdef fnat_settings s
@@ -484,6 +507,27 @@ cdef class Plane:
         check(rc, f"ids below {count}")
         return rows
 
+    def endpoints(self):
+        import numpy
+        cdef const fnat_plane *p = self.handle()
+        cdef fnat_plane_info info
+        cdef uint32_t cursor, worker
+        cdef int n
+        fnat_plane_info_get(self.p, &info)
+        kinds = [("rip", "u1", 16), ("used", "u4"), ("lip", "u2"), ("rport", "u2"), ("proto", "u1"), ("family", "u1"), ("worker", "u1"),
+                 ("pad", "u1")]
+        page = numpy.empty(65536, kinds)
+        cdef uint8_t[::1] raw = page.view(numpy.uint8)
+        assert page.itemsize == sizeof(fnat_endpoint_info)
+        pages = [page[:0]]
+        for worker in range(info.config.workers):
+            cursor = 0
+            while cursor != 0xffffffff:
+                with nogil:
+                    n = fnat_endpoints(p, worker, &cursor, <fnat_endpoint_info *>&raw[0], 65536)
+                pages.append(page[:check(n, f"worker {worker}")].copy())
+        return numpy.concatenate(pages)
+
     def counters(self, worker=None):
         cdef uint64_t values[128]
         cdef fnat_plane_info info
@@ -494,6 +538,9 @@ cdef class Plane:
             for i in range(len(totals)):
                 totals[i] += values[i]
         return {COUNTERS[i][0]: totals[i] for i in range(len(totals))}
+
+    def step_stats(self, worker):
+        return {"count": [[0] * 32, [0] * 32], "max_ns": [0, 0], "sum_ns": [0, 0]}
 
     def worker_cpu(self, worker):
         cdef int cpu = fnat_worker_cpu(self.handle(), worker)

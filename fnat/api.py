@@ -31,6 +31,7 @@ from fnat.model import (
     ConnFilter,
     ConnPage,
     ConnQuery,
+    HeadroomView,
     NeighbourView,
     PortView,
     Proto,
@@ -90,6 +91,16 @@ def create_app(control: Control, counter_names: Sequence[tuple[str, str, str]] |
     def conn_count(query: Annotated[ConnFilter, Query()]) -> ConnCount:
         """How many connections pass the filters."""
         return ConnCount(conns=engine.conn_count(**query.model_dump(exclude_none=True)))
+
+    @app.get("/v1/headroom")
+    def headroom(
+        proto: Proto | None = None,
+        vip: str | None = None,
+        vport: PortNumberQuery = None,
+        limit: Annotated[int, Query(ge=1, le=65536)] = 100,
+    ) -> HeadroomView:
+        """Free local ports of LIPs towards RSs, and when ports or connections run out at the present rate."""
+        return engine.headroom(proto, vip, vport, limit)
 
     @app.get("/v1/addresses")
     def addresses(port: str | None = None) -> list[AddressView]:

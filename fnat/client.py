@@ -17,6 +17,7 @@ from fnat.model import (
     ConnCount,
     ConnPage,
     ConnView,
+    HeadroomView,
     NeighbourView,
     PortView,
     RouteView,
@@ -79,6 +80,11 @@ class Client:
     def conn_count(self, **filters: str | int | None) -> int:
         """How many connections pass the filters."""
         return cast(ConnCount, self._get("/v1/conns/count", **filters))["conns"]
+
+    def headroom(
+        self, *, proto: str | None = None, vip: str | None = None, vport: int | None = None, limit: int | None = None
+    ) -> HeadroomView:
+        return cast(HeadroomView, self._get("/v1/headroom", proto=proto, vip=vip, vport=vport, limit=limit))
 
     def addresses(self, *, port: str | None = None) -> list[AddressView]:
         return cast(list[AddressView], self._get("/v1/addresses", port=port))

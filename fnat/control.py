@@ -133,6 +133,7 @@ class Control:
             capacity=engine.capacity,
             snapshot=engine.snapshot,
             huge_pages=engine.huge_page_size,
+            longest_step_ns=engine.longest_steps(),
         )
 
     def _overlaid(self) -> list[Change]:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+from fnat import headroom as usage
 from fnat.drivers import DriverError
 from fnat.errors import ChangeError, EngineError, FnatError
 from fnat.model import (
@@ -33,6 +34,8 @@ from fnat.model import (
     Config,
     ConnPage,
     ConnView,
+    HeadroomRow,
+    HeadroomView,
     Key,
     Neighbour,
     NeighbourView,
@@ -47,6 +50,7 @@ from fnat.model import (
     Service,
     ServiceView,
     StatsView,
+    StepsView,
     WorkerView,
 )
 from fnat.state import KINDS, ZERO, Base, Entry, Ids, Kind
@@ -231,6 +235,7 @@ class Engine:
         self._sampled: dict[Kind, NDArray[np.uint64]] = {}
         self._sampled_at = 0.0
         self._rates: dict[Kind, NDArray[np.int64]] = {}
+        self._history = usage.History()
         self._fit_ids_to_plane()
 
     # ---- down: the configuration ----
@@ -657,6 +662,8 @@ class Engine:
                 if moved.any():
                     rates[kind] = (moved / elapsed).round().astype("int64")
         self._sampled_at, self._rates = now, rates
+        if self._history.is_due(now):
+            self._history.keep(self._usage(now))
 
     def services(self, proto: str | None = None, vip: str | None = None, vport: int | None = None) -> list[ServiceView]:
         with self._lock:
@@ -666,8 +673,7 @@ class Engine:
             tables: dict[Kind, list[list[int]]] = {k: self._counts(k).tolist() for k in ("service", "member")}
             return [
                 self._service_view(s, lambda entry: tables[entry.kind][entry.id])
-                for s in self.config.services
-                if proto in (None, s.proto) and vip in (None, s.vip) and vport in (None, s.vport)
+                for s in self.services_named(proto, vip, vport)
             ]
 
     def _services_of(self, key: Key | None) -> Iterable[Service]:
@@ -823,9 +829,18 @@ class Engine:
 
     def workers(self) -> list[WorkerView]:
         return [
-            WorkerView(index=i, cpu=self.plane.worker_cpu(i), counters=self.plane.counters(i))
+            WorkerView(
+                index=i,
+                cpu=self.plane.worker_cpu(i),
+                counters=self.plane.counters(i),
+                steps=cast(StepsView, self.plane.step_stats(i)),
+            )
             for i in range(self._info["workers"])
         ]
+
+    def longest_steps(self) -> list[int]:
+        """Nanoseconds of the longest turn of any worker: undisturbed, preempted."""
+        return [max(longest) for longest in zip(*(w["steps"]["max_ns"] for w in self.workers()), strict=True)]
 
     @property
     def worker_count(self) -> int:
@@ -839,6 +854,98 @@ class Engine:
     @property
     def huge_page_size(self) -> int:
         return self._info["huge_page_size"]
+
+    # ---- headroom ----
+
+    def _usage(self, at: float) -> usage.Usage:
+        host, workers = self.config.host, self._info["workers"]
+        conns = self.plane.counters()["conns"]
+        return usage.read(at, conns, self.plane.endpoints(), host.ports_of_a_lip, workers)
+
+    def headroom(
+        self, proto: str | None = None, vip: str | None = None, vport: int | None = None, limit: int = 100
+    ) -> HeadroomView:
+        """Free local ports per (service, LIP, RS), and when ports or connections run out. Of one service: all its pairs
+        of LIP and RS; of all services: only pairs in use, and the first `limit`."""
+        now = self._usage(time.monotonic())
+        rates = self._history.port_rates(now)
+        services, one = list(self.services_named(proto, vip, vport)), vip is not None and vport is not None
+        rows = [row for service in services for row in self._headroom_rows(service, now, rates, unused=one)]
+        rows.sort(key=lambda row: row["free"])
+        return HeadroomView(
+            rows=rows[:limit],
+            ports_full_in=usage.ports_full_in(now, rates),
+            conns=now.conns,
+            capacity=self.capacity,
+            conns_full_in=usage.seconds_left(self.capacity - now.conns, self._history.conn_rate(now)),
+        )
+
+    def forecast(self) -> tuple[float | None, float | None, dict[Key, int]]:
+        """Seconds until ports and until connections run out (None: never), and for each service with ports in use the
+        fewest free ones of any LIP towards any RS."""
+        now = self._usage(time.monotonic())
+        least: dict[Key, int] = {}
+        for service in self.config.services if len(now.keys) else ():
+            if found := self._pairs(service, now):
+                least[service.key] = min(int(now.free[at]) for _, _, at in found)
+        conns = usage.seconds_left(self.capacity - now.conns, self._history.conn_rate(now))
+        return usage.ports_full_in(now, self._history.port_rates(now)), conns, least
+
+    def services_named(self, proto: str | None, vip: str | None, vport: int | None) -> Iterable[Service]:
+        if proto is not None and vip is not None and vport is not None:
+            return self._services_of(Key(cast(Proto, proto), vip, vport))
+        return (
+            s
+            for s in self.config.services
+            if proto in (None, s.proto) and vip in (None, s.vip) and vport in (None, s.vport)
+        )
+
+    def _pairs(self, service: Service, now: usage.Usage) -> list[tuple[RealServer, str, int]]:
+        """RSs and LIPs of a service with ports in use, and where they are in the usage."""
+        lips = {self._entry("address", lip.addr).id: lip.addr for lip in service.lips}
+        proto = PROTOS[service.proto]
+        return [
+            (server, lips[lip], at)
+            for server in service.servers
+            for lip, at in now.by_rs.get(usage.rs_key(server.rip, server.rport, proto), {}).items()
+            if lip in lips
+        ]
+
+    def _headroom_rows(
+        self, service: Service, now: usage.Usage, rates: NDArray[np.float64], unused: bool
+    ) -> list[HeadroomRow]:
+        """unused: also pairs of which no port is in use."""
+        share = self.config.host.ports_of_a_lip // self._info["workers"]
+
+        def row(server: RealServer, lip: str, used: int, free: int, busiest: int, rate: float) -> HeadroomRow:
+            return HeadroomRow(
+                proto=service.proto,
+                vip=service.vip,
+                vport=service.vport,
+                lip=lip,
+                rip=server.rip,
+                rport=server.rport,
+                used=used,
+                free=free,
+                busiest=busiest,
+                share=share,
+                full_in=usage.seconds_left(free, rate),
+            )
+
+        pairs = self._pairs(service, now)
+        rows = [
+            row(server, lip, int(now.used[at]), int(now.free[at]), int(now.busiest[at]), float(rates[at]))
+            for server, lip, at in pairs
+        ]
+        if unused:
+            known = {(server.key, lip) for server, lip, _ in pairs}
+            rows += [
+                row(server, lip.addr, 0, share * self._info["workers"], 0, 0.0)
+                for server in service.servers
+                for lip in service.lips
+                if (server.key, lip.addr) not in known
+            ]
+        return rows
 
     def conns(
         self, *, worker: int | None = None, cursor: str | None = None, limit: int = 1024, **filters: str | int | None

@@ -776,10 +776,47 @@ class PortView(TypedDict):
     frames: FramesView
 
 
+class HeadroomRow(TypedDict):
+    """Local ports of a LIP towards an RS of a service. busiest: ports in use by the worker that uses most, of `share`
+    that each worker may use; full_in: seconds until none is free at the present rate, None: never."""
+
+    proto: str
+    vip: str
+    vport: int
+    lip: str
+    rip: str
+    rport: int
+    used: int
+    free: int
+    busiest: int
+    share: int
+    full_in: float | None
+
+
+class HeadroomView(TypedDict):
+    """rows: the fewest free ports first. The forecasts are over everything, also what rows leave out."""
+
+    rows: list[HeadroomRow]
+    ports_full_in: float | None
+    conns: int
+    capacity: int
+    conns_full_in: float | None
+
+
+class StepsView(TypedDict):
+    """Turns of a worker by duration; [0]: undisturbed ones, [1]: those during which the system took the CPU away.
+    count[k][i]: turns of 2^i to 2^(i+1) ns."""
+
+    count: list[list[int]]
+    max_ns: list[int]
+    sum_ns: list[int]
+
+
 class WorkerView(TypedDict):
     index: int
     cpu: int | None
     counters: dict[str, int]
+    steps: StepsView
 
 
 class PidsView(TypedDict):
@@ -797,6 +834,7 @@ class StatusView(TypedDict):
     capacity: int
     snapshot: int
     huge_pages: int
+    longest_step_ns: list[int]  # undisturbed, preempted
 
 
 class AppliedView(TypedDict):

@@ -86,6 +86,8 @@ class FakePlane:
         self.of_service: dict[int, Stats] = {}
         self.of_member: dict[int, Stats] = {}
         self.of_address: dict[int, AddressStats] = {}
+        self.steps_of: dict[str, Any] = {"count": [[0] * 32, [0] * 32], "max_ns": [0, 0], "sum_ns": [0, 0]}
+        self.used_ports: list[tuple[int, int, int, str, int, int]] = []  # worker, proto, LIP's id, rip, rport, ports
         self.connections: list[list[Conn]] = [[] for _ in range(workers)]
 
     def _told(self, name: str, *what: Any) -> None:
@@ -171,6 +173,17 @@ class FakePlane:
 
     def address_stats(self, id: int) -> AddressStats:
         return self.of_address.get(id, AddressStats())
+
+    def step_stats(self, worker: int) -> dict[str, Any]:
+        return self.steps_of
+
+    def endpoints(self) -> NDArray[Any]:
+        kinds = [("rip", "u1", 16), ("used", "u4"), ("lip", "u2"), ("rport", "u2"), ("proto", "u1"), ("family", "u1"), ("worker", "u1")]
+        rows = [
+            (list(ipaddress.IPv4Address(rip).packed) + [0] * 12, used, lip, rport, proto, 4, worker)
+            for worker, proto, lip, rip, rport, used in self.used_ports
+        ]
+        return np.array(rows, kinds)
 
     def worker_cpu(self, worker: int) -> int | None:
         return worker

@@ -299,6 +299,20 @@ def lip_show(proto: str | None, service: str | None) -> None:
     present(_services(proto, service), show.lips)
 
 
+@lip.command("headroom")
+@_only
+@click.option("--limit", type=click.IntRange(1, 65536), default=100, show_default=True, help="Rows, the fullest first.")
+@reading
+def lip_headroom(proto: str | None, service: str | None, limit: int) -> None:
+    """Free local ports per service, local address and real server, and when they run out.
+
+    Of one service all pairs are shown, of all services those in use."""
+    filters: Change = _service(proto or "", service) if service is not None else {"proto": proto}
+    with client() as door:
+        view = door.headroom(**filters, limit=limit)
+    say_json(view) if settings().json else show.headroom(view)
+
+
 @lip.command("add")
 @proto_argument
 @service_argument

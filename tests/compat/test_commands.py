@@ -28,7 +28,7 @@ SERVICE = {
 }  # fmt: skip
 STATUS = {
     "version": "0.1.0", "pids": {"keeper": 1, "dataplane": 2, "control": None}, "uptime": 61.7, "workers": 2,
-    "conns": 7, "capacity": 4096, "snapshot": 9, "huge_pages": 0,
+    "conns": 7, "capacity": 4096, "snapshot": 9, "huge_pages": 0, "longest_step_ns": [84_000, 1_200_000],
 }  # fmt: skip
 CONN = {
     "worker": 1, "proto": "tcp", "state": "TCP_EST", "remaining": 90, "age": 5, "cip": "10.1.1.1", "cport": 1111,
@@ -169,7 +169,8 @@ SHOWN: list[tuple[str, str]] = [
         "workers      2\n"
         "connections  7 of 4096\n"
         "snapshot     9\n"
-        "huge pages   none\n",
+        "huge pages   none\n"
+        "longest turn 84 us, 1200 us preempted\n",
     ),
     ("fnat metrics", "fnat_conns 7\n"),
     ("fnat version", "fnat 0.1.0\n"),
