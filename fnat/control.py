@@ -64,6 +64,7 @@ log = logging.getLogger("fnat.control")
 PORTS_PATIENCE = 60.0  # seconds for the data plane to open its ports
 MIRROR_PATIENCE = 5.0  # seconds for the first picture of the host
 GARBAGE = 50_000, 10, 100  # of gc: a configuration is millions of objects that stay, and walking them takes a second
+SWITCH = 0.0005  # seconds that a thread may keep the interpreter from another
 SAMPLE_EVERY = 1.0  # seconds; more when sampling costs more than a fiftieth of them
 
 
@@ -331,10 +332,16 @@ def _server(app: FastAPI) -> uvicorn.Server:
     return Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2))
 
 
+def share_time() -> None:
+    """Settings of the interpreter for a process in which a change shall not wait for a long listing."""
+    gc.set_threshold(*GARBAGE)
+    sys.setswitchinterval(SWITCH)
+
+
 def main() -> int:
     """Run until SIGTERM or SIGINT: 0; CANNOT_START after one line that says why."""
     die_with_parent()
-    gc.set_threshold(*GARBAGE)
+    share_time()
     options = read_options()
     logging.basicConfig(
         level=options.get("log", "info").upper(), format="fnat: %(message)s", stream=sys.stderr, force=True

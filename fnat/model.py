@@ -71,6 +71,7 @@ IPv4 = Annotated[str, BeforeValidator(ipv4)]
 Prefix = Annotated[str, BeforeValidator(_prefix)]
 Mac = Annotated[str, BeforeValidator(_mac)]
 PortNumber = Annotated[int, Field(ge=1, le=65535, strict=True)]
+PortText = Annotated[int, Field(ge=1, le=65535)]  # also as text, in a query
 LocalPort = Annotated[int, Field(ge=1024, le=65535, strict=True)]
 Weight = Annotated[int, Field(ge=0, le=65535, strict=True)]
 Seconds = Annotated[int, Field(ge=0, le=MAX_SECONDS, strict=True)]
@@ -588,13 +589,13 @@ class ConnFilter(Frozen):
     worker: int | None = None
     proto: Proto | None = None
     vip: Prefix | None = None
-    vport: PortNumber | None = None
+    vport: PortText | None = None
     rip: Prefix | None = None
-    rport: PortNumber | None = None
+    rport: PortText | None = None
     lip: Prefix | None = None
-    lport: PortNumber | None = None
+    lport: PortText | None = None
     cip: Prefix | None = None
-    cport: PortNumber | None = None
+    cport: PortText | None = None
     state: str | None = None
 
 
