@@ -332,8 +332,9 @@ class Engine:
         change = self._draw(config, was, whole)
         self._ids.flush()
         wanted = {addr: self._name[spec[2]] if spec else None for addr, spec in change.addresses.items()}
-        looked_at = wanted | dict.fromkeys({a for owned in was.owned.values() for a in owned if a not in wanted})
-        disown, own = self._steering_moves(was, looked_at if whole else wanted)
+        if whole:
+            wanted |= {addr: None for owned in was.owned.values() for addr in owned if addr not in wanted}
+        disown, own = self._steering_moves(was, wanted)
         for port, addr in disown:
             with _xdp(port):
                 self._steering[port].disown(addr)

@@ -30,7 +30,18 @@ ZERO: Base = (0, 0, 0, 0, 0)
 
 
 LONG = 1 << 20  # bytes that a journal may always grow by before it is rewritten
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def _encode(record: Any) -> str:  # noqa: ANN401, JSON
+    """As JSON, lists in a record item by item: one call over a whole configuration would keep other threads waiting."""
+    if not isinstance(record, dict):
+        return _json(record)
+    items = [
+        f"{_json(k)}:[{','.join([_json(item) for item in v])}]" if isinstance(v, list) else f"{_json(k)}:{_json(v)}"
+        for k, v in record.items()
+    ]
+    return f"{{{','.join(items)}}}"
 
 
 class Journal:
@@ -40,12 +51,12 @@ class Journal:
         self.path = path
         self.lines = 0
         self.size = 0  # bytes
-        self.whole = 0  # bytes when it was last loaded or rewritten
+        self.whole = 0  # bytes when it was last loaded or rewritten, or of the largest append since
         self.generation = 0  # rises with every rewriting
 
     @property
     def is_long(self) -> bool:
-        """It has grown to more than twice what it was when it was last written as a whole."""
+        """It has grown to more than twice what it was when it was last written as a whole, or by one large append."""
         return self.size > 2 * self.whole + LONG
 
     def load(self) -> list[Any]:
@@ -103,6 +114,7 @@ class Journal:
                 _sync_directory(self.path.parent)
         self.lines += text.count("\n")
         self.size = size + len(data)
+        self.whole = max(self.whole, len(data))
 
     def rewrite(self, records: list[Any]) -> None:
         """Replace the whole file, atomically."""
