@@ -114,14 +114,14 @@ static u32 asking_address(const struct core *k, u8 port, u32 target)
     const struct fnat_route_spec *route = fib4_lookup(&k->fib, target);
     if (route && route->port == port && get32(route->src))
         return get32(route->src);
-    const struct snap_address_slot *slots = snapshot_at(k->area, k->snap->address_slots);
+    const union snap_slot *slot;
     u32 any = 0;
-    for (u32 i = 0; i <= k->snap->address_mask; i++) {
-        if (!slots[i].kind || slots[i].family != 4)
+    for (u32 cursor = 0; (slot = snapshot_next(&k->snap->addresses, k->area, &cursor));) {
+        if (slot->family != 4)
             continue;
-        if (slots[i].port == port)
-            return get32(slots[i].addr);
-        any = any ? any : get32(slots[i].addr);
+        if (slot->address.port == port)
+            return get32(slot->addr);
+        any = any ? any : get32(slot->addr);
     }
     return any;
 }

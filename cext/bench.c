@@ -297,11 +297,11 @@ static int set_up(struct generator *g, struct fnat_worker *w, u8 proto, u32 n_fl
         g->fifo[g->fifo_count++] = frame;
     }
 
-    const u32 *blobs = snapshot_at(k->area, k->snap->blobs);
+    const union snap_slot *slot;
     u32 services = 0, picked[1024];
-    for (u32 i = 0; i < k->snap->n_blobs && services < 1024; i++)
-        if (((const struct snap_service *)snapshot_at(k->area, blobs[i]))->proto == proto)
-            picked[services++] = blobs[i];
+    for (u32 cursor = 0; services < 1024 && (slot = snapshot_next(&k->snap->services, k->area, &cursor));)
+        if (slot->proto == proto)
+            picked[services++] = slot->service.blob;
     if (!services)
         goto no_service;
     for (u32 i = 0; i < n_flows; i++) {

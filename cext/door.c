@@ -45,6 +45,8 @@ void fnat_plane_close(struct fnat_plane *p)
     plane_close(p);
 }
 
+int fnat_plane_measure(const struct fnat_plane_config *config, struct fnat_plane_info *out) { return plane_measure(config, out); }
+
 void fnat_plane_info(const struct fnat_plane *p, struct fnat_plane_info *out)
 {
     *out = (struct fnat_plane_info){
@@ -68,6 +70,8 @@ int fnat_put_service(struct fnat_plane *p, const struct fnat_service_spec *svc, 
     return snapshot_put_service(p, svc, members, lips);
 }
 int fnat_del_service(struct fnat_plane *p, uint32_t id) { return snapshot_del_service(p, id); }
+int fnat_put_address(struct fnat_plane *p, const struct fnat_address_spec *addr) { return snapshot_put_address(p, addr); }
+int fnat_del_address(struct fnat_plane *p, uint16_t id) { return snapshot_del_address(p, id); }
 int fnat_put_addresses(struct fnat_plane *p, const struct fnat_address_spec *addrs, uint32_t n)
 {
     return snapshot_put_addresses(p, addrs, n);
@@ -157,6 +161,26 @@ int fnat_address_stats(const struct fnat_plane *p, uint16_t id, struct fnat_addr
     return 0;
 }
 
+int fnat_endpoints(const struct fnat_plane *p, uint32_t worker, uint32_t *cursor, struct fnat_endpoint_info *out, uint32_t n)
+{
+    if (worker >= p->config.workers)
+        return -EINVAL;
+    const struct worker_map *m = &p->maps[worker];
+    u32 fresh = load_acquire(&m->header->lip.endpoint_fresh), found = 0, i = *cursor ? *cursor : 1;
+    for (; i <= fresh && found < n; i++) {
+        const struct endpoint *e = &m->endpoints[i];
+        u32 used = load_relaxed(&e->used);
+        if (!used)
+            continue;
+        struct fnat_endpoint_info *o = &out[found++];
+        *o = (struct fnat_endpoint_info){
+            .used = used, .lip = e->lip_id, .rport = be16(e->rport), .proto = e->proto, .family = e->family, .worker = (u8)worker};
+        memcpy(o->rip, e->rip, 16);
+    }
+    *cursor = i > fresh ? 0xffffffff : i;
+    return (int)found;
+}
+
 static const struct {
     const char *name, *help;
     char kind;
@@ -229,36 +253,110 @@ static void fill_info(const struct fnat_plane *p, const struct conn *c, u32 tick
     out->proto = c->proto, out->family = c->family, out->state = c->state;
 }
 
-static bool wanted(const struct fnat_conn_filter *f, const struct fnat_conn_info *i)
+/* The filter in the form of a record: values that must agree under masks. */
+struct wanted {
+    u32 addr[4], mask[4]; /* client, vip, rs, lip: as in the record */
+    u16 port[4];
+    u32 n_ends, ends[4]; /* those that say anything */
+    s64 service, member;
+    s32 state, proto;
+};
+
+/* -EAFNOSUPPORT: no record can be of this family. */
+static int understand(const struct fnat_conn_filter *f, struct wanted *w)
 {
-    return !f || ((f->service < 0 || f->service == i->service) && (f->member < 0 || f->member == i->member) &&
-                  (f->state < 0 || f->state == i->state) && (f->proto < 0 || f->proto == i->proto));
+    *w = (struct wanted){.service = -1, .member = -1, .state = -1, .proto = -1};
+    if (!f)
+        return 0;
+    w->service = f->service, w->member = f->member, w->state = f->state, w->proto = f->proto;
+    const struct fnat_conn_end *ends[4] = {&f->client, &f->vip, &f->rs, &f->lip};
+    for (u32 i = 0; i < 4; i++) {
+        const struct fnat_conn_end *e = ends[i];
+        if ((e->family && e->family != 4) || e->plen > 32)
+            return e->family == 6 ? -EAFNOSUPPORT : -EINVAL;
+        w->mask[i] = e->family && e->plen ? be32(~0u << (32 - e->plen)) : 0;
+        w->addr[i] = get32(e->addr) & w->mask[i];
+        w->port[i] = be16(e->port);
+        if (w->mask[i] || w->port[i])
+            w->ends[w->n_ends++] = i;
+    }
+    return 0;
+}
+
+/* Looks at a record that may change meanwhile; the caller makes sure of its gen. */
+static bool passes(const struct fnat_plane *p, const struct wanted *w, const struct conn *c)
+{
+    const u32 addrs[4] = {c->a.v4.cip, c->a.v4.vip, c->a.v4.rip, c->a.v4.lip};
+    const u16 ports[4] = {c->cport, c->vport, c->rport, c->lport};
+    for (u32 i = 0; i < w->n_ends; i++) {
+        u32 end = w->ends[i];
+        if ((addrs[end] & w->mask[end]) != w->addr[end] || (w->port[end] && ports[end] != w->port[end]))
+            return false;
+    }
+    if ((w->state >= 0 && c->state != w->state) || (w->proto >= 0 && c->proto != w->proto))
+        return false;
+    if (w->member < 0 && w->service < 0)
+        return true;
+    u32 member = load_relaxed(&c->member);
+    return member < p->config.members && (w->member < 0 || member == w->member) &&
+           (w->service < 0 || p->members[member].service == w->service + 1);
+}
+
+/* The record as it was at one moment. False: it is not in use, or was closed while we read. */
+static bool read_record(const struct fnat_plane *p, const struct conn *c, u32 gen, struct conn *copy)
+{
+    *copy = *c;
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    return load_relaxed(&c->gen) == gen && copy->member < p->config.members && copy->state < CONN_STATES;
 }
 
 int fnat_conns(const struct fnat_plane *p, uint32_t worker, uint32_t *cursor, const struct fnat_conn_filter *filter, uint64_t now_ns,
                struct fnat_conn_info *out, uint32_t n)
 {
-    enum { LOOKS = 65536 }; /* records looked at in one call: a rare match must not keep the caller waiting */
+    enum { LOOKS = 1 << 20 }; /* records looked at in one call: a rare match must not keep the caller waiting */
+    struct wanted w;
     if (worker >= p->config.workers)
         return -EINVAL;
+    int rc = understand(filter, &w);
+    if (rc)
+        return rc;
     const struct worker_map *m = &p->maps[worker];
     u32 fresh = load_acquire(&m->header->conn_fresh), found = 0, i = *cursor ? *cursor : 1;
     for (u32 looks = 0; i <= fresh && found < n && looks < LOOKS; i++, looks++) {
         const struct conn *c = &m->conns[i];
+        struct conn copy;
         u32 gen = load_acquire(&c->gen);
-        if (!(gen & 1))
+        if (!(gen & 1) || !passes(p, &w, c) || !read_record(p, c, gen, &copy))
             continue;
-        struct conn copy = *c;
-        __atomic_thread_fence(__ATOMIC_ACQUIRE);
-        if (load_relaxed(&c->gen) != gen || copy.member >= p->config.members || copy.state >= CONN_STATES)
-            continue; /* closed while we read */
         fill_info(p, &copy, ticks(now_ns), &out[found]);
         out[found].index = i;
-        out[found].worker = (u8)worker;
-        found += wanted(filter, &out[found]);
+        out[found++].worker = (u8)worker;
     }
     *cursor = i > fresh ? 0xffffffff : i;
     return (int)found;
+}
+
+int64_t fnat_conn_count(const struct fnat_plane *p, uint32_t worker, const struct fnat_conn_filter *filter)
+{
+    struct wanted w;
+    if (worker >= p->config.workers)
+        return -EINVAL;
+    int rc = understand(filter, &w);
+    if (rc)
+        return rc;
+    const struct worker_map *m = &p->maps[worker];
+    u32 fresh = load_acquire(&m->header->conn_fresh);
+    s64 count = 0;
+    for (u32 i = 1; i <= fresh; i++) {
+        const struct conn *c = &m->conns[i];
+        u32 gen = load_acquire(&c->gen);
+        if (!(gen & 1))
+            continue;
+        bool pass = passes(p, &w, c);
+        __atomic_thread_fence(__ATOMIC_ACQUIRE);
+        count += pass && load_relaxed(&c->gen) == gen;
+    }
+    return count;
 }
 
 const char *fnat_state_name(uint32_t state) { return track_name(state); }

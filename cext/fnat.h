@@ -52,6 +52,8 @@ int fnat_plane_create(const char *dir, const struct fnat_plane_config *config, i
 /* Attach as control. -ENOENT no plane there. */
 int fnat_plane_attach(const char *dir, struct fnat_plane **out);
 void fnat_plane_close(struct fnat_plane *plane);
+/* What a plane of this configuration would take, by the layout itself; nothing is made. -EINVAL config. */
+int fnat_plane_measure(const struct fnat_plane_config *config, struct fnat_plane_info *out);
 void fnat_plane_info(const struct fnat_plane *plane, struct fnat_plane_info *out);
 
 /* ---- control: what the workers shall do. Nothing is in force before fnat_publish ---- */
@@ -123,13 +125,16 @@ struct fnat_settings {
 
 int fnat_put_settings(struct fnat_plane *plane, const struct fnat_settings *settings);
 int fnat_put_port(struct fnat_plane *plane, const struct fnat_port_spec *port); /* flags without FNAT_PORT_UP: gone */
-/* Add or replace one service. -EEXIST another id has this VIP:port/proto, -ENOSPC snapshot area full. */
+/* Add or replace one service. -ENOSPC snapshot area full. */
 int fnat_put_service(struct fnat_plane *plane, const struct fnat_service_spec *svc, const struct fnat_member_spec *members,
                      const uint16_t *lips);
 int fnat_del_service(struct fnat_plane *plane, uint32_t id);
+int fnat_put_address(struct fnat_plane *plane, const struct fnat_address_spec *addr); /* add or replace one */
+int fnat_del_address(struct fnat_plane *plane, uint16_t id);
 int fnat_put_addresses(struct fnat_plane *plane, const struct fnat_address_spec *addrs, uint32_t n); /* the whole list */
 int fnat_put_routes(struct fnat_plane *plane, const struct fnat_route_spec *routes, uint32_t n);     /* the whole list */
-/* Seal and swap; returns the snapshot's number (> 0). */
+/* Seal and swap; returns the snapshot's number (> 0). What it costs goes with what was put, not with what is there. -EEXIST two
+ * ids have one VIP:port/proto or one address, -ENOSPC snapshot area full; then the last snapshot stays in force. */
 int64_t fnat_publish(struct fnat_plane *plane);
 /* The oldest snapshot that a running worker still uses; a change is in force when this reaches its number. */
 int64_t fnat_adopted(const struct fnat_plane *plane);
@@ -167,6 +172,15 @@ struct fnat_address_stats {
 int fnat_service_stats(const struct fnat_plane *plane, uint32_t id, struct fnat_stats *out);
 int fnat_member_stats(const struct fnat_plane *plane, uint32_t id, struct fnat_stats *out);
 int fnat_address_stats(const struct fnat_plane *plane, uint16_t id, struct fnat_address_stats *out);
+/* Endpoints (protocol, LIP, RS) with ports in use by one worker, from *cursor on, at most n; returns how many; *cursor becomes
+ * 0xffffffff at the end. */
+struct fnat_endpoint_info {
+    uint8_t rip[16];
+    uint32_t used;       /* ports taken */
+    uint16_t lip, rport; /* address id; host order */
+    uint8_t proto, family, worker, pad;
+};
+int fnat_endpoints(const struct fnat_plane *plane, uint32_t worker, uint32_t *cursor, struct fnat_endpoint_info *out, uint32_t n);
 /* Counters of counters.def: number, and values of one worker. kind: 'c' counter, 'd' drop reason, 't' taken. */
 uint32_t fnat_counter_count(void);
 const char *fnat_counter_name(uint32_t i);
@@ -194,13 +208,22 @@ struct fnat_conn_info {
     uint16_t cport, vport, lport, rport;
     uint8_t worker, proto, family, state;
 };
+struct fnat_conn_end { /* one of the four ends of a connection */
+    uint8_t addr[16];
+    uint8_t family, plen; /* family 0: any address; plen: bits of addr that must agree */
+    uint16_t port;        /* 0: any */
+};
 struct fnat_conn_filter {
     int64_t service, member; /* -1: any */
     int32_t state, proto;    /* -1: any */
+    struct fnat_conn_end client, vip, lip, rs;
 };
-/* Connections of one worker from *cursor on, at most n; returns how many; *cursor becomes 0xffffffff at the end. */
+/* Connections of one worker from *cursor on that pass the filter (NULL: all), at most n; returns how many; *cursor becomes
+ * 0xffffffff at the end. A page may be short, or empty, before the end: no call looks at more than a million records. */
 int fnat_conns(const struct fnat_plane *plane, uint32_t worker, uint32_t *cursor, const struct fnat_conn_filter *filter, uint64_t now_ns,
                struct fnat_conn_info *out, uint32_t n);
+/* How many connections of one worker pass the filter; all records are looked at (about 0.02 s for each million). */
+int64_t fnat_conn_count(const struct fnat_plane *plane, uint32_t worker, const struct fnat_conn_filter *filter);
 const char *fnat_state_name(uint32_t state); /* TCP_NONE … UDP_LAST, NULL beyond */
 
 /* ---- workers: only in the process that created the plane ---- */

@@ -73,6 +73,22 @@ static int check_config(const struct fnat_plane_config *c)
     return ok ? 0 : -EINVAL;
 }
 
+int plane_measure(const struct fnat_plane_config *config, struct fnat_plane_info *out)
+{
+    struct fnat_plane p = {.config = *config};
+    int rc = check_config(config);
+    if (rc)
+        return rc;
+    *out = (struct fnat_plane_info){
+        .config = *config,
+        .plane_bytes = lay_out_plane(&p),
+        .worker_bytes = lay_out_worker(config, &p.maps[0]),
+        .frames_bytes = (u64)config->frames * config->workers * FRAME_SIZE,
+        .conn_bytes = p.maps[0].conn_bytes,
+    };
+    return 0;
+}
+
 static void init_header(struct fnat_plane *p)
 {
     struct plane_header *h = p->header;

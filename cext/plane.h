@@ -129,6 +129,8 @@ struct fnat_plane {
 };
 
 int plane_open(const char *dir, const struct fnat_plane_config *config, int flags, bool create, struct fnat_plane **out);
+/* What a plane of this configuration would take; nothing is made. */
+int plane_measure(const struct fnat_plane_config *config, struct fnat_plane_info *out);
 void plane_close(struct fnat_plane *plane);
 /* Add this member's counters, over all workers. */
 void plane_sum_member(const struct fnat_plane *plane, u32 id, struct fnat_stats *out);

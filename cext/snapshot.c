@@ -1,31 +1,48 @@
 /* snapshot.c: see snapshot.h. The builder lives in control's own memory; only sealed results lie in the shared area.
  *
- * Space is given out first fit. What a new snapshot no longer uses is free again when every running worker has adopted a
- * snapshot made after that. A control process that starts anew begins with an empty builder: its first publish replaces the
- * picture as a whole. What is unsatisfying: publishing rewrites both hash tables, so it costs time in proportion to the number
- * of services and addresses (about a millisecond for 20 000).
+ * Space is given out next fit over a bitmap of units, which lives with the builder. What a new snapshot no longer uses waits in
+ * a queue, and is free again when every running worker has adopted a snapshot made after that. A control process that starts
+ * anew begins with an empty builder: its first publish replaces the picture as a whole; until then all that the old snapshot
+ * reaches counts as used.
+ *
+ * A failed publish leaves the last snapshot and all that was put; putting something else and publishing again is the way on.
  */
 #include "snapshot.h"
 
 #include <errno.h>
 #include <stdlib.h>
 
+enum { UNIT = 64, PAGE_UNITS = SNAP_PAGE * sizeof(union snap_slot) / UNIT, ADDRESS_IDS = 65536 };
+
 struct extent {
     u32 at, units;
-    u32 dead_since; /* snapshot that no longer uses it; 0: in use */
+    u32 since; /* the first snapshot that does without it */
+};
+
+/* A table under construction and as it was last published. */
+struct draft {
+    u32 *pages; /* units, as last published */
+    u32 n_pages, count, directory;
+    u32 *dirty; /* ids that were put or deleted since, each once */
+    u32 n_dirty, dirty_room;
+    u8 *is_dirty; /* by id */
 };
 
 struct snapshot_builder {
     struct fnat_settings settings;
     struct fnat_port_spec ports[FNAT_PORTS];
-    u32 *blobs; /* by service id; 0: none */
-    struct fnat_address_spec *addresses;
+    u32 *blobs, *published;                                /* by service id; 0: none */
+    struct fnat_address_spec *addresses, *addresses_there; /* by address id: wanted, published; kind 0: none */
     struct fnat_route_spec *routes;
-    u32 n_addresses, n_routes, n_services;
-    u32 seq, index_at; /* the last snapshot published */
-    u32 routes_version;
-    struct extent *extents; /* sorted by at */
-    u32 n_extents, room;
+    u32 n_routes;
+    struct draft services, owned;
+    u32 seq, header_at; /* the last snapshot published */
+    u32 routes_version, fib_version;
+    u32 fib_at, fib_units, fib_ranges;
+    u64 *used; /* a bit a unit of the shared area */
+    u32 units, next;
+    struct extent *dying; /* a queue, in order of `since` */
+    u32 dying_first, dying_end, dying_room;
 };
 
 /* Seconds. ESTABLISHED: RFC 5382 REQ-5; half-closed connections may last minutes while one side still sends. */
@@ -43,47 +60,34 @@ void snapshot_default_settings(struct fnat_settings *s)
     s->lport_last = 65535;
 }
 
-static struct snapshot_builder *builder_of(struct fnat_plane *p)
+/* ---- space of the shared area ---- */
+
+static void mark(struct snapshot_builder *b, u32 at, u32 units, bool used)
 {
-    if (p->builder)
-        return p->builder;
-    struct snapshot_builder *b = calloc(1, sizeof *b);
-    if (!b)
-        return NULL;
-    b->blobs = calloc(p->config.services, sizeof *b->blobs);
-    b->extents = calloc(64, sizeof *b->extents);
-    b->room = 64;
-    if (!b->blobs || !b->extents) {
-        snapshot_builder_free(b);
-        return NULL;
-    }
-    snapshot_default_settings(&b->settings);
-    /* What an earlier control process published stays in use until the first publish of this one. */
-    u64 word = load_acquire(&p->header->snapshot);
-    b->seq = b->routes_version = (u32)(word >> 32); /* a new control process means new routes */
-    if (b->seq) {
-        const struct snapshot *old = snapshot_at(p->snapshots, (u32)word);
-        u32 end = (u32)word + old->units;
-        const u32 *blobs = snapshot_at(p->snapshots, old->blobs);
-        for (u32 i = 0; i < old->n_blobs; i++) {
-            const struct snap_service *s = snapshot_at(p->snapshots, blobs[i]);
-            u64 bytes = sizeof *s + s->n_members * sizeof s->members[0] + s->n_lips * sizeof(u16);
-            end = max_u32(end, blobs[i] + (u32)(align_up(bytes, 64) / 64));
-        }
-        b->extents[b->n_extents++] = (struct extent){1, end - 1, b->seq + 1};
-    }
-    return p->builder = b;
+    for (u32 i = at; i < at + units; i++)
+        if (used)
+            b->used[i / 64] |= 1ull << i % 64;
+        else
+            b->used[i / 64] &= ~(1ull << i % 64);
 }
 
-void snapshot_builder_free(struct snapshot_builder *b)
+/* The first of `units` free units between from and to; 0: none. */
+static u32 find_run(const struct snapshot_builder *b, u32 from, u32 to, u32 units)
 {
-    if (!b)
-        return;
-    free(b->blobs);
-    free(b->addresses);
-    free(b->routes);
-    free(b->extents);
-    free(b);
+    u32 run = 0;
+    for (u32 i = from; i < to;) {
+        u64 word = b->used[i / 64];
+        if (i % 64 == 0 && i + 64 <= to && (word == ~0ull || (word == 0 && run + 64 < units))) {
+            run = word ? 0 : run + 64;
+            i += 64;
+            continue;
+        }
+        run = word >> i % 64 & 1 ? 0 : run + 1;
+        i++;
+        if (run == units)
+            return i - units;
+    }
+    return 0;
 }
 
 s64 snapshot_adopted(const struct fnat_plane *p)
@@ -99,46 +103,165 @@ s64 snapshot_adopted(const struct fnat_plane *p)
 
 static void reclaim(struct fnat_plane *p, struct snapshot_builder *b)
 {
+    if (b->dying_first == b->dying_end)
+        return;
     s64 adopted = snapshot_adopted(p);
-    u32 kept = 0;
-    for (u32 i = 0; i < b->n_extents; i++)
-        if (!b->extents[i].dead_since || b->extents[i].dead_since > adopted || b->extents[i].dead_since > b->seq)
-            b->extents[kept++] = b->extents[i];
-    b->n_extents = kept;
+    for (; b->dying_first < b->dying_end && b->dying[b->dying_first].since <= adopted; b->dying_first++)
+        mark(b, b->dying[b->dying_first].at, b->dying[b->dying_first].units, false);
 }
+
+static u32 units_of(u64 bytes) { return (u32)(align_up(bytes, UNIT) / UNIT); }
 
 /* Unit 0 is never given out: 0 means none. */
 static u32 take_space(struct fnat_plane *p, struct snapshot_builder *b, u64 bytes)
 {
-    u32 units = (u32)(align_up(bytes, 64) / 64), limit = (u32)(p->snapshots_len / 64), at = 1, i;
+    u32 units = units_of(bytes);
     reclaim(p, b);
-    for (i = 0; i < b->n_extents; i++) {
-        if (b->extents[i].at - at >= units)
-            break;
-        at = b->extents[i].at + b->extents[i].units;
-    }
-    if ((u64)at + units > limit)
+    u32 at = find_run(b, b->next, b->units, units);
+    if (!at)
+        at = find_run(b, 1, b->units, units);
+    if (!at)
         return 0;
-    if (b->n_extents == b->room) {
-        struct extent *more = realloc(b->extents, 2ull * b->room * sizeof *more);
-        if (!more)
-            return 0;
-        b->extents = more;
-        b->room *= 2;
-    }
-    memmove(&b->extents[i + 1], &b->extents[i], (b->n_extents - i) * sizeof *b->extents);
-    b->extents[i] = (struct extent){at, units, 0};
-    b->n_extents++;
-    memset(p->snapshots + (u64)at * 64, 0, (u64)units * 64);
+    mark(b, at, units, true);
+    b->next = at + units;
+    memset(p->snapshots + (u64)at * UNIT, 0, (u64)units * UNIT);
     return at;
 }
 
-/* The next snapshot no longer uses what lies at this unit. */
-static void retire(struct snapshot_builder *b, u32 at)
+/* Snapshots from b->seq + 1 on do without this. Room for it was made by room_to_die. */
+static void retire(struct snapshot_builder *b, u32 at, u32 units)
 {
-    for (u32 i = 0; i < b->n_extents && at; i++)
-        if (b->extents[i].at == at && !b->extents[i].dead_since)
-            b->extents[i].dead_since = b->seq + 1;
+    if (at)
+        b->dying[b->dying_end++] = (struct extent){at, units, b->seq + 1};
+}
+
+static bool room_to_die(struct snapshot_builder *b, u32 more)
+{
+    u32 n = b->dying_end - b->dying_first;
+    if (b->dying_first) {
+        memmove(b->dying, b->dying + b->dying_first, n * sizeof *b->dying);
+        b->dying_first = 0, b->dying_end = n;
+    }
+    if (n + more <= b->dying_room)
+        return true;
+    struct extent *queue = realloc(b->dying, (2ull * n + more) * sizeof *queue);
+    if (!queue)
+        return false;
+    b->dying = queue;
+    b->dying_room = 2 * n + more;
+    return true;
+}
+
+/* ---- the builder ---- */
+
+static u64 blob_bytes(u32 n_members, u32 n_lips)
+{
+    return sizeof(struct snap_service) + n_members * sizeof(struct snap_member) + n_lips * sizeof(u16);
+}
+
+static u32 blob_units(const struct fnat_plane *p, u32 at)
+{
+    const struct snap_service *s = snapshot_at(p->snapshots, at);
+    return units_of(blob_bytes(s->n_members, s->n_lips));
+}
+
+static void keep_until_replaced(struct snapshot_builder *b, u32 at, u32 units)
+{
+    mark(b, at, units, true);
+    retire(b, at, units);
+}
+
+/* What an earlier control process published stays in use until the first publish of this one. */
+static bool keep_old_snapshot(struct fnat_plane *p, struct snapshot_builder *b, u32 at)
+{
+    const struct snapshot *old = snapshot_at(p->snapshots, at);
+    const struct snap_table *tables[] = {&old->services, &old->addresses};
+    const union snap_slot *slot;
+    u32 services = 0, cursor = 0;
+    while (snapshot_next(&old->services, p->snapshots, &cursor))
+        services++;
+    if (!room_to_die(b, services + old->services.mask + old->addresses.mask + 6))
+        return false;
+    keep_until_replaced(b, at, units_of(sizeof *old));
+    keep_until_replaced(b, old->fib_first, old->fib_units);
+    for (u32 i = 0; i < 2; i++) {
+        const u32 *pages = snapshot_at(p->snapshots, tables[i]->directory);
+        keep_until_replaced(b, tables[i]->directory, units_of((tables[i]->mask + 1ull) * sizeof *pages));
+        for (u32 page = 0; page <= tables[i]->mask; page++)
+            keep_until_replaced(b, pages[page], PAGE_UNITS);
+    }
+    for (cursor = 0; (slot = snapshot_next(&old->services, p->snapshots, &cursor));)
+        keep_until_replaced(b, slot->service.blob, blob_units(p, slot->service.blob));
+    return true;
+}
+
+static struct snapshot_builder *builder_of(struct fnat_plane *p)
+{
+    if (p->builder)
+        return p->builder;
+    struct snapshot_builder *b = calloc(1, sizeof *b);
+    if (!b)
+        return NULL;
+    b->units = (u32)(p->snapshots_len / UNIT);
+    b->next = 1;
+    b->blobs = calloc(p->config.services, sizeof *b->blobs);
+    b->published = calloc(p->config.services, sizeof *b->published);
+    b->addresses = calloc(ADDRESS_IDS, sizeof *b->addresses);
+    b->addresses_there = calloc(ADDRESS_IDS, sizeof *b->addresses_there);
+    b->services.is_dirty = calloc(p->config.services, 1);
+    b->owned.is_dirty = calloc(ADDRESS_IDS, 1);
+    b->used = calloc(b->units / 64 + 1, sizeof *b->used);
+    snapshot_default_settings(&b->settings);
+    u64 word = load_acquire(&p->header->snapshot);
+    b->seq = (u32)(word >> 32);
+    b->routes_version = b->seq + 1; /* a new control process means new routes */
+    if (!b->blobs || !b->published || !b->addresses || !b->addresses_there || !b->services.is_dirty || !b->owned.is_dirty || !b->used ||
+        (b->seq && !keep_old_snapshot(p, b, (u32)word))) {
+        snapshot_builder_free(b);
+        return NULL;
+    }
+    return p->builder = b;
+}
+
+static void draft_free(struct draft *d)
+{
+    free(d->pages);
+    free(d->dirty);
+    free(d->is_dirty);
+}
+
+void snapshot_builder_free(struct snapshot_builder *b)
+{
+    if (!b)
+        return;
+    free(b->blobs);
+    free(b->published);
+    free(b->addresses);
+    free(b->addresses_there);
+    free(b->routes);
+    draft_free(&b->services);
+    draft_free(&b->owned);
+    free(b->used);
+    free(b->dying);
+    free(b);
+}
+
+/* This id differs from what was published, or may. */
+static bool touch(struct draft *d, u32 id)
+{
+    if (d->is_dirty[id])
+        return true;
+    if (d->n_dirty == d->dirty_room) {
+        u32 room = d->dirty_room ? 2 * d->dirty_room : 64;
+        u32 *more = realloc(d->dirty, room * sizeof *more);
+        if (!more)
+            return false;
+        d->dirty = more;
+        d->dirty_room = room;
+    }
+    d->dirty[d->n_dirty++] = id;
+    d->is_dirty[id] = 1;
+    return true;
 }
 
 int snapshot_put_settings(struct fnat_plane *p, const struct fnat_settings *settings)
@@ -177,6 +300,13 @@ static u32 gcd(u32 a, u32 b)
 
 static void move_member(struct fnat_plane *p, u32 id, u32 service);
 
+/* A blob that was put and put again before it was published: nobody has seen it. */
+static void forget_unpublished(struct fnat_plane *p, struct snapshot_builder *b, u32 id)
+{
+    if (b->blobs[id] && b->blobs[id] != b->published[id])
+        mark(b, b->blobs[id], blob_units(p, b->blobs[id]), false);
+}
+
 int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *svc, const struct fnat_member_spec *members, const u16 *lips)
 {
     struct snapshot_builder *b = builder_of(p);
@@ -188,7 +318,9 @@ int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *s
     for (u32 i = 0; i < svc->n_members; i++)
         if (members[i].id >= p->config.members || members[i].family != 4 || !members[i].rport)
             return -EINVAL;
-    u32 at = take_space(p, b, sizeof(struct snap_service) + svc->n_members * sizeof(struct snap_member) + svc->n_lips * sizeof(u16));
+    if (!touch(&b->services, svc->id))
+        return -ENOMEM;
+    u32 at = take_space(p, b, blob_bytes(svc->n_members, svc->n_lips));
     if (!at)
         return -ENOSPC;
     struct snap_service *s = (struct snap_service *)(p->snapshots + (u64)at * 64);
@@ -215,10 +347,7 @@ int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *s
     }
     store_relaxed(&p->services[svc->id].conn_timeout, svc->conn_timeout);
     memcpy((u16 *)(s->members + s->n_members), lips, svc->n_lips * sizeof(u16));
-    if (b->blobs[svc->id])
-        retire(b, b->blobs[svc->id]);
-    else
-        b->n_services++;
+    forget_unpublished(p, b, svc->id);
     b->blobs[svc->id] = at;
     return 0;
 }
@@ -261,23 +390,41 @@ int snapshot_del_service(struct fnat_plane *p, u32 id)
         return -ENOMEM;
     if (id >= p->config.services || !b->blobs[id])
         return -ENOENT;
+    if (!touch(&b->services, id))
+        return -ENOMEM;
     for (u32 m = p->services[id].members; m; m = p->members[m - 1].next)
         store_relaxed(&p->members[m - 1].usable, 0);
-    retire(b, b->blobs[id]);
+    forget_unpublished(p, b, id);
     b->blobs[id] = 0;
-    b->n_services--;
     return 0;
 }
 
-static int copy_list(void **list, u32 *n, const void *from, u32 count, size_t size)
+int snapshot_put_address(struct fnat_plane *p, const struct fnat_address_spec *addr)
 {
-    void *copy = malloc(count * size + 1);
-    if (!copy)
+    struct snapshot_builder *b = builder_of(p);
+    if (!b)
         return -ENOMEM;
-    memcpy(copy, from, count * size);
-    free(*list);
-    *list = copy;
-    *n = count;
+    if (!addr->id || addr->family != 4 || !addr->kind || addr->port >= FNAT_PORTS)
+        return -EINVAL;
+    if (!touch(&b->owned, addr->id))
+        return -ENOMEM;
+    struct plane_address *a = &p->addresses[addr->id];
+    memcpy(a->addr, addr->addr, 16);
+    a->family = addr->family, a->kind = addr->kind, a->port = addr->port;
+    b->addresses[addr->id] = *addr;
+    return 0;
+}
+
+int snapshot_del_address(struct fnat_plane *p, u16 id)
+{
+    struct snapshot_builder *b = builder_of(p);
+    if (!b)
+        return -ENOMEM;
+    if (!b->addresses[id].kind)
+        return -ENOENT;
+    if (!touch(&b->owned, id))
+        return -ENOMEM;
+    b->addresses[id].kind = 0;
     return 0;
 }
 
@@ -289,12 +436,13 @@ int snapshot_put_addresses(struct fnat_plane *p, const struct fnat_address_spec 
     for (u32 i = 0; i < n; i++)
         if (!addrs[i].id || addrs[i].family != 4 || !addrs[i].kind || addrs[i].port >= FNAT_PORTS)
             return -EINVAL;
-    for (u32 i = 0; i < n; i++) {
-        struct plane_address *a = &p->addresses[addrs[i].id];
-        memcpy(a->addr, addrs[i].addr, 16);
-        a->family = addrs[i].family, a->kind = addrs[i].kind, a->port = addrs[i].port;
-    }
-    return copy_list((void **)&b->addresses, &b->n_addresses, addrs, n, sizeof *addrs);
+    int rc = 0;
+    for (u32 id = 1; id < ADDRESS_IDS && !rc; id++)
+        if (b->addresses[id].kind)
+            rc = snapshot_del_address(p, (u16)id);
+    for (u32 i = 0; i < n && !rc; i++)
+        rc = snapshot_put_address(p, &addrs[i]);
+    return rc;
 }
 
 int snapshot_put_routes(struct fnat_plane *p, const struct fnat_route_spec *routes, u32 n)
@@ -308,74 +456,264 @@ int snapshot_put_routes(struct fnat_plane *p, const struct fnat_route_spec *rout
         if (routes[i].mtu)
             return -EOPNOTSUPP;
     }
+    void *copy = malloc(n * sizeof *routes + 1);
+    if (!copy)
+        return -ENOMEM;
+    memcpy(copy, routes, n * sizeof *routes);
+    free(b->routes);
+    b->routes = copy;
+    b->n_routes = n;
     b->routes_version++;
-    return copy_list((void **)&b->routes, &b->n_routes, routes, n, sizeof *routes);
+    return 0;
 }
 
-static u32 slots_for(u32 n)
+/* ---- the tables ---- */
+
+static u64 slot_hash(const struct hash_secret *k, const u8 addr[16], u16 port, u8 proto, u8 family)
 {
-    u32 slots = 16;
-    while (slots < n * 2)
-        slots *= 2;
-    return slots;
+    return hash_addr(k, addr, (u64)port << 16 | (u64)proto << 8 | family);
 }
 
-static u64 service_hash(const struct hash_secret *k, const u8 vip[16], u16 vport, u8 proto, u8 family)
+static const union snap_slot *find(const struct snap_table *t, const u8 *area, const struct hash_secret *k, const u8 addr[16], u16 port,
+                                   u8 proto, u8 family)
 {
-    return hash_addr(k, vip, (u64)vport << 16 | (u64)proto << 8 | family);
+    u32 hash = (u32)slot_hash(k, addr, port, proto, family);
+    const u32 *pages = snapshot_at(area, t->directory);
+    const union snap_slot *page = snapshot_at(area, pages[hash / SNAP_PAGE & t->mask]);
+    for (u32 n = 0, i = hash % SNAP_PAGE; n < SNAP_PAGE && page[i].word; n++, i = (i + 1) % SNAP_PAGE)
+        if (page[i].port == port && page[i].proto == proto && page[i].family == family && same_addr(page[i].addr, addr))
+            return &page[i];
+    return NULL;
 }
 
 const struct snap_service *snapshot_service(const struct snapshot *s, const u8 *area, const struct hash_secret *k, const u8 vip[16],
                                             u16 vport, u8 proto, u8 family)
 {
-    const struct snap_service_slot *slots = snapshot_at(area, s->service_slots);
-    for (u32 i = (u32)service_hash(k, vip, vport, proto, family) & s->service_mask; slots[i].blob; i = (i + 1) & s->service_mask)
-        if (slots[i].vport == vport && slots[i].proto == proto && slots[i].family == family && same_addr(slots[i].vip, vip))
-            return snapshot_at(area, slots[i].blob);
-    return NULL;
+    const union snap_slot *slot = find(&s->services, area, k, vip, vport, proto, family);
+    return slot ? snapshot_at(area, slot->service.blob) : NULL;
 }
 
 const struct snap_address_slot *snapshot_address(const struct snapshot *s, const u8 *area, const struct hash_secret *k, const u8 addr[16],
                                                  u8 family)
 {
-    const struct snap_address_slot *slots = snapshot_at(area, s->address_slots);
-    for (u32 i = (u32)hash_addr(k, addr, family) & s->address_mask; slots[i].kind; i = (i + 1) & s->address_mask)
-        if (slots[i].family == family && same_addr(slots[i].addr, addr))
-            return &slots[i];
+    const union snap_slot *slot = find(&s->addresses, area, k, addr, 0, 0, family);
+    return slot ? &slot->address : NULL;
+}
+
+const union snap_slot *snapshot_next(const struct snap_table *t, const u8 *area, u32 *cursor)
+{
+    const u32 *pages = snapshot_at(area, t->directory);
+    while (*cursor < (t->mask + 1) * SNAP_PAGE) {
+        u32 at = (*cursor)++;
+        const union snap_slot *page = snapshot_at(area, pages[at / SNAP_PAGE]);
+        if (page[at % SNAP_PAGE].word)
+            return &page[at % SNAP_PAGE];
+    }
     return NULL;
 }
 
-static int fill_services(struct fnat_plane *p, struct snapshot_builder *b, struct snapshot *s)
+/* A table that is being made: pages of the published one until they are written. */
+struct making {
+    struct fnat_plane *p;
+    struct snapshot_builder *b;
+    u32 *pages;
+    u8 *fresh; /* by page: made for this table */
+    u32 n_pages, directory;
+};
+
+static union snap_slot *page_of(const struct making *m, u32 hash)
 {
-    struct snap_service_slot *slots = (struct snap_service_slot *)(p->snapshots + (u64)s->service_slots * 64);
-    u32 *blobs = (u32 *)(p->snapshots + (u64)s->blobs * 64);
-    for (u32 id = 0; id < p->config.services; id++) {
-        if (!b->blobs[id])
-            continue;
-        const struct snap_service *svc = snapshot_at(p->snapshots, b->blobs[id]);
-        if (snapshot_service(s, p->snapshots, &p->header->secret, svc->vip, svc->vport, svc->proto, svc->family))
+    return (union snap_slot *)(m->p->snapshots + (u64)m->pages[hash / SNAP_PAGE % m->n_pages] * UNIT);
+}
+
+static u32 hash_of(const struct making *m, const union snap_slot *s)
+{
+    return (u32)slot_hash(&m->p->header->secret, s->addr, s->port, s->proto, s->family);
+}
+
+/* The page as one that may be written. NULL: no room. */
+static union snap_slot *page_to_write(struct making *m, u32 hash)
+{
+    u32 page = hash / SNAP_PAGE % m->n_pages;
+    if (!m->fresh[page]) {
+        u32 at = take_space(m->p, m->b, PAGE_UNITS * UNIT);
+        if (!at)
+            return NULL;
+        if (m->pages[page])
+            memcpy(m->p->snapshots + (u64)at * UNIT, page_of(m, hash), PAGE_UNITS * UNIT);
+        m->pages[page] = at;
+        m->fresh[page] = 1;
+    }
+    return page_of(m, hash);
+}
+
+static bool same_key(const union snap_slot *a, const union snap_slot *b) { return !memcmp(a, b, offsetof(union snap_slot, word)); }
+
+static int insert(struct making *m, const union snap_slot *slot)
+{
+    u32 hash = hash_of(m, slot), i = hash % SNAP_PAGE, used = 0;
+    union snap_slot *page = page_to_write(m, hash);
+    if (!page)
+        return -ENOSPC;
+    for (; used < SNAP_PAGE && page[i].word; i = (i + 1) % SNAP_PAGE, used++)
+        if (same_key(&page[i], slot))
             return -EEXIST;
-        u32 i = (u32)service_hash(&p->header->secret, svc->vip, svc->vport, svc->proto, svc->family) & s->service_mask;
-        while (slots[i].blob)
-            i = (i + 1) & s->service_mask;
-        memcpy(slots[i].vip, svc->vip, 16);
-        slots[i].vport = svc->vport, slots[i].proto = svc->proto, slots[i].family = svc->family, slots[i].blob = b->blobs[id];
-        blobs[s->n_blobs++] = b->blobs[id];
+    if (used == SNAP_PAGE)
+        return -EOVERFLOW;
+    page[i] = *slot;
+    return 0;
+}
+
+/* Those behind it in its run are put in anew, so that none is cut off from its place. */
+static int erase(struct making *m, const union snap_slot *slot)
+{
+    u32 hash = hash_of(m, slot), i = hash % SNAP_PAGE;
+    union snap_slot *page = page_to_write(m, hash);
+    if (!page)
+        return -ENOSPC;
+    while (page[i].word && !same_key(&page[i], slot))
+        i = (i + 1) % SNAP_PAGE;
+    page[i].word = 0;
+    for (i = (i + 1) % SNAP_PAGE; page[i].word; i = (i + 1) % SNAP_PAGE) {
+        union snap_slot behind = page[i];
+        page[i].word = 0;
+        insert(m, &behind);
     }
     return 0;
 }
 
-static void fill_addresses(struct fnat_plane *p, struct snapshot_builder *b, struct snapshot *s)
+static union snap_slot service_slot(const struct fnat_plane *p, u32 blob)
 {
-    struct snap_address_slot *slots = (struct snap_address_slot *)(p->snapshots + (u64)s->address_slots * 64);
-    for (u32 n = 0; n < b->n_addresses; n++) {
-        const struct fnat_address_spec *a = &b->addresses[n];
-        u32 i = (u32)hash_addr(&p->header->secret, a->addr, a->family) & s->address_mask;
-        while (slots[i].kind)
-            i = (i + 1) & s->address_mask;
-        memcpy(slots[i].addr, a->addr, 16);
-        slots[i].id = a->id, slots[i].family = a->family, slots[i].kind = a->kind, slots[i].port = a->port;
+    const struct snap_service *s = snapshot_at(p->snapshots, blob);
+    union snap_slot slot = {.service = {.vport = s->vport, .proto = s->proto, .family = s->family, .blob = blob}};
+    memcpy(slot.addr, s->vip, 16);
+    return slot;
+}
+
+static union snap_slot address_slot(const struct fnat_address_spec *a)
+{
+    union snap_slot slot = {.address = {.family = a->family, .id = a->id, .kind = a->kind, .port = a->port}};
+    memcpy(slot.addr, a->addr, 16);
+    return slot;
+}
+
+/* The slot of an id, as published or as wanted; its word is 0 where there is none. */
+static union snap_slot slot_of(const struct making *m, const struct draft *d, u32 id, bool published)
+{
+    const struct snapshot_builder *b = m->b;
+    if (d == &b->services) {
+        u32 blob = published ? b->published[id] : b->blobs[id];
+        return blob ? service_slot(m->p, blob) : (union snap_slot){0};
     }
+    const struct fnat_address_spec *a = published ? &b->addresses_there[id] : &b->addresses[id];
+    return a->kind ? address_slot(a) : (union snap_slot){0};
+}
+
+static void abandon(struct making *m)
+{
+    for (u32 i = 0; m->fresh && i < m->n_pages; i++)
+        if (m->fresh[i])
+            mark(m->b, m->pages[i], PAGE_UNITS, false);
+    if (m->directory)
+        mark(m->b, m->directory, units_of(m->n_pages * sizeof(u32)), false);
+    free(m->pages);
+    free(m->fresh);
+}
+
+/* The table as it was with what differs, in n_pages pages. */
+static int make_table(struct making *m, const struct draft *d, u32 n_pages)
+{
+    m->n_pages = n_pages;
+    m->pages = calloc(n_pages, sizeof *m->pages);
+    m->fresh = calloc(n_pages, 1);
+    if (!m->pages || !m->fresh)
+        return -ENOMEM;
+    int rc = 0;
+    if (n_pages == d->n_pages)
+        memcpy(m->pages, d->pages, n_pages * sizeof *m->pages);
+    else
+        for (u32 i = 0; i < n_pages; i++)
+            if (!page_to_write(m, i * SNAP_PAGE))
+                return -ENOSPC;
+    if (n_pages != d->n_pages && d->n_pages) {
+        const union snap_slot *slot;
+        struct snap_table old = {d->directory, d->n_pages - 1};
+        for (u32 cursor = 0; !rc && (slot = snapshot_next(&old, m->p->snapshots, &cursor));)
+            rc = insert(m, slot);
+    }
+    for (u32 wanted = 0; wanted < 2; wanted++)
+        for (u32 i = 0; i < d->n_dirty && !rc; i++) {
+            union snap_slot slot = slot_of(m, d, d->dirty[i], !wanted);
+            if (slot.word)
+                rc = wanted ? insert(m, &slot) : erase(m, &slot);
+        }
+    if (rc)
+        return rc;
+    if (!(m->directory = take_space(m->p, m->b, n_pages * sizeof(u32))))
+        return -ENOSPC;
+    memcpy(m->p->snapshots + (u64)m->directory * UNIT, m->pages, n_pages * sizeof(u32));
+    return 0;
+}
+
+/* -EEXIST two ids with one key. A page that is full makes all the pages anew, twice as many. */
+static int make(struct making *m, struct draft *d)
+{
+    s64 count = d->count;
+    for (u32 i = 0; i < d->n_dirty; i++)
+        count += !!slot_of(m, d, d->dirty[i], false).word - !!slot_of(m, d, d->dirty[i], true).word;
+    u32 n_pages = d->n_pages ? d->n_pages : 1;
+    while (n_pages * (SNAP_PAGE / 2ll) < count)
+        n_pages *= 2;
+    for (;; n_pages *= 2) {
+        int rc = make_table(m, d, n_pages);
+        if (!rc)
+            return 0;
+        abandon(m);
+        *m = (struct making){m->p, m->b, NULL, NULL, 0, 0};
+        if (rc != -EOVERFLOW)
+            return rc;
+    }
+}
+
+/* The table is part of the snapshot that is being published. */
+static void settle_table(struct making *m, struct draft *d)
+{
+    struct snapshot_builder *b = m->b;
+    for (u32 i = 0; i < d->n_pages; i++)
+        if (d->n_pages != m->n_pages || m->fresh[i])
+            retire(b, d->pages[i], PAGE_UNITS);
+    retire(b, d->directory, units_of(d->n_pages * sizeof(u32)));
+    for (u32 i = 0; i < d->n_dirty; i++) {
+        u32 id = d->dirty[i];
+        d->count += !!slot_of(m, d, id, false).word - !!slot_of(m, d, id, true).word;
+        if (d != &b->services) {
+            b->addresses_there[id] = b->addresses[id];
+        } else if (b->published[id] != b->blobs[id]) {
+            retire(b, b->published[id], b->published[id] ? blob_units(m->p, b->published[id]) : 0);
+            b->published[id] = b->blobs[id];
+        }
+        d->is_dirty[id] = 0;
+    }
+    d->n_dirty = 0;
+    free(d->pages);
+    free(m->fresh);
+    d->pages = m->pages, d->n_pages = m->n_pages, d->directory = m->directory;
+}
+
+struct routes_made {
+    u32 at, units, ranges;
+};
+
+static int make_routes(struct fnat_plane *p, struct snapshot_builder *b, struct routes_made *r)
+{
+    u32 ranges = 2 * b->n_routes + 2, list = units_of(ranges * sizeof(u32));
+    r->units = 2 * list + units_of(b->n_routes * sizeof(struct fnat_route_spec) + 1);
+    if (!(r->at = take_space(p, b, (u64)r->units * UNIT)))
+        return -ENOSPC;
+    memcpy(p->snapshots + (u64)(r->at + 2 * list) * UNIT, b->routes ? b->routes : (void *)"", b->n_routes * sizeof(struct fnat_route_spec));
+    r->ranges =
+        fib4_build(b->routes, b->n_routes, (u32 *)(p->snapshots + (u64)r->at * UNIT), (u32 *)(p->snapshots + (u64)(r->at + list) * UNIT));
+    return 0;
 }
 
 s64 snapshot_publish(struct fnat_plane *p)
@@ -383,47 +721,54 @@ s64 snapshot_publish(struct fnat_plane *p)
     struct snapshot_builder *b = builder_of(p);
     if (!b)
         return -ENOMEM;
-    u32 service_slots = slots_for(b->n_services), address_slots = slots_for(b->n_addresses), ranges = 2 * b->n_routes + 2;
-    u64 bytes = align_up(sizeof(struct snapshot), 64);
-    u64 at_services = bytes, at_addresses, at_first, at_leaf, at_routes, at_blobs;
-    at_addresses = align_up(at_services + service_slots * sizeof(struct snap_service_slot), 64);
-    at_first = align_up(at_addresses + address_slots * sizeof(struct snap_address_slot), 64);
-    at_leaf = align_up(at_first + ranges * sizeof(u32), 64);
-    at_routes = align_up(at_leaf + ranges * sizeof(u32), 64);
-    at_blobs = align_up(at_routes + b->n_routes * sizeof(struct fnat_route_spec), 64);
-    bytes = align_up(at_blobs + b->n_services * sizeof(u32) + 4, 64);
-    u32 at = take_space(p, b, bytes);
-    if (!at)
-        return -ENOSPC;
-    struct snapshot *s = (struct snapshot *)(p->snapshots + (u64)at * 64);
+    struct making services = {.p = p, .b = b}, owned = {.p = p, .b = b};
+    struct routes_made fib = {.at = b->fib_at, .units = b->fib_units, .ranges = b->fib_ranges};
+    bool new_routes = !b->fib_at || b->fib_version != b->routes_version;
+    u32 at = 0;
+    int rc = -ENOMEM;
+    if (!room_to_die(b, b->services.n_pages + b->owned.n_pages + b->services.n_dirty + 6))
+        goto nothing_made;
+    if ((rc = make(&services, &b->services)))
+        goto nothing_made;
+    if ((rc = make(&owned, &b->owned)))
+        goto services_made;
+    if (new_routes && (rc = make_routes(p, b, &fib)))
+        goto owned_made;
+    rc = -ENOSPC;
+    if (!(at = take_space(p, b, sizeof(struct snapshot))))
+        goto routes_made;
+
+    struct snapshot *s = (struct snapshot *)(p->snapshots + (u64)at * UNIT);
+    u32 list = units_of((2 * b->n_routes + 2) * sizeof(u32));
     s->seq = b->seq + 1;
-    s->units = (u32)(bytes / 64);
     s->settings = b->settings;
     s->routes_version = b->routes_version;
     memcpy(s->ports, b->ports, sizeof s->ports);
-    s->service_slots = at + (u32)(at_services / 64), s->service_mask = service_slots - 1;
-    s->address_slots = at + (u32)(at_addresses / 64), s->address_mask = address_slots - 1;
-    s->fib_first = at + (u32)(at_first / 64), s->fib_leaf = at + (u32)(at_leaf / 64), s->fib_routes = at + (u32)(at_routes / 64);
-    s->blobs = at + (u32)(at_blobs / 64);
-    int rc = fill_services(p, b, s);
-    if (rc) {
-        for (u32 i = 0; i < b->n_extents; i++)
-            if (b->extents[i].at == at) {
-                memmove(&b->extents[i], &b->extents[i + 1], (b->n_extents - i - 1) * sizeof *b->extents);
-                b->n_extents--;
-                break;
-            }
-        return rc;
-    }
-    fill_addresses(p, b, s);
-    memcpy(p->snapshots + (u64)s->fib_routes * 64, b->routes ? b->routes : (void *)"", b->n_routes * sizeof(struct fnat_route_spec));
-    s->fib_ranges =
-        fib4_build(b->routes, b->n_routes, (u32 *)(p->snapshots + (u64)s->fib_first * 64), (u32 *)(p->snapshots + (u64)s->fib_leaf * 64));
+    s->services = (struct snap_table){services.directory, services.n_pages - 1};
+    s->addresses = (struct snap_table){owned.directory, owned.n_pages - 1};
+    s->fib_first = fib.at, s->fib_leaf = fib.at + list, s->fib_routes = fib.at + 2 * list;
+    s->fib_ranges = fib.ranges, s->fib_units = fib.units;
     for (u32 i = 0; i < b->n_routes; i++)
         s->has_host_routes |= b->routes[i].kind == FNAT_ROUTE_HOST;
-    retire(b, b->index_at);
-    b->index_at = at;
+
+    settle_table(&services, &b->services);
+    settle_table(&owned, &b->owned);
+    if (new_routes)
+        retire(b, b->fib_at, b->fib_units);
+    b->fib_at = fib.at, b->fib_units = fib.units, b->fib_ranges = fib.ranges, b->fib_version = b->routes_version;
+    retire(b, b->header_at, units_of(sizeof *s));
+    b->header_at = at;
     b->seq = s->seq;
     store_release(&p->header->snapshot, (u64)s->seq << 32 | at);
     return s->seq;
+
+routes_made:
+    if (new_routes)
+        mark(b, fib.at, fib.units, false);
+owned_made:
+    abandon(&owned);
+services_made:
+    abandon(&services);
+nothing_made:
+    return rc;
 }

@@ -1,5 +1,8 @@
 /* snapshot.h: the sealed picture of services, addresses, routes and ports that workers read. Written by control, never changed
- * once published; the next one shares the blobs of services that did not change.
+ * once published; the next one shares all that did not change: blobs of services, pages of the two hash tables, the routes.
+ * So a change of one service among 20 000 writes its blob, one page and a directory, whatever the number of services.
+ *
+ *   snapshot -> directory -> pages of SNAP_PAGE slots -> blob of a service
  *
  * All references are offsets into the plane's snapshot area, in units of 64 bytes, because two processes map it.
  */
@@ -41,20 +44,42 @@ struct snap_service_slot {
 
 struct snap_address_slot {
     u8 addr[16];
+    u16 no_port;
+    u8 no_proto, family;
     u16 id;
-    u8 family, kind, port, pad[3]; /* kind 0: empty */
+    u8 kind, port; /* kind 0: empty */
+};
+
+/* A slot of either table: a key of 20 bytes, and a word that is 0 in an empty slot. */
+union snap_slot {
+    struct {
+        u8 addr[16];
+        u16 port;
+        u8 proto, family;
+        u32 word;
+    };
+    struct snap_service_slot service;
+    struct snap_address_slot address;
+};
+_Static_assert(sizeof(union snap_slot) == 24 && offsetof(struct snap_address_slot, id) == 20 &&
+                   offsetof(struct snap_service_slot, blob) == 20,
+               "one key and one word");
+
+enum { SNAP_PAGE = 128 }; /* slots of a page; probing stays inside a page */
+
+struct snap_table {
+    u32 directory; /* of the units of the pages */
+    u32 mask;      /* number of pages - 1 */
 };
 
 struct snapshot {
-    u32 seq, units; /* size */
+    u32 seq, spare;
     struct fnat_settings settings;
     struct fnat_port_spec ports[FNAT_PORTS];
-    u32 service_slots, service_mask;
-    u32 address_slots, address_mask;
-    u32 fib_first, fib_leaf, fib_routes, fib_ranges;
+    struct snap_table services, addresses;
+    u32 fib_first, fib_leaf, fib_routes, fib_ranges, fib_units; /* the three lie in fib_units units from fib_first on */
     u32 has_host_routes;
     u32 routes_version; /* changes with the routes */
-    u32 n_blobs, blobs; /* every blob this snapshot uses */
 };
 
 static inline const void *snapshot_at(const u8 *area, u32 unit) { return area + (u64)unit * 64; }
@@ -64,6 +89,8 @@ const struct snap_service *snapshot_service(const struct snapshot *s, const u8 *
                                             u16 vport, u8 proto, u8 family);
 const struct snap_address_slot *snapshot_address(const struct snapshot *s, const u8 *area, const struct hash_secret *k, const u8 addr[16],
                                                  u8 family);
+/* The used slots of a table one after the other, from *cursor on; NULL: that was all. */
+const union snap_slot *snapshot_next(const struct snap_table *t, const u8 *area, u32 *cursor);
 static inline struct fib4 snapshot_fib4(const struct snapshot *s, const u8 *area)
 {
     return (struct fib4){snapshot_at(area, s->fib_first), snapshot_at(area, s->fib_leaf), snapshot_at(area, s->fib_routes), s->fib_ranges};
@@ -75,6 +102,8 @@ int snapshot_put_port(struct fnat_plane *p, const struct fnat_port_spec *port);
 int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *svc, const struct fnat_member_spec *members,
                          const u16 *lips);
 int snapshot_del_service(struct fnat_plane *p, u32 id);
+int snapshot_put_address(struct fnat_plane *p, const struct fnat_address_spec *addr);
+int snapshot_del_address(struct fnat_plane *p, u16 id);
 int snapshot_put_addresses(struct fnat_plane *p, const struct fnat_address_spec *addrs, u32 n);
 int snapshot_put_routes(struct fnat_plane *p, const struct fnat_route_spec *routes, u32 n);
 s64 snapshot_publish(struct fnat_plane *p);

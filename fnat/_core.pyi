@@ -1,6 +1,9 @@
 """The Cython door to the C core, typed. Every failing call raises OSError with the errno of cext/fnat.h."""
 
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
 
 class PlaneInfo(TypedDict):
     workers: int
@@ -61,6 +64,22 @@ class Conn(NamedTuple):
     in_bytes: int
     out_bytes: int
 
+class ConnFilter(TypedDict, total=False):
+    """Numbers: -1 is any; ports: 0 is any; addresses: "ADDR" or "ADDR/PLEN"."""
+
+    service: int
+    member: int
+    state: int
+    proto: int
+    cip: str
+    cport: int
+    vip: str
+    vport: int
+    lip: str
+    lport: int
+    rip: str
+    rport: int
+
 class BenchResult(TypedDict):
     packets: int
     ns: int
@@ -109,6 +128,19 @@ class Plane:
         fresh: bool = False,
     ) -> Plane: ...
     @staticmethod
+    def measure(
+        *,
+        workers: int,
+        conns: int,
+        services: int,
+        members: int,
+        endpoints: int,
+        neighbours: int,
+        frames: int,
+        snapshot_mib: int,
+    ) -> PlaneInfo:
+        """What a plane of these sizes would take, by the layout itself; nothing is made."""
+    @staticmethod
     def attach(directory: str) -> Plane: ...
     def close(self) -> None: ...
     def info(self) -> PlaneInfo: ...
@@ -137,6 +169,9 @@ class Plane:
     ) -> None:
         """members: (member id, rip, rport, weight); lips: address ids."""
     def del_service(self, id: int) -> None: ...
+    def put_address(self, id: int, addr: str, kind: str, port: int) -> None:
+        """Add or replace one owned address; kind is "vip", "lip" or "vip+lip"."""
+    def del_address(self, id: int) -> None: ...
     def put_addresses(self, addresses: list[tuple[int, str, str, int]]) -> None:
         """The whole list of (address id, address, kind, port id); kind is "vip", "lip" or "vip+lip"."""
     def put_routes(self, routes: list[tuple[str, str, str, int, int, int, str]]) -> None:
@@ -151,7 +186,12 @@ class Plane:
     # reading
     def service_stats(self, id: int) -> Stats: ...
     def member_stats(self, id: int) -> Stats: ...
+    def service_table(self, count: int) -> NDArray[np.uint64]:
+        """Counters of the ids below count in one reading, a row an id; the columns are the fields of Stats."""
+    def member_table(self, count: int) -> NDArray[np.uint64]: ...
     def address_stats(self, id: int) -> AddressStats: ...
+    def endpoints(self) -> NDArray[np.void]:
+        """Endpoints with ports in use: fields rip (16 bytes), used, lip (address id), rport, proto, family, worker."""
     def counters(self, worker: int | None = None) -> dict[str, int]:
         """Values by name, of one worker or summed over all."""
     def step_stats(self, worker: int) -> StepStats: ...
@@ -162,13 +202,12 @@ class Plane:
         cursor: int = 0,
         limit: int = 1024,
         *,
-        service: int = -1,
-        member: int = -1,
-        state: int = -1,
-        proto: int = -1,
         now_ns: int | None = None,
+        **filter: Unpack[ConnFilter],
     ) -> tuple[list[Conn], int]:
-        """(connections, next cursor); the cursor is -1 at the end. A page may be empty before the end."""
+        """(connections that pass, next cursor); the cursor is -1 at the end. A page may be empty before the end."""
+    def conn_count(self, worker: int, **filter: Unpack[ConnFilter]) -> int:
+        """How many connections of a worker pass; all records are looked at."""
 
 class Queue:
     """One rx/tx pair. Given to a worker it belongs to that worker."""

@@ -10,6 +10,10 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+cdef extern from "<arpa/inet.h>" nogil:
+    enum: AF_INET
+    int inet_pton(int family, const char *text, void *to)
+
 cdef extern from "fnat.h" nogil:
     enum: FNAT_PORTS, FNAT_STATES, FNAT_NAME, FNAT_ANON, FNAT_FRESH
     enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT
@@ -70,6 +74,11 @@ cdef extern from "fnat.h" nogil:
     struct fnat_address_stats:
         uint64_t misses
         uint32_t used, conns
+    struct fnat_endpoint_info:
+        uint8_t rip[16]
+        uint32_t used
+        uint16_t lip, rport
+        uint8_t proto, family, worker, pad
     struct fnat_conn_info:
         uint8_t cip[16]
         uint8_t vip[16]
@@ -80,9 +89,14 @@ cdef extern from "fnat.h" nogil:
         uint32_t index, service, member, remaining, age
         uint16_t cport, vport, lport, rport
         uint8_t worker, proto, family, state
+    struct fnat_conn_end:
+        uint8_t addr[16]
+        uint8_t family, plen
+        uint16_t port
     struct fnat_conn_filter:
         int64_t service, member
         int32_t state, proto
+        fnat_conn_end client, vip, lip, rs
     struct fnat_bench_result:
         uint64_t packets, ns, generator_ns, conns, opened, verified, mismatched, dropped, floor_ns, open_ns, expire_ns, left
         uint64_t stage_ps[9]
@@ -99,11 +113,15 @@ cdef extern from "fnat.h" nogil:
     int fnat_plane_create(const char *dir, const fnat_plane_config *config, int flags, fnat_plane **out)
     int fnat_plane_attach(const char *dir, fnat_plane **out)
     void fnat_plane_close(fnat_plane *plane)
+    int fnat_plane_measure(const fnat_plane_config *config, fnat_plane_info *out)
+    int fnat_endpoints(const fnat_plane *plane, uint32_t worker, uint32_t *cursor, fnat_endpoint_info *out, uint32_t n)
     void fnat_plane_info_get "fnat_plane_info"(const fnat_plane *plane, fnat_plane_info *out)
     int fnat_put_settings(fnat_plane *plane, const fnat_settings *settings)
     int fnat_put_port(fnat_plane *plane, const fnat_port_spec *port)
     int fnat_put_service(fnat_plane *plane, const fnat_service_spec *svc, const fnat_member_spec *members, const uint16_t *lips)
     int fnat_del_service(fnat_plane *plane, uint32_t id)
+    int fnat_put_address(fnat_plane *plane, const fnat_address_spec *addr)
+    int fnat_del_address(fnat_plane *plane, uint16_t id)
     int fnat_put_addresses(fnat_plane *plane, const fnat_address_spec *addrs, uint32_t n)
     int fnat_put_routes(fnat_plane *plane, const fnat_route_spec *routes, uint32_t n)
     int64_t fnat_publish(fnat_plane *plane)
@@ -122,6 +140,7 @@ cdef extern from "fnat.h" nogil:
     int fnat_worker_steps(const fnat_plane *plane, uint32_t worker, fnat_step_stats *out)
     int fnat_conns(const fnat_plane *plane, uint32_t worker, uint32_t *cursor, const fnat_conn_filter *filter, uint64_t now_ns,
                    fnat_conn_info *out, uint32_t n)
+    int64_t fnat_conn_count(const fnat_plane *plane, uint32_t worker, const fnat_conn_filter *filter)
     const char *fnat_state_name(uint32_t state)
     fnat_worker *fnat_worker_get(fnat_plane *plane, uint32_t index)
     frame_pool *fnat_worker_pool(fnat_worker *worker)
@@ -156,9 +175,14 @@ cdef int check(int rc, what) except -1:
 
 cdef uint8_t put_addr(uint8_t *to, text) except 0:
     """Writes 16 bytes; returns the family."""
+    cdef bytes raw
+    memset(to, 0, 16)
+    if isinstance(text, str) and len(text) < 16:
+        raw = text.encode()
+        if inet_pton(AF_INET, <const char *>raw, to) == 1:
+            return 4
     address = ipaddress.ip_address(text)
     cdef bytes packed = address.packed
-    memset(to, 0, 16)
     memcpy(to, <const char *>packed, len(packed))
     return address.version
 
@@ -174,6 +198,34 @@ cdef int put_mac(uint8_t *to, str text) except -1:
     if len(raw) != 6:
         raise ValueError(f"MAC address {text!r}: write it as aa:bb:cc:dd:ee:ff")
     memcpy(to, <const char *>raw, 6)
+    return 0
+
+
+cdef int put_end(fnat_conn_end *end, address, port) except -1:
+    """address: None (any), "ADDR" or "ADDR/PLEN"."""
+    end.port = port
+    if address is not None:
+        host, slash, plen = address.partition("/")
+        end.family = put_addr(end.addr, host)
+        end.plen = int(plen) if slash else 32 if end.family == 4 else 128
+    return 0
+
+
+FILTER = {"service": -1, "member": -1, "state": -1, "proto": -1, "cip": None, "cport": 0, "vip": None, "vport": 0, "lip": None, "lport": 0,
+          "rip": None, "rport": 0}
+
+
+cdef int put_filter(fnat_conn_filter *f, dict given) except -1:
+    unknown = given.keys() - FILTER.keys()
+    if unknown:
+        raise TypeError(f"connections have no {', '.join(sorted(unknown))}")
+    memset(f, 0, sizeof(f[0]))
+    w = {**FILTER, **given}
+    f.service, f.member, f.state, f.proto = w["service"], w["member"], w["state"], w["proto"]
+    put_end(&f.client, w["cip"], w["cport"])
+    put_end(&f.vip, w["vip"], w["vport"])
+    put_end(&f.lip, w["lip"], w["lport"])
+    put_end(&f.rs, w["rip"], w["rport"])
     return 0
 
 
@@ -244,6 +296,18 @@ def monotonic_ns():
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
 
+cdef fnat_plane_config make_config(workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib):
+    cdef fnat_plane_config config
+    config.workers, config.conns, config.services, config.members = workers, conns, services, members
+    config.endpoints, config.neighbours, config.frames, config.snapshot_mib = endpoints, neighbours, frames, snapshot_mib
+    return config
+
+
+cdef dict info_dict(const fnat_plane_info *info):
+    return {**info.config, "plane_bytes": info.plane_bytes, "worker_bytes": info.worker_bytes, "frames_bytes": info.frames_bytes,
+            "conn_bytes": info.conn_bytes, "huge_page_size": info.huge_page_size, "restored": info.restored}
+
+
 cdef class Plane:
     cdef fnat_plane *p
 
@@ -258,15 +322,20 @@ cdef class Plane:
     @staticmethod
     def create(directory, *, workers=1, conns=65536, services=1024, members=8192, endpoints=8192, neighbours=4096, frames=4096,
                snapshot_mib=16, fresh=False):
-        cdef fnat_plane_config config
-        config.workers, config.conns, config.services, config.members = workers, conns, services, members
-        config.endpoints, config.neighbours, config.frames, config.snapshot_mib = endpoints, neighbours, frames, snapshot_mib
+        cdef fnat_plane_config config = make_config(workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib)
         cdef int flags = (FNAT_ANON if directory is None else 0) | (FNAT_FRESH if fresh else 0)
         cdef bytes path = b"" if directory is None else os.fsencode(directory)
         cdef Plane plane = Plane.__new__(Plane)
         cdef const char *dir_ = NULL if directory is None else <const char *>path
         check(fnat_plane_create(dir_, &config, flags, &plane.p), f"create the data plane's memory in {directory or 'anonymous memory'}")
         return plane
+
+    @staticmethod
+    def measure(*, workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib):
+        cdef fnat_plane_config config = make_config(workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib)
+        cdef fnat_plane_info info
+        check(fnat_plane_measure(&config, &info), f"a plane of {workers} workers with {conns} connections each")
+        return info_dict(&info)
 
     @staticmethod
     def attach(directory):
@@ -283,8 +352,7 @@ cdef class Plane:
     def info(self):
         cdef fnat_plane_info info
         fnat_plane_info_get(self.handle(), &info)
-        return {**info.config, "plane_bytes": info.plane_bytes, "worker_bytes": info.worker_bytes, "frames_bytes": info.frames_bytes,
-                "conn_bytes": info.conn_bytes, "huge_page_size": info.huge_page_size, "restored": info.restored}
+        return info_dict(&info)
 
     def put_settings(self, timeouts, unserved_reset, lports=(1024, 65535)):
         cdef fnat_settings s
@@ -337,6 +405,16 @@ cdef class Plane:
 
     def del_service(self, id):
         check(fnat_del_service(self.handle(), id), f"service id {id}")
+
+    def put_address(self, id, addr, kind, port):
+        cdef fnat_address_spec a
+        memset(&a, 0, sizeof(a))
+        a.family = put_addr(a.addr, addr)
+        a.id, a.kind, a.port = id, ADDR_KINDS[kind], port
+        check(fnat_put_address(self.handle(), &a), f"address {addr}")
+
+    def del_address(self, id):
+        check(fnat_del_address(self.handle(), id), f"address id {id}")
 
     def put_addresses(self, addresses):
         cdef fnat_address_spec *a = <fnat_address_spec *>calloc(len(addresses) + 1, sizeof(fnat_address_spec))
@@ -416,6 +494,51 @@ cdef class Plane:
         fnat_address_stats_get(self.handle(), id, &s)
         return AddressStats(s.misses, s.used, s.conns)
 
+    def service_table(self, uint32_t count):
+        return self._table(count, True)
+
+    def member_table(self, uint32_t count):
+        return self._table(count, False)
+
+    cdef _table(self, uint32_t count, bint services):
+        import numpy
+        cdef const fnat_plane *p = self.handle()
+        cdef fnat_stats s
+        cdef uint32_t i
+        cdef int rc = 0
+        rows = numpy.empty((count, 7), numpy.uint64)
+        cdef uint64_t[:, ::1] out = rows
+        with nogil:
+            for i in range(count):
+                rc = fnat_service_stats(p, i, &s) if services else fnat_member_stats(p, i, &s)
+                if rc:
+                    break
+                out[i, 0], out[i, 1], out[i, 2], out[i, 3], out[i, 4] = s.conns, s.in_packets, s.out_packets, s.in_bytes, s.out_bytes
+                out[i, 5], out[i, 6] = s.active, s.inactive
+        check(rc, f"ids below {count}")
+        return rows
+
+    def endpoints(self):
+        import numpy
+        cdef const fnat_plane *p = self.handle()
+        cdef fnat_plane_info info
+        cdef uint32_t cursor, worker
+        cdef int n
+        fnat_plane_info_get(self.p, &info)
+        kinds = [("rip", "u1", 16), ("used", "u4"), ("lip", "u2"), ("rport", "u2"), ("proto", "u1"), ("family", "u1"), ("worker", "u1"),
+                 ("pad", "u1")]
+        page = numpy.empty(65536, kinds)
+        cdef uint8_t[::1] raw = page.view(numpy.uint8)
+        assert page.itemsize == sizeof(fnat_endpoint_info)
+        pages = [page[:0]]
+        for worker in range(info.config.workers):
+            cursor = 0
+            while cursor != 0xffffffff:
+                with nogil:
+                    n = fnat_endpoints(p, worker, &cursor, <fnat_endpoint_info *>&raw[0], 65536)
+                pages.append(page[:check(n, f"worker {worker}")].copy())
+        return numpy.concatenate(pages)
+
     def counters(self, worker=None):
         cdef uint64_t values[128]
         cdef fnat_plane_info info
@@ -437,16 +560,31 @@ cdef class Plane:
         cdef int cpu = fnat_worker_cpu(self.handle(), worker)
         return None if cpu < 0 else cpu
 
-    def conns(self, worker, cursor=0, limit=1024, *, service=-1, member=-1, state=-1, proto=-1, now_ns=None):
+    def conn_count(self, uint32_t worker, **filter):
+        cdef fnat_conn_filter f
+        cdef const fnat_plane *p = self.handle()
+        cdef int64_t n
+        put_filter(&f, filter)
+        with nogil:
+            n = fnat_conn_count(p, worker, &f)
+        if n < 0:
+            check(<int>n, f"worker {worker}")
+        return n
+
+    def conns(self, uint32_t worker, cursor=0, uint32_t limit=1024, *, now_ns=None, **filter):
         cdef fnat_conn_filter f
         cdef uint32_t at = cursor
+        cdef uint64_t now = monotonic_ns() if now_ns is None else now_ns
+        cdef const fnat_plane *p = self.handle()
         cdef int n
         cdef fnat_conn_info *page = <fnat_conn_info *>calloc(limit, sizeof(fnat_conn_info))
-        f.service, f.member, f.state, f.proto = service, member, state, proto
         if page == NULL:
             raise MemoryError
         try:
-            n = check(fnat_conns(self.handle(), worker, &at, &f, monotonic_ns() if now_ns is None else now_ns, page, limit), f"worker {worker}")
+            put_filter(&f, filter)
+            with nogil:
+                n = fnat_conns(p, worker, &at, &f, now, page, limit)
+            check(n, f"worker {worker}")
             found = [
                 Conn(page[i].worker, page[i].index, page[i].proto, STATES[page[i].state],
                      get_addr(page[i].cip, page[i].family), page[i].cport, get_addr(page[i].vip, page[i].family), page[i].vport,

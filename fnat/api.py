@@ -6,6 +6,7 @@ the framework runs them in threads, so a change that waits for the workers delay
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Sequence
@@ -26,7 +27,11 @@ from fnat.model import (
     AddressView,
     AppliedView,
     ChangeRequest,
+    ConnCount,
+    ConnFilter,
     ConnPage,
+    ConnQuery,
+    HeadroomView,
     NeighbourView,
     PortView,
     Proto,
@@ -74,30 +79,28 @@ def create_app(control: Control, counter_names: Sequence[tuple[str, str, str]] |
         """Services in order of creation, with LIPs and RSs, counters and true rates per second."""
         return engine.services(proto, vip, vport)
 
-    @app.get("/v1/conns")
+    @app.get("/v1/conns", response_model=ConnPage)
     def conns(
-        worker: int | None = None,
-        cursor: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=65536)] = 1024,
+        query: Annotated[ConnQuery, Query()],
+    ) -> Response:
+        """A page of connections. `next` null: the end; a page may be empty before it."""
+        page = engine.conns(**query.model_dump(exclude_none=True))
+        return Response(json.dumps(page), media_type="application/json")  # as it is: there may be ten million rows
+
+    @app.get("/v1/conns/count")
+    def conn_count(query: Annotated[ConnFilter, Query()]) -> ConnCount:
+        """How many connections pass the filters."""
+        return ConnCount(conns=engine.conn_count(**query.model_dump(exclude_none=True)))
+
+    @app.get("/v1/headroom")
+    def headroom(
         proto: Proto | None = None,
         vip: str | None = None,
         vport: PortNumberQuery = None,
-        rip: str | None = None,
-        rport: PortNumberQuery = None,
-        state: str | None = None,
-    ) -> ConnPage:
-        """A page of connections. `next` null: the end; a page may be empty before it."""
-        return engine.conns(
-            worker=worker,
-            cursor=cursor,
-            limit=limit,
-            proto=proto,
-            vip=vip,
-            vport=vport,
-            rip=rip,
-            rport=rport,
-            state=state,
-        )
+        limit: Annotated[int, Query(ge=1, le=65536)] = 100,
+    ) -> HeadroomView:
+        """Free local ports of LIPs towards RSs, and when ports or connections run out at the present rate."""
+        return engine.headroom(proto, vip, vport, limit)
 
     @app.get("/v1/addresses")
     def addresses(port: str | None = None) -> list[AddressView]:

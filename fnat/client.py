@@ -14,8 +14,10 @@ from fnat.model import (
     AddressView,
     AppliedView,
     Change,
+    ConnCount,
     ConnPage,
     ConnView,
+    HeadroomView,
     NeighbourView,
     PortView,
     RouteView,
@@ -62,7 +64,7 @@ class Client:
         return cast(list[ServiceView], self._get("/v1/services", proto=proto, vip=vip, vport=vport))
 
     def conn_page(self, *, cursor: str | None = None, **filters: str | int | None) -> ConnPage:
-        """One page of connections; filters: worker proto vip vport rip rport state; limit: of the page."""
+        """One page of connections; filters: worker and those of ConnFilter; limit: of the page."""
         return cast(ConnPage, self._get("/v1/conns", cursor=cursor, **filters))
 
     def conns(self, **filters: str | int | None) -> Iterator[ConnView]:
@@ -74,6 +76,15 @@ class Client:
             cursor = page["next"]
             if cursor is None:
                 return
+
+    def conn_count(self, **filters: str | int | None) -> int:
+        """How many connections pass the filters."""
+        return cast(ConnCount, self._get("/v1/conns/count", **filters))["conns"]
+
+    def headroom(
+        self, *, proto: str | None = None, vip: str | None = None, vport: int | None = None, limit: int | None = None
+    ) -> HeadroomView:
+        return cast(HeadroomView, self._get("/v1/headroom", proto=proto, vip=vip, vport=vport, limit=limit))
 
     def addresses(self, *, port: str | None = None) -> list[AddressView]:
         return cast(list[AddressView], self._get("/v1/addresses", port=port))

@@ -35,6 +35,8 @@ from fnat.model import (
     Port,
     RealServer,
     Service,
+    Services,
+    Table,
     Timeouts,
     change_as_json,
     ipv4,
@@ -244,7 +246,12 @@ class _Reader:
             if not services[-1].servers:
                 self.warnings.append(f"{self.file}: {path}: no rs; every connection will be refused or dropped (no_rs)")
         config = Config(
-            node=name, mgmt=mgmt, ports=ports, host=host, services=tuple(services), addresses=tuple(addresses.values())
+            node=name,
+            mgmt=mgmt,
+            ports=ports,
+            host=host,
+            services=Services(services),
+            addresses=Table(addresses.values()),
         )
         try:
             plan.check(config)
@@ -535,9 +542,9 @@ def dump(config: Config) -> str:
     rest = plan.diff(
         config.model_copy(
             update={
-                "addresses": tuple(a for a in config.addresses if a.addr in services),
-                "routes": (),
-                "neighbours": (),
+                "addresses": Table(a for a in config.addresses if a.addr in services),
+                "routes": Table(),
+                "neighbours": Table(),
                 "down": (),
             }
         ),

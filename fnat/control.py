@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -62,6 +63,8 @@ log = logging.getLogger("fnat.control")
 
 PORTS_PATIENCE = 60.0  # seconds for the data plane to open its ports
 MIRROR_PATIENCE = 5.0  # seconds for the first picture of the host
+GARBAGE = 50_000, 10, 100  # of gc: a configuration is millions of objects that stay, and walking them takes a second
+SWITCH = 0.0005  # seconds that a thread may keep the interpreter from another
 SAMPLE_EVERY = 1.0  # seconds; more when sampling costs more than a fiftieth of them
 
 
@@ -77,6 +80,7 @@ class Control:
         self._overlay = overlay
         self._paths = paths
         self._lock = threading.Lock()
+        self._shortening: threading.Thread | None = None
         self._started = time.monotonic()
 
     def start(self) -> None:
@@ -130,6 +134,7 @@ class Control:
             capacity=engine.capacity,
             snapshot=engine.snapshot,
             huge_pages=engine.huge_page_size,
+            longest_step_ns=engine.longest_steps(),
         )
 
     def _overlaid(self) -> list[Change]:
@@ -151,11 +156,27 @@ class Control:
 
     def _remember(self, changes: Sequence[Change], config: Config) -> None:
         self._overlay.append([change_as_json(c) for c in changes if not isinstance(c, ServiceZero)])
-        if self._overlay.is_long:
-            self._shorten(config)
+        if self._overlay.is_long and (self._shortening is None or not self._shortening.is_alive()):
+            self._shortening = threading.Thread(
+                target=self._shorten_aside, args=(config, self._overlay.mark()), daemon=True
+            )
+            self._shortening.start()
 
     def _shorten(self, config: Config) -> None:
-        self._overlay.replace([change_as_json(c) for c in plan.diff(self.file, config)])
+        self._overlay.replace(self._in_overlay(config))
+
+    def _shorten_aside(self, config: Config, mark: tuple[int, int, int]) -> None:
+        """The overlay anew, as short as it can be, while changes go on. config: what the overlay says at the mark."""
+        try:
+            changes = self._in_overlay(config)
+            prepared = self._overlay.prepare(changes)
+            with self._lock:
+                self._overlay.shorten(prepared, changes, mark)
+        except FnatError as error:
+            log.error("the overlay stays long: %s", error)
+
+    def _in_overlay(self, config: Config) -> list[dict[str, Any]]:
+        return [change_as_json(c) for c in plan.diff(self.file, config)]
 
     def _with_ports(self, config: Config) -> Config:
         """The config on the ports that are open. Raises ConfigError when it needs others."""
@@ -311,9 +332,16 @@ def _server(app: FastAPI) -> uvicorn.Server:
     return Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2))
 
 
+def share_time() -> None:
+    """Settings of the interpreter for a process in which a change shall not wait for a long listing."""
+    gc.set_threshold(*GARBAGE)
+    sys.setswitchinterval(SWITCH)
+
+
 def main() -> int:
     """Run until SIGTERM or SIGINT: 0; CANNOT_START after one line that says why."""
     die_with_parent()
+    share_time()
     options = read_options()
     logging.basicConfig(
         level=options.get("log", "info").upper(), format="fnat: %(message)s", stream=sys.stderr, force=True

@@ -33,6 +33,7 @@ from fnat import _core
 from fnat.drivers import DriverError
 from fnat.keeper import CANNOT_START, Options, PortOption, die_with_parent, read_options, say, write_json
 from fnat.paths import PUNT, SHARED_MEMORY, Paths
+from fnat.sizes import frames_of, sizes
 
 RING = 2048  # descriptors of each AF_XDP ring
 SPIN_US = 50  # microseconds without work before a worker sleeps
@@ -107,22 +108,14 @@ def _create_plane(directory: Path, options: Options, sockets_per_worker: int) ->
     """The plane of these options in this directory; what an earlier run left is taken up when the layout is the
     same."""
     workers = options["workers"]
-    conns = max(1024, -(-options["conns"] // workers))
-    frames = max(8192, 2 * RING * sockets_per_worker + 4096)
+    room = sizes(conns=options["conns"], workers=workers, frames=frames_of(sockets_per_worker, RING))
     deadline = time.monotonic() + OWNER_PATIENCE
     fresh = False
     while True:
         try:
             return _core.Plane.create(
                 str(directory),
-                workers=workers,
-                conns=conns,
-                services=4096,
-                members=32768,
-                endpoints=min(65536, max(4096, conns)),
-                neighbours=16384,
-                frames=frames,
-                snapshot_mib=32,
+                **room,
                 fresh=fresh,
             )
         except OSError as error:

@@ -1,29 +1,29 @@
 """Control's handle on the data plane: a Config goes down, counters and listings come up.
 
-`commit` turns the config into a picture (what the plane and the XDP programs shall hold) and puts only what differs
-from the picture that is in force: one service changed is one put_service. Then it publishes, waits until every running
-worker has taken the snapshot up, and only then owns new addresses in the XDP program; addresses that go are disowned
-first. A failure puts the old picture back. A LIP that goes stays owned, and its id kept, until its last connection ends
-(`sweep`).
+`commit` draws what differs between the config in force and the new one (what the plane and the XDP programs are to be
+told), tells it, publishes, waits until every running worker has taken the snapshot up, and only then owns new addresses
+in the XDP program; addresses that go are disowned first. So one service changed is one put_service, and costs the same
+among 20 000 as among two. After a failure nobody knows what the plane holds: everything is drawn and told anew. A LIP
+that goes stays owned, and its id kept, until its last connection ends (`sweep`).
 
 Everything here may be called from several threads; one lock orders it. No packet waits for any of it.
-
-Unsatisfying: counters are read one id at a time, so `sample` is paced by its own cost when there are very many RSs.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import ipaddress
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+from fnat import headroom as usage
 from fnat.drivers import DriverError
 from fnat.errors import ChangeError, EngineError, FnatError
 from fnat.model import (
@@ -34,12 +34,15 @@ from fnat.model import (
     Config,
     ConnPage,
     ConnView,
+    HeadroomRow,
+    HeadroomView,
     Key,
     Neighbour,
     NeighbourView,
     PortInfo,
     PortStatsView,
     PortView,
+    Proto,
     RateView,
     RealServer,
     Route,
@@ -52,13 +55,18 @@ from fnat.model import (
 from fnat.state import KINDS, ZERO, Base, Entry, Ids, Kind
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from fnat._core import Conn, Plane, Stats
+    from fnat._core import ConnFilter as CoreFilter
 
 log = logging.getLogger("fnat.engine")
 
 PROTOS = {"tcp": 6, "udp": 17}
 PROTO_NAMES = {6: "tcp", 17: "udp"}
 ADDRESS_IDS = 65536
+PAGE_TIME = 0.1  # seconds to look for connections before a page that is not full is handed over
 NO_RATE = RateView(cps=0, in_pps=0, out_pps=0, in_bps=0, out_bps=0)
 
 
@@ -92,17 +100,89 @@ class Link:
     mac: str
 
 
+AddressSpec = tuple[int, str, int]  # id, kind, port id
+RouteSpec = tuple[str, str, str, int, int, int, str]  # arguments of one route for put_routes
+Settings = tuple[dict[str, int], bool, tuple[int, int]]
+PortSpec = tuple[str, str, int, bool, bool]
+
+
 @dataclass
 class Picture:
-    """What plane and XDP programs shall hold. An empty service: put or not, it must be deleted."""
+    """What plane and XDP programs hold. An empty service: put or not, it must be deleted."""
 
-    settings: tuple[dict[str, int], bool, tuple[int, int]] | None = None
-    ports: dict[int, tuple[str, str, int, bool, bool]] = field(default_factory=dict)
+    settings: Settings | None = None
+    ports: dict[int, PortSpec] = field(default_factory=dict)
     services: dict[int, dict[str, Any]] = field(default_factory=dict)
-    addresses: list[tuple[int, str, str, int]] = field(default_factory=list)
-    routes: list[tuple[str, str, str, int, int, int, str]] = field(default_factory=list)
+    addresses: dict[str, AddressSpec] = field(default_factory=dict)
+    routes: list[RouteSpec] = field(default_factory=list)
     neighbours: dict[tuple[int, str], str] = field(default_factory=dict)
     owned: dict[str, set[str]] = field(default_factory=dict)
+
+
+@dataclass
+class Difference:
+    """What leads from a picture to the next; None: nothing to tell, or, for a thing, it goes."""
+
+    settings: Settings | None = None
+    ports: dict[int, PortSpec] = field(default_factory=dict)
+    services: dict[int, dict[str, Any] | None] = field(default_factory=dict)
+    addresses: dict[str, AddressSpec | None] = field(default_factory=dict)
+    routes: list[RouteSpec] | None = None
+    neighbours: dict[tuple[int, str], str | None] = field(default_factory=dict)
+
+    @property
+    def is_for_workers(self) -> bool:
+        """Is there something to publish? Neighbours are no part of a snapshot."""
+        return bool(self.settings or self.ports or self.services or self.addresses or self.routes is not None)
+
+    def add_to(self, picture: Picture) -> None:
+        picture.settings = self.settings or picture.settings
+        picture.ports |= self.ports
+        _update(picture.services, self.services)
+        _update(picture.addresses, self.addresses)
+        picture.routes = picture.routes if self.routes is None else self.routes
+        _update(picture.neighbours, self.neighbours)
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _update(things: dict[K, V], changes: Mapping[K, V | None]) -> None:
+    for key, value in changes.items():
+        if value is None:
+            things.pop(key, None)
+        else:
+            things[key] = value
+
+
+def _differences(old: Mapping[K, V], new: Mapping[K, V]) -> dict[K, V | None]:
+    gone: dict[K, V | None] = {key: None for key in old if key not in new}
+    return gone | {key: value for key, value in new.items() if old.get(key) != value}
+
+
+class Askers:
+    """Owned addresses of one port in order, to find one inside a prefix: those that may ask for its hosts."""
+
+    def __init__(self) -> None:
+        self._sorted: tuple[list[int], list[int]] = [], []  # LIPs, others
+
+    def set(self, addr: str, old: str | None, new: str | None) -> None:
+        """old, new: the kind of the address; None: it is not owned here."""
+        number = int(ipaddress.IPv4Address(addr))
+        if old is not None:
+            numbers = self._sorted["lip" not in old]
+            del numbers[bisect.bisect_left(numbers, number)]
+        if new is not None:
+            bisect.insort(self._sorted["lip" not in new], number)
+
+    def inside(self, prefix: ipaddress.IPv4Network) -> str:
+        """The lowest LIP inside the prefix, else the lowest address, else ""."""
+        for numbers in self._sorted:
+            at = bisect.bisect_left(numbers, int(prefix.network_address))
+            if at < len(numbers) and numbers[at] <= int(prefix.broadcast_address):
+                return str(ipaddress.IPv4Address(numbers[at]))
+        return ""
 
 
 @dataclass(frozen=True)
@@ -142,13 +222,19 @@ class Engine:
         self._startle = startle
         self._lock = threading.RLock()
         self._put: Picture | None = None
+        self._broken = False  # nobody knows what the plane holds
         self._drawn: dict[Key, _Drawn] = {}
+        self._askers: dict[int, Askers] = {}  # by port id
+        self._look_at: dict[str, None] = {}  # addresses whose use has changed
+        self._gone: dict[tuple[Kind, str], Entry] = {}  # entries that are not live
+        self._routes_moved = False
         self._kernel_routes: list[Route] = []
         self._kernel_neighbours: dict[tuple[str, str], str] = {}
         self._links: dict[str, Link] = {}
-        self._sampled: dict[tuple[Kind, int], Base] = {}
+        self._sampled: dict[Kind, NDArray[np.uint64]] = {}
         self._sampled_at = 0.0
-        self._rates: dict[tuple[Kind, int], RateView] = {}
+        self._rates: dict[Kind, NDArray[np.int64]] = {}
+        self._history = usage.History()
         self._fit_ids_to_plane()
 
     # ---- down: the configuration ----
@@ -171,6 +257,7 @@ class Engine:
             ours = [route for route in routes if route.port in self._port]
             if ours != self._kernel_routes:
                 self._kernel_routes = ours
+                self._routes_moved = True
                 self._again()
 
     def set_kernel_neighbours(self, neighbours: Sequence[Neighbour]) -> None:
@@ -197,25 +284,25 @@ class Engine:
     def zero(self, key: Key | None) -> None:
         """Counters shown of one service, or of all, restart from 0; on disk when this returns."""
         with self._lock:
-            for service in self.config.services:
-                if key in (None, service.key):
-                    for entry in self._entries(service):
-                        entry.base = _base(self._raw(entry))
-                        self._ids.save(entry)
+            for service in self._services_of(key):
+                for entry in self._entries(service):
+                    entry.base = _base(self._raw(entry))
+                    self._ids.save(entry)
             self._ids.flush()
 
     def sweep(self) -> None:
         """Give back what nothing counts for any more: LIPs that drained, ids of things that are gone."""
         with self._lock:
-            gone = [e for kind in KINDS for e in self._ids.entries(kind) if not e.live]
-            idle = [e for e in gone if not self._is_busy(e.kind, e.id)]
+            idle = [entry for entry in self._gone.values() if self._counted(entry.kind, entry.id) is not None]
             if not idle:
                 return
-            held = {addr for owned in self._put.owned.values() for addr in owned} if self._put else set()
             for entry in idle:
+                del self._gone[entry.kind, entry.key]
                 self._ids.release(entry)
+                if entry.kind == "address" and self._put is not None and entry.key in self._put.addresses:
+                    self._look_at[entry.key] = None
             self._ids.flush()
-            if any(e.kind == "address" and e.key in held for e in idle):
+            if self._look_at:
                 self._again()
 
     def _again(self) -> None:
@@ -228,35 +315,55 @@ class Engine:
 
     def _roll_back(self, old: Config) -> None:
         """Put the old config back, whatever of the new one has reached the plane."""
-        self._drawn.clear()
         try:
             if self._put is not None:
-                self._install(old, broken=True)
+                self._install(old, patience=0)
         except (OSError, FnatError) as error:
             log.error("the old configuration could not be put back completely: %s", error)
 
-    def _install(self, config: Config, *, broken: bool = False) -> int:
-        """Make the plane and the XDP programs hold the picture of config. broken: nobody knows what they hold."""
-        picture = self._draw(config)
+    def _install(self, config: Config, patience: float | None = None) -> int:
+        """Make the plane and the XDP programs hold what config says. patience 0: do not wait for the workers."""
+        whole = self._put is None or self._broken
+        was = self._put
+        if was is None or self._broken:
+            was = self._what_is_there()
+        self._broken = True
+        change = self._draw(config, was, whole)
         self._ids.flush()
-        first = self._put is None
-        was = self._what_is_there() if first or broken else self._put
-        assert was is not None
-        for port, steering in self._steering.items():
-            for addr in sorted(was.owned[port] - picture.owned[port]):
-                with _xdp(port):
-                    steering.disown(addr)
+        wanted = {addr: self._name[spec[2]] if spec else None for addr, spec in change.addresses.items()}
+        if whole:
+            wanted |= {addr: None for owned in was.owned.values() for addr in owned if addr not in wanted}
+        disown, own = self._steering_moves(was, wanted)
+        for port, addr in disown:
+            with _xdp(port):
+                self._steering[port].disown(addr)
+                was.owned[port].discard(addr)
+        self._tell(change, was, whole)
         number = self.snapshot
-        if self._put_differences(was, picture) or first or broken:
+        if change.is_for_workers or whole:
             number = self.plane.publish()
-            if not broken:
+            if patience != 0:
                 self._wait_for(number)
-        for port, steering in self._steering.items():
-            for addr in sorted(picture.owned[port] - was.owned[port]):
-                with _xdp(port):
-                    steering.own(addr)
-        self._put = picture
+        for port, addr in own:
+            with _xdp(port):
+                self._steering[port].own(addr)
+                was.owned[port].add(addr)
+        change.add_to(was)
+        self._put, self._broken = was, False
         return number
+
+    def _steering_moves(
+        self, was: Picture, wanted: Mapping[str, str | None]
+    ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """What to disown and to own, as (port, address); wanted: address -> port."""
+        disown, own = [], []
+        for addr in sorted(wanted):
+            for port, owned in was.owned.items():
+                if addr in owned and wanted[addr] != port:
+                    disown.append((port, addr))
+                elif addr not in owned and wanted[addr] == port:
+                    own.append((port, addr))
+        return disown, own
 
     def _what_is_there(self) -> Picture:
         """The least that is certain: addresses in the XDP programs, services that this process may have put."""
@@ -268,43 +375,40 @@ class Engine:
         static = {(n.port, n.addr): n.mac for n in self.plane.neighbours() if n.static and n.port in self._name}
         return Picture(services=put, owned=owned, neighbours=static)
 
-    def _put_differences(self, was: Picture, now: Picture) -> bool:
-        """Put what differs; whether there is something to publish. The order keeps every reference valid."""
+    def _tell(self, change: Difference, was: Picture, whole: bool) -> None:
+        """The plane is told what differs, in an order that keeps every reference valid."""
         plane = self.plane
-        changed = False
-        if now.settings is not None and now.settings != was.settings:
-            plane.put_settings(*now.settings)
-            changed = True
-        for id, port in now.ports.items():
-            if was.ports.get(id) != port:
-                name, mac, mtu, up, exclusive = port
-                plane.put_port(id, name, mac, mtu, up=up, exclusive=exclusive)
-                changed = True
-        if now.addresses != was.addresses:
-            plane.put_addresses(now.addresses)
-            changed = True
-        for id, spec in was.services.items():
-            if id not in now.services:
+        if change.settings is not None:
+            plane.put_settings(*change.settings)
+        for id, (name, mac, mtu, up, exclusive) in change.ports.items():
+            plane.put_port(id, name, mac, mtu, up=up, exclusive=exclusive)
+        if whole:
+            plane.put_addresses([(a[0], addr, *a[1:]) for addr, a in change.addresses.items() if a is not None])
+        else:
+            for addr, spec in change.addresses.items():
+                if spec is None:
+                    plane.del_address(was.addresses[addr][0])
+            for addr, spec in change.addresses.items():
+                if spec is not None:
+                    plane.put_address(spec[0], addr, *spec[1:])
+        for id, service in change.services.items():
+            if service is None:
                 try:
                     plane.del_service(id)
-                    changed = True
                 except OSError:
-                    if spec:
+                    if was.services[id]:
                         raise
-        for id, spec in now.services.items():
-            if was.services.get(id) != spec:
-                plane.put_service(id, **spec)
-                changed = True
-        if now.routes != was.routes:
-            plane.put_routes(now.routes)
-            changed = True
-        for (port_id, addr), mac in now.neighbours.items():
-            if was.neighbours.get((port_id, addr)) != mac:
-                plane.neigh_set(port_id, addr, mac, static=True)
-        for port_id, addr in was.neighbours.keys() - now.neighbours.keys():
+        for id, service in change.services.items():
+            if service is not None:
+                plane.put_service(id, **service)
+        if change.routes is not None:
+            plane.put_routes(change.routes)
+        for (port_id, addr), static in change.neighbours.items():
+            if static is not None:
+                plane.neigh_set(port_id, addr, static, static=True)
+                continue
             with contextlib.suppress(FileNotFoundError):
                 plane.neigh_set(port_id, addr, self._kernel_neighbours.get((self._name[port_id], addr), ""))
-        return changed
 
     def _wait_for(self, snapshot: int) -> None:
         """Until every running worker uses the snapshot. Without a running worker it will be in force when one runs."""
@@ -328,70 +432,113 @@ class Engine:
     def _steps(self) -> int:
         return self.plane.counters().get("steps", 0)
 
-    # ---- the picture ----
+    # ---- what differs ----
 
-    def _draw(self, config: Config) -> Picture:
-        """The picture of a config. Takes ids for what is new."""
-        picture = Picture(owned={name: set() for name in self._port})
+    def _draw(self, config: Config, was: Picture, whole: bool) -> Difference:
+        """What leads from the picture to what config says. whole: nothing of the config in force may be relied upon.
+        Takes ids for what is new."""
+        base = Config() if whole else self.config
+        if whole:
+            self._drawn.clear()
+            self._askers = {info.id: Askers() for info in self.ports}
+            for kind in KINDS:
+                for entry in self._ids.entries(kind):
+                    self._set_live(entry, False)
+        change = Difference()
         host = config.host
-        picture.settings = host.timeouts.by_state(), host.unserved == "reset", host.lports
+        settings = host.timeouts.by_state(), host.unserved == "reset", host.lports
+        change.settings = settings if settings != was.settings else None
         for info in self.ports:
             link = self._links.get(info.name, Link(True, info.mtu, info.mac))
-            up = link.up and info.name not in config.down
-            picture.ports[info.id] = info.name, link.mac, link.mtu, up, info.exclusive
-        lips = self._draw_addresses(config, picture)
-        self._draw_services(config, picture)
-        routes = self._routes_in_force(config)
-        picture.routes = [self._route_spec(route, routes, config, lips) for route in routes]
-        for neighbour in config.neighbours:
-            picture.neighbours[self._port[neighbour.port].id, neighbour.addr] = neighbour.mac
-        return picture
+            port = info.name, link.mac, link.mtu, link.up and info.name not in config.down, info.exclusive
+            if was.ports.get(info.id) != port:
+                change.ports[info.id] = port
+        keys = config.services.changed_since(base.services)
+        self._draw_addresses(config, base, keys, was, change)
+        self._draw_services(config, keys, was, change, whole)
+        if whole or change.addresses or self._routes_moved or (config.routes, host) != (base.routes, base.host):
+            addresses = was.addresses.copy()
+            _update(addresses, change.addresses)
+            in_force = self._routes_in_force(config)
+            routes = [self._route_spec(route, in_force, addresses) for route in in_force]
+            change.routes = routes if routes != was.routes or whole else None
+            self._routes_moved = False
+        neighbours = {(self._port[n.port].id, n.addr): n.mac for n in config.neighbours}
+        change.neighbours = _differences(was.neighbours, neighbours)
+        return change
 
-    def _draw_addresses(self, config: Config, picture: Picture) -> dict[str, str]:
-        """Owned addresses: those given, LIPs of services, LIPs that drain. Answers LIP -> port."""
-        ports = {a.addr: a.port for a in config.addresses}
-        lips = {a.addr: a.port for a in config.addresses if a.sapool}
-        lips |= {lip.addr: lip.port for service in config.services for lip in service.lips}
-        ports |= lips
-        for entry in self._ids.entries("address"):
-            entry.live = entry.key in ports
-            if entry.live or entry.port not in self._port or not self.plane.address_stats(entry.id).used:
-                continue
-            ports[entry.key] = lips[entry.key] = entry.port
-        vips = {s.vip for s in config.services} | {a.addr for a in config.addresses if a.addr not in lips}
-        for addr, port in ports.items():
+    def _draw_addresses(
+        self, config: Config, base: Config, keys: Iterable[Key], was: Picture, change: Difference
+    ) -> None:
+        """Owned addresses: those given, LIPs of services, LIPs that drain."""
+        looked_at = dict.fromkeys(config.addresses.changed_since(base.addresses)) | self._look_at
+        for key in keys:
+            for service in (base.services.get(key), config.services.get(key)):
+                if service is not None:
+                    looked_at[service.vip] = None
+                    looked_at.update(dict.fromkeys(lip.addr for lip in service.lips))
+        if not was.addresses:
+            looked_at |= dict.fromkeys(entry.key for entry in self._ids.entries("address"))
+        for addr in looked_at:
+            spec, known = self._address_spec(config, addr), was.addresses.get(addr)
+            if spec != known:
+                change.addresses[addr] = spec
+                for id, askers in self._askers.items():
+                    old, new = (s[1] if s and s[2] == id else None for s in (known, spec))
+                    askers.set(addr, old, new)
+        self._look_at = {}
+
+    def _address_spec(self, config: Config, addr: str) -> AddressSpec | None:
+        given, ports = config.addresses.get(addr), config.services.lips.get(addr)
+        is_lip = bool(ports) or (given is not None and given.sapool)
+        port = next(iter(ports)) if ports else given.port if given else None
+        if port is not None:
             entry = self._entry("address", addr)
+            self._set_live(entry, True)
             if entry.port != port:
                 entry.port = port
                 self._ids.save(entry)
-            kind = "+".join(word for word, of in (("vip", vips), ("lip", lips)) if addr in of)
-            picture.addresses.append((entry.id, addr, kind, self._port[port].id))
-            picture.owned[port].add(addr)
-        return lips
+        else:
+            known = self._ids.get("address", addr)
+            if known is None:
+                return None
+            self._set_live(known, False)
+            if known.port not in self._port or not self.plane.address_stats(known.id).used:
+                return None
+            entry, port, is_lip = known, known.port, True  # it drains
+        is_vip = addr in config.services.vips or (given is not None and not is_lip)
+        return entry.id, "+".join(["vip"] * is_vip + ["lip"] * is_lip), self._port[port].id
 
-    def _draw_services(self, config: Config, picture: Picture) -> None:
-        """A service that is the same as in the config before keeps its spec: one change costs little."""
-        drawn: dict[Key, _Drawn] = {}
-        for service in config.services:
-            known = self._drawn.get(service.key)
-            if known is None or known.service != service:
-                known = _Drawn(service, list(self._entries(service)), self._service_spec(service))
-            drawn[service.key] = known
-            picture.services[known.entries[0].id] = known.spec
-        self._drawn = drawn
-        in_use = {id(entry) for d in drawn.values() for entry in d.entries}
-        for entry in self._ids.entries("service") + self._ids.entries("member"):
-            live = id(entry) in in_use
-            if live and not entry.live and self._put is not None:  # it was gone: what comes back counts from 0
-                entry.base = _base(self._raw(entry))
-                self._ids.save(entry)
-            entry.live = live
+    def _draw_services(
+        self, config: Config, keys: Iterable[Key], was: Picture, change: Difference, whole: bool
+    ) -> None:
+        for key in keys:
+            old, service = self._drawn.pop(key, None), config.services.get(key)
+            entries = list(self._entries(service)) if service is not None else []
+            if old is not None:
+                kept = {id(entry) for entry in entries}
+                for entry in old.entries:
+                    if id(entry) not in kept:
+                        self._set_live(entry, False)
+                if service is None:
+                    change.services[old.entries[0].id] = None
+            if service is None:
+                continue
+            for entry in entries:
+                if not entry.live and not whole:  # it was gone: what comes back counts from 0
+                    entry.base = _base(self._raw(entry))
+                    self._ids.save(entry)
+                self._set_live(entry, True)
+            drawn = self._drawn[key] = _Drawn(service, entries, self._service_spec(service, entries[1:]))
+            if was.services.get(entries[0].id) != drawn.spec:
+                change.services[entries[0].id] = drawn.spec
+        if whole:
+            wanted = {drawn.entries[0].id for drawn in self._drawn.values()}
+            change.services |= {id: None for id in was.services if id not in wanted}
 
-    def _service_spec(self, service: Service) -> dict[str, Any]:
-        """Arguments of put_service."""
-        members = [
-            (self._entry("member", _member_key(service, r)).id, r.rip, r.rport, r.weight) for r in service.servers
-        ]
+    def _service_spec(self, service: Service, servers: Sequence[Entry]) -> dict[str, Any]:
+        """Arguments of put_service. servers: the entries of its servers."""
+        members = [(entry.id, r.rip, r.rport, r.weight) for entry, r in zip(servers, service.servers, strict=True)]
         half_open = HALF_OPEN_DEFAULT if service.half_open is None else service.half_open
         return {
             "vip": service.vip,
@@ -414,15 +561,33 @@ class Engine:
             routes += [r.model_copy(update={"mtu": 0}) for r in self._kernel_routes if r.prefix not in given]
         return routes
 
-    def _route_spec(
-        self, route: Route, routes: Sequence[Route], config: Config, lips: Mapping[str, str]
-    ) -> tuple[str, str, str, int, int, int, str]:
+    def _route_spec(self, route: Route, routes: Sequence[Route], addresses: Mapping[str, AddressSpec]) -> RouteSpec:
         """Arguments of one route for put_routes."""
         assert route.port is not None
         host = route.scope in ("kni_host", "host")
-        src = "" if host else _arp_source(route, routes, config, lips)
+        src = "" if host else self._arp_source(route, routes, addresses)
         kind = "host" if host else "unicast"
         return route.prefix, route.gateway or "", src, self._port[route.port].id, route.mtu, route.metric, kind
+
+    def _arp_source(self, route: Route, routes: Sequence[Route], addresses: Mapping[str, AddressSpec]) -> str:
+        """Who asks for the next hop: the route's src if it is owned, else an owned address on the port inside the
+        connected prefix, a LIP if possible; else "", the source of the packet. Never a host's address: the answer
+        would go there."""
+        assert route.port is not None
+        id = self._port[route.port].id
+        if route.src is not None and (known := addresses.get(route.src)) is not None and known[2] == id:
+            return route.src
+        prefix = ipaddress.IPv4Network(route.prefix)
+        if route.gateway is not None:
+            gateway = ipaddress.IPv4Address(route.gateway)
+            on_link = (
+                r for r in routes if r.port == route.port and r.gateway is None and r.scope not in ("kni_host", "host")
+            )
+            around = [net for net in (ipaddress.IPv4Network(r.prefix) for r in on_link) if gateway in net]
+            if not around:
+                return ""
+            prefix = max(around, key=lambda net: net.prefixlen)
+        return self._askers[id].inside(prefix)
 
     # ---- ids ----
 
@@ -430,72 +595,101 @@ class Engine:
         """Ids of a kind are below this."""
         return {"service": self._info["services"], "member": self._info["members"], "address": ADDRESS_IDS}[kind]
 
-    def _is_busy(self, kind: Kind, id: int) -> bool:
-        """The data plane still counts something for this id."""
+    def _counted(self, kind: Kind, id: int) -> Base | None:
+        """What the data plane has counted for this id; None: it holds connections or ports."""
         if kind == "address":
             use = self.plane.address_stats(id)
-            return bool(use.used or use.conns)
+            return None if use.used or use.conns else ZERO
         stats = self.plane.service_stats(id) if kind == "service" else self.plane.member_stats(id)
-        return bool(stats.active or stats.inactive)
+        return None if stats.active or stats.inactive else _base(stats)
 
     def _entry(self, kind: Kind, key: str) -> Entry:
         """The entry of a thing that exists, with a new id if it has none; what its id counted before is not shown."""
         entry = self._ids.get(kind, key)
         if entry is None:
-            entry = self._ids.take(kind, key, self._limit(kind), lambda id: self._is_busy(kind, id))
+            entry = self._ids.take(kind, key, self._limit(kind), lambda id: self._counted(kind, id))
             entry.live = True
-            if kind != "address":
-                entry.base = _base(self._raw(entry))
-                self._ids.save(entry)
         return entry
+
+    def _set_live(self, entry: Entry, live: bool) -> None:
+        entry.live = live
+        if live:
+            self._gone.pop((entry.kind, entry.key), None)
+        else:
+            self._gone[entry.kind, entry.key] = entry
 
     def _raw(self, entry: Entry) -> Stats:
         return self.plane.service_stats(entry.id) if entry.kind == "service" else self.plane.member_stats(entry.id)
 
     def _entries(self, service: Service) -> Iterator[Entry]:
         """Of the service, then of its members."""
-        yield self._entry("service", str(service.key))
+        key = str(service.key)
+        yield self._entry("service", key)
         for server in service.servers:
-            yield self._entry("member", _member_key(service, server))
+            yield self._entry("member", _member_key(key, server))
 
     def _fit_ids_to_plane(self) -> None:
         """A plane with less room has no such ids; in a new arena counters are below their base and start from 0."""
         for kind in KINDS:
+            counts = self._counts(kind).tolist() if kind != "address" else []
             for entry in self._ids.entries(kind):
                 if entry.id >= self._limit(kind):
                     self._ids.release(entry)
-                elif kind != "address" and any(n < b for n, b in zip(_base(self._raw(entry)), entry.base, strict=True)):
+                    continue
+                self._set_live(entry, False)
+                if kind != "address" and any(n < b for n, b in zip(counts[entry.id], entry.base, strict=False)):
                     entry.base = ZERO
                     self._ids.save(entry)
 
     # ---- up: counters and listings ----
 
+    def _counts(self, kind: Kind) -> NDArray[np.uint64]:
+        """Counters of all ids that are or were in use, a row each; the columns are the fields of Stats."""
+        count = min(self._ids.end(kind), self._limit(kind))
+        return self.plane.service_table(count) if kind == "service" else self.plane.member_table(count)
+
     def sample(self, now: float) -> None:
         """Take all counters at time now (seconds); rates are the difference to the sample before."""
-        with self._lock:
-            entries = [entry for drawn in self._drawn.values() for entry in drawn.entries]
-        fresh = {(entry.kind, entry.id): _base(self._raw(entry)) for entry in entries}
         elapsed = now - self._sampled_at
-        rates: dict[tuple[Kind, int], RateView] = {}
-        for at, counts in fresh.items():
-            before = self._sampled.get(at)
+        rates: dict[Kind, NDArray[np.int64]] = {}
+        for kind in ("service", "member"):
+            fresh = self._counts(kind)[:, :5]
+            before = self._sampled.get(kind)
+            self._sampled[kind] = fresh
             if before is not None and elapsed > 0:
-                values = [round(max(0, c - b) / elapsed) for c, b in zip(counts, before, strict=True)]
-                rates[at] = RateView(
-                    cps=values[0], in_pps=values[1], out_pps=values[2], in_bps=values[3], out_bps=values[4]
-                )
-        self._sampled, self._sampled_at, self._rates = fresh, now, rates
+                rows = min(len(before), len(fresh))
+                moved = (fresh[:rows] - before[:rows]).view("int64").clip(0)
+                if moved.any():
+                    rates[kind] = (moved / elapsed).round().astype("int64")
+        self._sampled_at, self._rates = now, rates
+        if self._history.is_due(now):
+            self._history.keep(self._usage(now))
 
     def services(self, proto: str | None = None, vip: str | None = None, vport: int | None = None) -> list[ServiceView]:
         with self._lock:
+            if proto is not None and vip is not None and vport is not None:
+                key = Key(cast(Proto, proto), vip, vport)
+                return [self._service_view(s, self._row) for s in self._services_of(key)]
+            tables: dict[Kind, list[list[int]]] = {k: self._counts(k).tolist() for k in ("service", "member")}
             return [
-                self._service_view(s)
-                for s in self.config.services
-                if proto in (None, s.proto) and vip in (None, s.vip) and vport in (None, s.vport)
+                self._service_view(s, lambda entry: tables[entry.kind][entry.id])
+                for s in self.services_named(proto, vip, vport)
             ]
 
-    def _service_view(self, service: Service) -> ServiceView:
-        stats, rate = self._shown("service", str(service.key))
+    def _services_of(self, key: Key | None) -> Iterable[Service]:
+        """The service of this key, if there is one; all of them without a key."""
+        if key is None:
+            return self.config.services
+        service = self.config.services.get(key)
+        return () if service is None else (service,)
+
+    def _row(self, entry: Entry) -> Sequence[int]:
+        return self._raw(entry)
+
+    def _service_view(self, service: Service, row: Callable[[Entry], Sequence[int]]) -> ServiceView:
+        """row: the counters of an entry, as the fields of Stats."""
+        key = str(service.key)
+        stats, rate = self._shown("service", key, row)
         view = ServiceView(
             proto=service.proto,
             vip=service.vip,
@@ -514,26 +708,30 @@ class Engine:
             use = self.plane.address_stats(self._entry("address", lip.addr).id)
             view["lips"].append({"addr": lip.addr, "port": lip.port, "conns": use.conns, "conflicts": use.misses})
         for server in service.servers:
-            stats, rate = self._shown("member", _member_key(service, server))
+            stats, rate = self._shown("member", _member_key(key, server), row)
             view["servers"].append(
                 {"rip": server.rip, "rport": server.rport, "weight": server.weight, "stats": stats, "rate": rate}
             )
         return view
 
-    def _shown(self, kind: Kind, key: str) -> tuple[StatsView, RateView]:
+    def _shown(self, kind: Kind, key: str, row: Callable[[Entry], Sequence[int]]) -> tuple[StatsView, RateView]:
         entry = self._entry(kind, key)
-        raw = self._raw(entry)
-        values = [max(0, now - base) for now, base in zip(_base(raw), entry.base, strict=True)]
+        raw = row(entry)
+        values = [max(0, now - base) for now, base in zip(raw, entry.base, strict=False)]
         stats = StatsView(
             conns=values[0],
             in_packets=values[1],
             out_packets=values[2],
             in_bytes=values[3],
             out_bytes=values[4],
-            active=raw.active,
-            inactive=raw.inactive,
+            active=raw[5],
+            inactive=raw[6],
         )
-        return stats, self._rates.get((entry.kind, entry.id), NO_RATE)
+        rates = self._rates.get(kind)
+        if rates is None or entry.id >= len(rates):
+            return stats, NO_RATE
+        cps, in_pps, out_pps, in_bps, out_bps = rates[entry.id].tolist()
+        return stats, RateView(cps=cps, in_pps=in_pps, out_pps=out_pps, in_bps=in_bps, out_bps=out_bps)
 
     def addresses(self, port: str | None = None) -> list[AddressView]:
         """Owned addresses; LIPs that drain are among them until their last connection ends."""
@@ -545,7 +743,7 @@ class Engine:
                 for lip in service.lips:
                     servers.setdefault(lip.addr, set()).update(rss)
             views = []
-            for id, addr, kind, port_id in self._put.addresses if self._put else []:
+            for addr, (id, kind, port_id) in self._put.addresses.items() if self._put else ():
                 known = given.get(addr)
                 use = self.plane.address_stats(id)
                 is_lip = "lip" in kind
@@ -631,9 +829,18 @@ class Engine:
 
     def workers(self) -> list[WorkerView]:
         return [
-            WorkerView(index=i, cpu=self.plane.worker_cpu(i), counters=self.plane.counters(i))
+            WorkerView(
+                index=i,
+                cpu=self.plane.worker_cpu(i),
+                counters=self.plane.counters(i),
+                steps=self.plane.step_stats(i),
+            )
             for i in range(self._info["workers"])
         ]
+
+    def longest_steps(self) -> list[int]:
+        """Nanoseconds of the longest turn of any worker: undisturbed, preempted."""
+        return [max(longest) for longest in zip(*(w["steps"]["max_ns"] for w in self.workers()), strict=True)]
 
     @property
     def worker_count(self) -> int:
@@ -648,42 +855,135 @@ class Engine:
     def huge_page_size(self) -> int:
         return self._info["huge_page_size"]
 
+    # ---- headroom ----
+
+    def _usage(self, at: float) -> usage.Usage:
+        host, workers = self.config.host, self._info["workers"]
+        conns = self.plane.counters()["conns"]
+        return usage.read(at, conns, self.plane.endpoints(), host.ports_of_a_lip, workers)
+
+    def headroom(
+        self, proto: str | None = None, vip: str | None = None, vport: int | None = None, limit: int = 100
+    ) -> HeadroomView:
+        """Free local ports per (service, LIP, RS), and when ports or connections run out. Of one service: all its pairs
+        of LIP and RS; of all services: only pairs in use, and the first `limit`."""
+        now = self._usage(time.monotonic())
+        rates = self._history.port_rates(now)
+        services, one = list(self.services_named(proto, vip, vport)), vip is not None and vport is not None
+        rows = [row for service in services for row in self._headroom_rows(service, now, rates, unused=one)]
+        rows.sort(key=lambda row: row["free"])
+        return HeadroomView(
+            rows=rows[:limit],
+            ports_full_in=usage.ports_full_in(now, rates),
+            conns=now.conns,
+            capacity=self.capacity,
+            conns_full_in=usage.seconds_left(self.capacity - now.conns, self._history.conn_rate(now)),
+        )
+
+    def forecast(self) -> tuple[float | None, float | None, dict[Key, int]]:
+        """Seconds until ports and until connections run out (None: never), and for each service with ports in use the
+        fewest free ones of any LIP towards any RS."""
+        now = self._usage(time.monotonic())
+        least: dict[Key, int] = {}
+        for service in self.config.services if len(now.keys) else ():
+            if found := self._pairs(service, now):
+                least[service.key] = min(int(now.free[at]) for _, _, at in found)
+        conns = usage.seconds_left(self.capacity - now.conns, self._history.conn_rate(now))
+        return usage.ports_full_in(now, self._history.port_rates(now)), conns, least
+
+    def services_named(self, proto: str | None, vip: str | None, vport: int | None) -> Iterable[Service]:
+        if proto is not None and vip is not None and vport is not None:
+            return self._services_of(Key(cast(Proto, proto), vip, vport))
+        return (
+            s
+            for s in self.config.services
+            if proto in (None, s.proto) and vip in (None, s.vip) and vport in (None, s.vport)
+        )
+
+    def _pairs(self, service: Service, now: usage.Usage) -> list[tuple[RealServer, str, int]]:
+        """RSs and LIPs of a service with ports in use, and where they are in the usage."""
+        lips = {self._entry("address", lip.addr).id: lip.addr for lip in service.lips}
+        proto = PROTOS[service.proto]
+        return [
+            (server, lips[lip], at)
+            for server in service.servers
+            for lip, at in now.by_rs.get(usage.rs_key(server.rip, server.rport, proto), {}).items()
+            if lip in lips
+        ]
+
+    def _headroom_rows(
+        self, service: Service, now: usage.Usage, rates: NDArray[np.float64], unused: bool
+    ) -> list[HeadroomRow]:
+        """unused: also pairs of which no port is in use."""
+        share = self.config.host.ports_of_a_lip // self._info["workers"]
+
+        def row(server: RealServer, lip: str, used: int, free: int, busiest: int, rate: float) -> HeadroomRow:
+            return HeadroomRow(
+                proto=service.proto,
+                vip=service.vip,
+                vport=service.vport,
+                lip=lip,
+                rip=server.rip,
+                rport=server.rport,
+                used=used,
+                free=free,
+                busiest=busiest,
+                share=share,
+                full_in=usage.seconds_left(free, rate),
+            )
+
+        pairs = self._pairs(service, now)
+        rows = [
+            row(server, lip, int(now.used[at]), int(now.free[at]), int(now.busiest[at]), float(rates[at]))
+            for server, lip, at in pairs
+        ]
+        if unused:
+            known = {(server.key, lip) for server, lip, _ in pairs}
+            rows += [
+                row(server, lip.addr, 0, share * self._info["workers"], 0, 0.0)
+                for server in service.servers
+                for lip in service.lips
+                if (server.key, lip.addr) not in known
+            ]
+        return rows
+
     def conns(
-        self,
-        *,
-        worker: int | None = None,
-        cursor: str | None = None,
-        limit: int = 1024,
-        proto: str | None = None,
-        vip: str | None = None,
-        vport: int | None = None,
-        rip: str | None = None,
-        rport: int | None = None,
-        state: str | None = None,
+        self, *, worker: int | None = None, cursor: str | None = None, limit: int = 1024, **filters: str | int | None
     ) -> ConnPage:
-        """One page of connections. The cursor is "WORKER:POSITION"; a page may be short, or empty, before the end."""
+        """One page of the connections that pass the filters (see ConnFilter). The cursor is "WORKER:POSITION"; a page
+        may be short, or empty, before the end."""
         at, position = _parse_cursor(cursor, worker or 0)
+        asked = self._core_filter(at, filters)
+        deadline = time.monotonic() + PAGE_TIME
+        views: list[ConnView] = []
+        following: str | None = None
+        while True:
+            page, position = self.plane.conns(at, position, limit - len(views), **asked)
+            views += map(_conn_view, page)
+            following = f"{at}:{position}"
+            if position < 0:
+                following = f"{at + 1}:0" if worker is None and at + 1 < self._info["workers"] else None
+            if position < 0 or len(views) >= limit or time.monotonic() > deadline:
+                return ConnPage(conns=views, next=following)
+
+    def conn_count(self, *, worker: int | None = None, **filters: str | int | None) -> int:
+        """How many connections pass the filters; the records are counted, in their memory."""
+        asked = self._core_filter(worker or 0, filters)
+        workers = range(self._info["workers"]) if worker is None else (worker,)
+        return sum(self.plane.conn_count(w, **asked) for w in workers)
+
+    def _core_filter(self, worker: int, filters: Mapping[str, str | int | None]) -> CoreFilter:
+        """The filters in the core's words. Raises ChangeError."""
         workers = self._info["workers"]
-        if not 0 <= at < workers:
-            raise ChangeError(400, "FN-1201", f"there is no worker {at}", f"workers are 0..{workers - 1}")
+        if not 0 <= worker < workers:
+            raise ChangeError(400, "FN-1201", f"there is no worker {worker}", f"workers are 0..{workers - 1}")
+        given = {name: value for name, value in filters.items() if value is not None}
+        state, proto = given.pop("state", None), given.pop("proto", None)
         if state is not None and state not in STATES:
             raise ChangeError(400, "FN-1201", f"there is no state {state!r}", f"allowed: {', '.join(STATES)}")
-        page, after = self.plane.conns(
-            at,
-            position,
-            limit,
-            state=STATES.index(state) if state else -1,
-            proto=PROTOS[proto] if proto else -1,
-        )
-        views = [
-            _conn_view(c)
-            for c in page
-            if vip in (None, c.vip) and vport in (None, c.vport) and rip in (None, c.rip) and rport in (None, c.rport)
-        ]
-        following: str | None = f"{at}:{after}"
-        if after < 0:
-            following = f"{at + 1}:0" if worker is None and at + 1 < workers else None
-        return ConnPage(conns=views, next=following)
+        numbers = {"state": STATES.index(str(state))} if state else {}
+        numbers |= {"proto": PROTOS[str(proto)]} if proto else {}
+        return cast("CoreFilter", given | numbers)
 
 
 def _conn_view(conn: Conn) -> ConnView:
@@ -726,28 +1026,8 @@ def _connected(addresses: Iterable[Address]) -> list[Route]:
     return list(made.values())
 
 
-def _arp_source(route: Route, routes: Sequence[Route], config: Config, lips: Mapping[str, str]) -> str:
-    """Who asks for the next hop: the route's src if it is owned, else an owned address on the port inside the connected
-    prefix, a LIP if possible; else "", the source of the packet. Never a host's address: the answer would go there."""
-    owned = [addr for addr, port in lips.items() if port == route.port]
-    owned += [a.addr for a in config.addresses if a.port == route.port]
-    if route.src is not None and route.src in owned:
-        return route.src
-    prefix = ipaddress.IPv4Network(route.prefix)
-    if route.gateway is not None:
-        gateway = ipaddress.IPv4Address(route.gateway)
-        on_link = (
-            r for r in routes if r.port == route.port and r.gateway is None and r.scope not in ("kni_host", "host")
-        )
-        around = [net for net in (ipaddress.IPv4Network(r.prefix) for r in on_link) if gateway in net]
-        if not around:
-            return ""
-        prefix = max(around, key=lambda net: net.prefixlen)
-    return next((addr for addr in owned if ipaddress.IPv4Address(addr) in prefix), "")
-
-
-def _member_key(service: Service, server: RealServer) -> str:
-    return f"{service.key} {server.rip}:{server.rport}"
+def _member_key(service: str, server: RealServer) -> str:
+    return f"{service} {server.rip}:{server.rport}"
 
 
 def _base(stats: Stats) -> Base:

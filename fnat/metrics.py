@@ -7,10 +7,11 @@ service whose counters were zeroed, and a new service of the same name, start fr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from fnat import __version__
@@ -24,6 +25,7 @@ _STATS = (
     ("in_bytes", "in_bytes", "bytes of IP packets from clients"),
     ("out_bytes", "out_bytes", "bytes of IP packets from real servers"),
 )
+_STEP_BUCKETS = range(8, 26)  # upper bounds from 512 ns to 67 ms
 
 
 class EngineCollector(Collector):
@@ -40,6 +42,8 @@ class EngineCollector(Collector):
         yield GaugeMetricFamily("fnat_capacity_connections", "connections that fit", value=self._engine.capacity)
         yield GaugeMetricFamily("fnat_snapshot", "number of the configuration in force", value=self._engine.snapshot)
         yield from self._workers()
+        yield from self._steps()
+        yield from self._headroom()
         yield from self._services()
         yield from self._lips()
 
@@ -61,6 +65,38 @@ class EngineCollector(Collector):
                 yield counter
         yield drops
         yield taken
+
+    def _steps(self) -> Iterator[Metric]:
+        steps = HistogramMetricFamily(
+            "fnat_worker_step_seconds",
+            "turns of a worker by duration; preempted: the system took its CPU away meanwhile",
+            labels=["worker", "preempted"],
+        )
+        for worker in self._engine.workers():
+            for kind, name in enumerate(("no", "yes")):
+                counts, below = worker["steps"]["count"][kind], 0
+                buckets = []
+                for i, count in enumerate(counts):
+                    below += count
+                    if i in _STEP_BUCKETS:
+                        buckets.append((str(2 ** (i + 1) / 1e9), below))
+                buckets.append(("+Inf", below))
+                steps.add_metric([str(worker["index"]), name], buckets, worker["steps"]["sum_ns"][kind] / 1e9)
+        yield steps
+
+    def _headroom(self) -> Iterator[Metric]:
+        ports_left, conns_left, least = self._engine.forecast()
+        for what, left in (("ports", ports_left), ("connections", conns_left)):
+            text = f"seconds until {what} run out at the rate of the last minutes; +Inf: never"
+            yield GaugeMetricFamily(f"fnat_{what}_exhausted_seconds", text, value=math.inf if left is None else left)
+        free = GaugeMetricFamily(
+            "fnat_service_ports_free",
+            "fewest free local ports of any LIP towards any server of the service, where some are in use",
+            labels=["service"],
+        )
+        for key, ports in least.items():
+            free.add_metric([f"{key.proto}/{key.vip}:{key.vport}"], ports)
+        yield free
 
     def _services(self) -> Iterator[Metric]:
         services = self._engine.services()

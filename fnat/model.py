@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Any, Literal, NamedTuple
+import weakref
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, overload
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypedDict
 
 NO_IPV6 = "IPv6 is not available in this version"
@@ -27,11 +31,17 @@ Scope = Literal["host", "link", "global", "kni_host"]
 
 def ipv4(value: object) -> str:
     """The address in canonical form, of a host. ValueError in words for the user."""
-    text = value if isinstance(value, str) else ""
-    if ":" in text:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not an IPv4 address")
+    return _ipv4(value)
+
+
+@lru_cache(maxsize=65536)  # a service is named in every change of its servers and LIPs
+def _ipv4(value: str) -> str:
+    if ":" in value:
         raise ValueError(NO_IPV6)
     try:
-        address = ipaddress.IPv4Address(text)
+        address = ipaddress.IPv4Address(value)
     except ValueError:
         raise ValueError(f"{value!r} is not an IPv4 address") from None
     if address.is_multicast or address.is_loopback or address.is_unspecified or int(address) == 0xFFFFFFFF:
@@ -61,6 +71,7 @@ IPv4 = Annotated[str, BeforeValidator(ipv4)]
 Prefix = Annotated[str, BeforeValidator(_prefix)]
 Mac = Annotated[str, BeforeValidator(_mac)]
 PortNumber = Annotated[int, Field(ge=1, le=65535, strict=True)]
+PortText = Annotated[int, Field(ge=1, le=65535)]  # also as text, in a query
 LocalPort = Annotated[int, Field(ge=1024, le=65535, strict=True)]
 Weight = Annotated[int, Field(ge=0, le=65535, strict=True)]
 Seconds = Annotated[int, Field(ge=0, le=MAX_SECONDS, strict=True)]
@@ -141,6 +152,10 @@ class Address(Frozen):
     sapool: bool = False
 
     @property
+    def key(self) -> str:
+        return self.addr
+
+    @property
     def network(self) -> str:
         return str(ipaddress.IPv4Network(f"{self.addr}/{self.plen}", strict=False))
 
@@ -175,6 +190,10 @@ class Neighbour(Frozen):
     addr: IPv4
     mac: Mac
     port: PortName
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.port, self.addr
 
 
 class Port(Frozen):
@@ -248,6 +267,134 @@ class Host(Frozen):
         return self.lports[1] - self.lports[0] + 1
 
 
+K_co = TypeVar("K_co", bound=Hashable, covariant=True)
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V", bound="Keyed[Any]")
+
+
+class Keyed(Protocol[K_co]):
+    @property
+    def key(self) -> K_co: ...
+
+
+class Table(Sequence[V], Generic[K, V]):
+    """Values by key, in order of creation; immutable. An edited table knows what differs from the one it was made from:
+    comparing the two costs as much as the edit, not as much as the table."""
+
+    __slots__ = ("__weakref__", "_edited", "_of", "by_key")
+
+    def __init__(self, values: Iterable[V] = ()) -> None:
+        self.by_key: dict[K, V] = {value.key: value for value in values}
+        self._of: weakref.ref[Table[K, V]] | None = None
+        self._edited: tuple[K, ...] = ()
+
+    def edited(self, edits: Mapping[K, V | None]) -> Self:
+        """The table with these values in; None takes the key out."""
+        if not edits:
+            return self
+        table = type(self).__new__(type(self))
+        table.by_key = self.by_key.copy()
+        table._of, table._edited = weakref.ref(self), tuple(edits)
+        for key, value in edits.items():
+            if value is not None:
+                table.by_key[key] = value
+            else:
+                table.by_key.pop(key, None)
+        return table
+
+    def changed_since(self, old: Table[K, V]) -> Sequence[K]:
+        """Every key that is in one of the two only, or with another value."""
+        if self is old:
+            return ()
+        keys: Iterable[K] = self._edited
+        if self._of is None or self._of() is not old:
+            keys = [*(key for key in old.by_key if key not in self.by_key), *self.by_key]
+        before, after = old.by_key.get, self.by_key.get
+        return [key for key in keys if (a := after(key)) is not (b := before(key)) and a != b]
+
+    def get(self, key: K) -> V | None:
+        return self.by_key.get(key)
+
+    def __iter__(self) -> Iterator[V]:
+        return iter(self.by_key.values())
+
+    def __len__(self) -> int:
+        return len(self.by_key)
+
+    def __contains__(self, value: object) -> bool:
+        key = getattr(value, "key", None)
+        return key is not None and self.by_key.get(key) == value
+
+    @overload
+    def __getitem__(self, index: int) -> V: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[V]: ...
+    def __getitem__(self, index: int | slice) -> V | Sequence[V]:
+        return tuple(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Table):
+            return not self.changed_since(other)
+        return tuple(self) == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def __deepcopy__(self, _: object) -> Self:
+        return self
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(lambda v: v if isinstance(v, cls) else cls(v))
+
+
+class Services(Table[Key, Service]):
+    """Services, and who uses which address: VIP -> number of services, LIP -> port -> number of services."""
+
+    __slots__ = ("lips", "vips")
+
+    def __init__(self, values: Iterable[Service] = ()) -> None:
+        super().__init__(values)
+        self.vips: dict[str, int] = {}
+        self.lips: dict[str, dict[str, int]] = {}
+        for service in self:
+            self._count(service, 1)
+
+    def edited(self, edits: Mapping[Key, Service | None]) -> Self:
+        table = super().edited(edits)
+        if table is not self:
+            table.vips, table.lips = self.vips.copy(), self.lips.copy()
+            for key in edits:
+                old, new = self.by_key.get(key), table.by_key.get(key)
+                if old is not None and new is not None and old.lips == new.lips:
+                    continue
+                if old is not None:
+                    table._count(old, -1)
+                if new is not None:
+                    table._count(new, 1)
+        return table
+
+    def _count(self, service: Service, step: int) -> None:
+        _add(self.vips, service.vip, step)
+        for lip in service.lips:
+            ports = self.lips.get(lip.addr, {}).copy()
+            _add(ports, lip.port, step)
+            if ports:
+                self.lips[lip.addr] = ports
+            else:
+                del self.lips[lip.addr]
+
+
+def _add(counts: dict[str, int], key: str, step: int) -> None:
+    count = counts.get(key, 0) + step
+    if count:
+        counts[key] = count
+    else:
+        del counts[key]
+
+
 class Config(Frozen):
     """All that one node shall do. `down`: ports that are administratively down."""
 
@@ -255,10 +402,10 @@ class Config(Frozen):
     mgmt: IPv4 | None = None
     ports: tuple[Port, ...] = ()
     host: Host = Host()
-    services: tuple[Service, ...] = ()
-    addresses: tuple[Address, ...] = ()  # given by name; LIPs of services are owned without being listed here
-    routes: tuple[Route, ...] = ()
-    neighbours: tuple[Neighbour, ...] = ()
+    services: Services = Services()
+    addresses: Table[str, Address] = Table()  # given by name; LIPs of services are owned without being listed here
+    routes: Table[tuple[str, int], Route] = Table()
+    neighbours: Table[tuple[str, str], Neighbour] = Table()
     down: tuple[PortName, ...] = ()
 
 
@@ -436,6 +583,29 @@ def change_as_json(change: Change) -> dict[str, Any]:
     return {"op": change.op, **given}
 
 
+class ConnFilter(Frozen):
+    """Which connections are asked for; addresses may be prefixes."""
+
+    worker: int | None = None
+    proto: Proto | None = None
+    vip: Prefix | None = None
+    vport: PortText | None = None
+    rip: Prefix | None = None
+    rport: PortText | None = None
+    lip: Prefix | None = None
+    lport: PortText | None = None
+    cip: Prefix | None = None
+    cport: PortText | None = None
+    state: str | None = None
+
+
+class ConnQuery(ConnFilter):
+    """Which page of them; cursor: `next` of the page before."""
+
+    cursor: str | None = None
+    limit: Annotated[int, Field(ge=1, le=65536)] = 1024
+
+
 # ---- what the data plane says of its ports ----
 
 
@@ -532,6 +702,10 @@ class ConnView(TypedDict):
     out_bytes: int
 
 
+class ConnCount(TypedDict):
+    conns: int
+
+
 class ConnPage(TypedDict):
     conns: list[ConnView]
     next: str | None
@@ -603,10 +777,47 @@ class PortView(TypedDict):
     frames: FramesView
 
 
+class HeadroomRow(TypedDict):
+    """Local ports of a LIP towards an RS of a service. busiest: ports in use by the worker that uses most, of `share`
+    that each worker may use; full_in: seconds until none is free at the present rate, None: never."""
+
+    proto: str
+    vip: str
+    vport: int
+    lip: str
+    rip: str
+    rport: int
+    used: int
+    free: int
+    busiest: int
+    share: int
+    full_in: float | None
+
+
+class HeadroomView(TypedDict):
+    """rows: the fewest free ports first. The forecasts are over everything, also what rows leave out."""
+
+    rows: list[HeadroomRow]
+    ports_full_in: float | None
+    conns: int
+    capacity: int
+    conns_full_in: float | None
+
+
+class StepsView(TypedDict):
+    """Turns of a worker by duration; [0]: undisturbed ones, [1]: those during which the system took the CPU away.
+    count[k][i]: turns of 2^i to 2^(i+1) ns."""
+
+    count: list[list[int]]
+    max_ns: list[int]
+    sum_ns: list[int]
+
+
 class WorkerView(TypedDict):
     index: int
     cpu: int | None
     counters: dict[str, int]
+    steps: StepsView
 
 
 class PidsView(TypedDict):
@@ -624,6 +835,7 @@ class StatusView(TypedDict):
     capacity: int
     snapshot: int
     huge_pages: int
+    longest_step_ns: list[int]  # undisturbed, preempted
 
 
 class AppliedView(TypedDict):

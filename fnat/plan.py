@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, assert_never
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, Generic, TypeVar, assert_never
 
 from pydantic import BaseModel
 
@@ -23,6 +23,7 @@ from fnat.model import (
     Change,
     Config,
     Key,
+    Keyed,
     LinkSet,
     LipAdd,
     LipDel,
@@ -46,8 +47,13 @@ from fnat.model import (
     ServiceRef,
     ServiceSet,
     ServiceZero,
+    Table,
 )
 
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V", bound=Keyed[Any])
+
+MANY = 2000  # names above which the nearest one is not looked for
 SERVICE_FIELDS = ("scheduler", "conn_timeout", "no_rs", "expire_quiescent", "half_open")
 
 
@@ -66,28 +72,31 @@ def apply(config: Config, changes: Iterable[Change], *, lenient: Callable[[str],
                 raise
             lenient(f"{change.op} is not possible any more: {error}")
     result = draft.seal()
-    check(result)
+    check(result, config)
     return result
 
 
-def check(config: Config) -> None:
-    """What must hold for the whole: no LIP is a VIP, one address lies on one port. Raises ChangeError(409)."""
-    where: dict[str, str] = {}
-    for address in config.addresses:
-        if where.setdefault(address.addr, address.port) != address.port:
-            raise _two_ports(address.addr, where[address.addr], address.port)
-    lips: dict[str, Key] = {}
-    for service in config.services:
-        for lip in service.lips:
-            lips[lip.addr] = service.key
-            if where.setdefault(lip.addr, lip.port) != lip.port:
-                raise _two_ports(lip.addr, where[lip.addr], lip.port)
-    for service in config.services:
-        if service.vip in lips:
+def check(config: Config, before: Config = Config()) -> None:  # noqa: B008, a constant
+    """What must hold for the whole: no LIP is a VIP, one address lies on one port. Raises ChangeError(409).
+
+    before: a config for which it holds; only what differs from it is looked at."""
+    services, given = config.services, config.addresses.by_key
+    changed = dict.fromkeys(config.addresses.changed_since(before.addresses))
+    for key in services.changed_since(before.services):
+        if (service := services.get(key)) is not None:
+            changed |= dict.fromkeys([service.vip, *(lip.addr for lip in service.lips)])
+    for addr in changed:
+        ports = [given[addr].port] if addr in given else []
+        ports += [port for port in services.lips.get(addr, ()) if port not in ports]
+        if len(ports) > 1:
+            raise _two_ports(addr, ports[0], ports[1])
+        if addr in services.lips and addr in services.vips:
+            vip = next(s.key for s in services if s.vip == addr)
+            lip = next(s.key for s in services if any(lip.addr == addr for lip in s.lips))
             raise ChangeError(
                 409,
                 "FN-1205",
-                f"{service.vip} would be the VIP of {service.key} and a LIP of {lips[service.vip]}",
+                f"{addr} would be the VIP of {vip} and a LIP of {lip}",
                 "use another address for one of them",
             )
 
@@ -96,42 +105,49 @@ def diff(old: Config, new: Config) -> list[Change]:
     """The changes that lead from old to new: first what goes, then what comes."""
     gone: list[Change] = []
     come: list[Change] = []
-    before = {s.key: s for s in old.services}
-    after = {s.key: s for s in new.services}
-    for key in before:
-        if key not in after:
-            gone.append(ServiceDel(proto=key.proto, vip=key.vip, vport=key.vport))
-    for key, service in after.items():
-        known = before.get(key)
-        if known is service or known == service:
-            continue
-        ref = ServiceRef(proto=key.proto, vip=key.vip, vport=key.vport)
-        if known is None:
-            come.append(ServiceAdd(**_ref(key), **_fields(service)))
-            known = Service(**_ref(key), **_fields(service))
-        else:
-            moved = {f: v for f, v in _fields(service).items() if getattr(known, f) != v}
-            if moved:
-                come.append(ServiceSet(**_ref(key), **moved))
-        servers, lips = {r.key: r for r in known.servers}, set(known.lips)
-        wanted, wanted_lips = {r.key: r for r in service.servers}, set(service.lips)
-        gone += [ServerDel(service=ref, rip=rip, rport=rport) for rip, rport in servers if (rip, rport) not in wanted]
-        gone += [LipDel(service=ref, addr=lip.addr, port=lip.port) for lip in known.lips if lip not in wanted_lips]
-        come += [LipAdd(service=ref, addr=lip.addr, port=lip.port) for lip in service.lips if lip not in lips]
-        for r in service.servers:
-            if r.key not in servers:
-                come.append(ServerAdd(service=ref, rip=r.rip, rport=r.rport, weight=r.weight))
-            elif servers[r.key].weight != r.weight:
-                come.append(ServerSet(service=ref, rip=r.rip, rport=r.rport, weight=r.weight))
-    gone += [RouteDel(**_plain(r)) for r in old.routes if r not in new.routes]
-    come += [RouteAdd(**_plain(r)) for r in new.routes if r not in old.routes]
-    gone += [AddrDel(**_plain(a)) for a in old.addresses if a not in new.addresses]
-    come[:0] = [AddrAdd(**_plain(a)) for a in new.addresses if a not in old.addresses]
-    gone += [NeighDel(**_plain(n)) for n in old.neighbours if n not in new.neighbours]
-    come += [NeighAdd(**_plain(n)) for n in new.neighbours if n not in old.neighbours]
+    for key in new.services.changed_since(old.services):
+        _diff_service(key, old.services.get(key), new.services.get(key), gone, come)
+    route_came, came = _came(old.routes, new.routes), _came(old.addresses, new.addresses)
+    gone += [RouteDel(**_plain(r)) for r in _came(new.routes, old.routes)]
+    come += [RouteAdd(**_plain(r)) for r in route_came]
+    gone += [AddrDel(**_plain(a)) for a in _came(new.addresses, old.addresses)]
+    come[:0] = [AddrAdd(**_plain(a)) for a in came]
+    gone += [NeighDel(**_plain(n)) for n in _came(new.neighbours, old.neighbours)]
+    come += [NeighAdd(**_plain(n)) for n in _came(old.neighbours, new.neighbours)]
     come += [LinkSet(port=p, up=True) for p in old.down if p not in new.down]
     come += [LinkSet(port=p, up=False) for p in new.down if p not in old.down]
     return gone + come
+
+
+def _came(old: Table[K, V], new: Table[K, V]) -> list[V]:
+    """Values of new that old does not have so."""
+    return [value for key in new.changed_since(old) if (value := new.get(key)) is not None]
+
+
+def _diff_service(
+    key: Key, known: Service | None, service: Service | None, gone: list[Change], come: list[Change]
+) -> None:
+    if service is None:
+        gone.append(ServiceDel(proto=key.proto, vip=key.vip, vport=key.vport))
+        return
+    ref = ServiceRef(proto=key.proto, vip=key.vip, vport=key.vport)
+    if known is None:
+        come.append(ServiceAdd(**_ref(key), **_fields(service)))
+        known = Service(**_ref(key), **_fields(service))
+    else:
+        moved = {f: v for f, v in _fields(service).items() if getattr(known, f) != v}
+        if moved:
+            come.append(ServiceSet(**_ref(key), **moved))
+    servers, lips = {r.key: r for r in known.servers}, set(known.lips)
+    wanted, wanted_lips = {r.key: r for r in service.servers}, set(service.lips)
+    gone += [ServerDel(service=ref, rip=rip, rport=rport) for rip, rport in servers if (rip, rport) not in wanted]
+    gone += [LipDel(service=ref, addr=lip.addr, port=lip.port) for lip in known.lips if lip not in wanted_lips]
+    come += [LipAdd(service=ref, addr=lip.addr, port=lip.port) for lip in service.lips if lip not in lips]
+    for r in service.servers:
+        if r.key not in servers:
+            come.append(ServerAdd(service=ref, rip=r.rip, rport=r.rport, weight=r.weight))
+        elif servers[r.key].weight != r.weight:
+            come.append(ServerSet(service=ref, rip=r.rip, rport=r.rport, weight=r.weight))
 
 
 _IDENTITY: dict[str, tuple[str, ...]] = {
@@ -152,25 +168,81 @@ def subject(change: Change) -> str:
     return " ".join([noun, *(str(v.key if isinstance(v, ServiceRef) else v) for v in values if v is not None)])
 
 
+class _Edits(Generic[K, V]):
+    """A table under change: what it is made from, and what differs."""
+
+    def __init__(self, table: Table[K, V]) -> None:
+        self.table = table
+        self.edits: dict[K, V | None] = {}
+
+    def get(self, key: K) -> V | None:
+        return self.edits[key] if key in self.edits else self.table.by_key.get(key)
+
+    def __contains__(self, key: K) -> bool:
+        return self.get(key) is not None
+
+    def put(self, value: V) -> None:
+        self.edits[value.key] = value
+
+    def drop(self, key: K) -> None:
+        self.edits[key] = None
+
+    def values(self) -> list[V]:
+        kept = [value for key, value in self.table.by_key.items() if key not in self.edits]
+        return kept + [value for value in self.edits.values() if value is not None]
+
+
+class _ServiceDraft:
+    """A service under change; many changes of one make one new service."""
+
+    def __init__(self, service: Service) -> None:
+        self.of = service
+        self.fields: dict[str, Any] = {}
+        self.servers: dict[tuple[str, int], RealServer] | None = None
+        self.lips: dict[str, LocalAddress] | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.of.key
+
+    def of_servers(self) -> dict[tuple[str, int], RealServer]:
+        if self.servers is None:
+            self.servers = {r.key: r for r in self.of.servers}
+        return self.servers
+
+    def of_lips(self) -> dict[str, LocalAddress]:
+        if self.lips is None:
+            self.lips = {lip.addr: lip for lip in self.of.lips}
+        return self.lips
+
+    def seal(self) -> Service:
+        if self.servers is not None:
+            self.fields["servers"] = tuple(self.servers.values())
+        if self.lips is not None:
+            self.fields["lips"] = tuple(self.lips.values())
+        return self.of.model_copy(update=self.fields)
+
+
 class _Draft:
-    """A config under change: the same things in dictionaries, sealed into tuples at the end."""
+    """A config under change: edits of its tables, sealed into the next config at the end."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.ports = [p.name for p in config.ports]
-        self.services = {s.key: s for s in config.services}
-        self.addresses = {a.addr: a for a in config.addresses}
-        self.routes = {r.key: r for r in config.routes}
-        self.neighbours = {(n.port, n.addr): n for n in config.neighbours}
+        self.services: dict[Key, _ServiceDraft | None] = {}
+        self.addresses = _Edits(config.addresses)
+        self.routes = _Edits(config.routes)
+        self.neighbours = _Edits(config.neighbours)
         self.down = dict.fromkeys(config.down)
 
     def seal(self) -> Config:
-        return self.config.model_copy(
+        old = self.config
+        return old.model_copy(
             update={
-                "services": tuple(self.services.values()),
-                "addresses": tuple(self.addresses.values()),
-                "routes": tuple(self.routes.values()),
-                "neighbours": tuple(self.neighbours.values()),
+                "services": old.services.edited({k: s.seal() if s else None for k, s in self.services.items()}),
+                "addresses": old.addresses.edited(self.addresses.edits),
+                "routes": old.routes.edited(self.routes.edits),
+                "neighbours": old.neighbours.edited(self.neighbours.edits),
                 "down": tuple(self.down),
             }
         )
@@ -180,14 +252,13 @@ class _Draft:
             case ServiceAdd():
                 self._service_add(change, replace)
             case ServiceSet():
-                self._amend(
-                    change.key, **{f: getattr(change, f) for f in SERVICE_FIELDS if f in change.model_fields_set}
-                )
+                given = {f: getattr(change, f) for f in SERVICE_FIELDS if f in change.model_fields_set}
+                self._service(change.key).fields |= given
             case ServiceDel():
                 self._service(change.key)
-                del self.services[change.key]
+                self.services[change.key] = None
             case ServiceClear():
-                self.services.clear()
+                self.services = dict.fromkeys([*self.config.services.by_key, *self.services])
             case ServiceZero():
                 if change.key is not None:
                     self._service(change.key)
@@ -210,13 +281,15 @@ class _Draft:
             case RouteFlush():
                 if change.port is not None:
                     self._port(change.port)
-                self.routes = {k: r for k, r in self.routes.items() if change.port not in (None, r.port)}
+                for route in self.routes.values():
+                    if change.port in (None, route.port):
+                        self.routes.drop(route.key)
             case NeighAdd():
                 self._port(change.port)
                 at = change.port, change.addr
                 if at in self.neighbours and not replace:
                     raise _exists(f"neighbour {change.addr} on {change.port}", "delete it first")
-                self.neighbours[at] = Neighbour(addr=change.addr, mac=change.mac, port=change.port)
+                self.neighbours.put(Neighbour(addr=change.addr, mac=change.mac, port=change.port))
             case NeighDel():
                 self._port(change.port)
                 known = self.neighbours.get((change.port, change.addr))
@@ -225,7 +298,7 @@ class _Draft:
                         f"static neighbour {change.addr}{f' with {change.mac}' if change.mac else ''} on {change.port}"
                     )
                     raise _missing(what, [n.addr for n in self.neighbours.values()])
-                del self.neighbours[change.port, change.addr]
+                self.neighbours.drop(known.key)
             case LinkSet():
                 self._port(change.port)
                 if change.up:
@@ -244,26 +317,35 @@ class _Draft:
                 f"use one of: {', '.join(self.ports) or 'none is open'}",
             )
 
-    def _service(self, key: Key) -> Service:
+    def _find(self, key: Key) -> _ServiceDraft | None:
         if key not in self.services:
-            raise _missing(f"service {key}", [str(k) for k in self.services], str(key))
+            known = self.config.services.get(key)
+            if known is None:
+                return None
+            self.services[key] = _ServiceDraft(known)
         return self.services[key]
 
-    def _amend(self, key: Key, **fields: object) -> None:
-        self.services[key] = self._service(key).model_copy(update=fields)
+    def _service(self, key: Key) -> _ServiceDraft:
+        draft = self._find(key)
+        if draft is None:
+            gone = {k for k, s in self.services.items() if s is None}
+            known = [k for k in (*self.config.services.by_key, *self.services) if k not in gone]
+            raise _missing(f"service {key}", [str(k) for k in known], str(key))
+        return draft
 
     def _service_add(self, change: ServiceAdd, replace: bool) -> None:
         key = change.key
-        if key in self.services:
-            if not replace:
-                raise _exists(f"service {key}", "change it with service.set")
-            self._amend(key, **_fields(change))
-            return
-        self.services[key] = Service(**_ref(key), **_fields(change))
+        draft = self._find(key)
+        if draft is None:
+            self.services[key] = _ServiceDraft(Service(**_ref(key), **_fields(change)))
+        elif replace:
+            draft.fields |= _fields(change)
+        else:
+            raise _exists(f"service {key}", "change it with service.set")
 
     def _server(self, change: ServerAdd | ServerSet | ServerDel, replace: bool) -> None:
         key = change.service.key
-        servers = {r.key: r for r in self._service(key).servers}
+        servers = self._service(key).of_servers()
         at = change.rip, change.rport
         if isinstance(change, ServerAdd):
             if at in servers and not replace:
@@ -274,11 +356,10 @@ class _Draft:
             del servers[at]
         else:
             servers[at] = RealServer(rip=change.rip, rport=change.rport, weight=change.weight)
-        self._amend(key, servers=tuple(servers.values()))
 
     def _lip(self, change: LipAdd | LipDel, replace: bool) -> None:
         key = change.service.key
-        lips = {lip.addr: lip for lip in self._service(key).lips}
+        lips = self._service(key).of_lips()
         if isinstance(change, LipAdd):
             self._port(change.port)
             if change.addr in lips and not replace:
@@ -292,12 +373,12 @@ class _Draft:
                     f"LIP {change.addr}{on} in {key}", [f"{lip.addr} on {lip.port}" for lip in lips.values()]
                 )
             del lips[change.addr]
-        self._amend(key, lips=tuple(lips.values()))
 
     def _addr_add(self, change: AddrAdd, replace: bool) -> None:
         self._port(change.port)
-        if change.addr in self.addresses and not replace:
-            raise _exists(f"address {change.addr} on {self.addresses[change.addr].port}", "delete it first")
+        known = self.addresses.get(change.addr)
+        if known is not None and not replace:
+            raise _exists(f"address {change.addr} on {known.port}", "delete it first")
         if change.plen < 31:
             network = ipaddress.IPv4Network(change.network)
             if change.addr in (str(network.network_address), str(network.broadcast_address)):
@@ -307,12 +388,12 @@ class _Draft:
                     f"{change.addr}/{change.plen} is the network or broadcast address of its own prefix",
                     "give the address of a host, or /32",
                 )
-        self.addresses[change.addr] = Address(**_plain(change))
+        self.addresses.put(Address(**_plain(change)))
 
     def _addr_del(self, change: Address) -> None:
         self._port(change.port)
         known = self.addresses.get(change.addr)
-        user = next((s.key for s in self.services.values() if any(lip.addr == change.addr for lip in s.lips)), None)
+        user = self._user_of_lip(change.addr)
         if user is not None:
             raise ChangeError(
                 409, "FN-1206", f"{change.addr} is a LIP of {user}", "remove it from its services first (lip.del)"
@@ -321,18 +402,30 @@ class _Draft:
             have = [f"{a.addr}/{a.plen} on {a.port}" for a in self.addresses.values()]
             what = f"{change.addr}/{change.plen} on {change.port}"
             raise _missing(f"address {what}", have, what)
-        del self.addresses[change.addr]
+        self.addresses.drop(change.addr)
+
+    def _user_of_lip(self, addr: str) -> Key | None:
+        """A service with this LIP. All are looked at only when one of the config had it."""
+        for key, draft in self.services.items():
+            if draft is not None and addr in draft.of_lips():
+                return key
+        if addr not in self.config.services.lips:
+            return None
+        untouched = (s for s in self.config.services if s.key not in self.services)
+        return next((s.key for s in untouched if any(lip.addr == addr for lip in s.lips)), None)
 
     def _route_put(self, change: RouteAdd | RouteSet, replace: bool) -> None:
         route = self._complete(change)
         if isinstance(change, RouteSet):
             if route.key not in self.routes and not replace:
-                raise _missing(f"route {route.prefix} with metric {route.metric}", [p for p, _ in self.routes])
+                raise _missing(
+                    f"route {route.prefix} with metric {route.metric}", [r.prefix for r in self.routes.values()]
+                )
         elif route.key in self.routes and not replace:
             raise _exists(
                 f"route {route.prefix} with metric {route.metric}", "change it with route.set or use another metric"
             )
-        self.routes[route.key] = route
+        self.routes.put(route)
 
     def _complete(self, change: Route) -> Route:
         """A route with its port and scope filled in from what is known."""
@@ -376,7 +469,7 @@ class _Draft:
     def _port_towards(self, gateway: str) -> str | None:
         """The port on whose connected prefix the gateway lies, longest prefix first."""
         ip = ipaddress.IPv4Address(gateway)
-        links = [(ipaddress.IPv4Network(a.network), a.port) for a in self.addresses.values()]
+        links = [(ipaddress.IPv4Network(a.network), a.port) for a in self.addresses.values() if a.plen < 32]
         links += [(ipaddress.IPv4Network(r.prefix), r.port or "") for r in self.routes.values() if r.scope == "link"]
         inside = [(net.prefixlen, port) for net, port in links if ip in net]
         return max(inside)[1] if inside else None
@@ -387,8 +480,8 @@ class _Draft:
         if known is None or any(v is not None and getattr(known, f) != v for f, v in given.items()):
             words = [change.prefix]
             words += [f"{f} {v}" for f, v in given.items() if f != "prefix" and v is not None]
-            raise _missing(f"route {' '.join(words)}", [p for p, _ in self.routes], change.prefix)
-        del self.routes[change.key]
+            raise _missing(f"route {' '.join(words)}", [r.prefix for r in self.routes.values()], change.prefix)
+        self.routes.drop(change.key)
 
 
 def _plain(value: BaseModel) -> dict[str, Any]:
@@ -409,7 +502,7 @@ def _exists(what: str, fix: str) -> ChangeError:
 
 
 def _missing(what: str, known: Sequence[str], name: str | None = None) -> ChangeError:
-    near = difflib.get_close_matches(name or what, known, n=1)
+    near = difflib.get_close_matches(name or what, known, n=1) if len(known) <= MANY else []
     if near:
         fix = f"the nearest is {near[0]}"
     elif known:

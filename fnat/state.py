@@ -1,8 +1,9 @@
 """What survives a restart of control: the overlay of run-time changes, and the ids of what the data plane counts.
 
 Both are journals: files of JSON lines. A change appends one line and syncs it; a line torn by a crash is the last one
-and is dropped on reading; now and then the file is rewritten shorter and renamed into place. So a change costs one line
-whatever the size of the configuration, and every state of the file on disk is a valid one.
+and is dropped on reading; now and then the file is rewritten shorter, beside it, and renamed into place with what was
+appended meanwhile. So a change costs one line whatever the size of the configuration, and every state of the file on
+disk is a valid one.
 
 An id is stable as long as its thing exists, and afterwards until the data plane counts nothing for it: only then may it
 name another thing. Counters belong to ids and never restart; `base` is what is subtracted when they are shown.
@@ -28,12 +29,35 @@ Base = tuple[int, int, int, int, int]
 ZERO: Base = (0, 0, 0, 0, 0)
 
 
+LONG = 1 << 20  # bytes that a journal may always grow by before it is rewritten
+_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def _encode(record: Any) -> str:  # noqa: ANN401, JSON
+    """As JSON, lists in a record item by item: one call over a whole configuration would keep other threads waiting."""
+    if not isinstance(record, dict):
+        return _json(record)
+    items = [
+        f"{_json(k)}:[{','.join([_json(item) for item in v])}]" if isinstance(v, list) else f"{_json(k)}:{_json(v)}"
+        for k, v in record.items()
+    ]
+    return f"{{{','.join(items)}}}"
+
+
 class Journal:
     """A file of JSON lines that may be cut off at any moment. Raises EngineError(FN-1304) when the disk refuses."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lines = 0
+        self.size = 0  # bytes
+        self.whole = 0  # bytes when it was last loaded or rewritten, or of the largest append since
+        self.generation = 0  # rises with every rewriting
+
+    @property
+    def is_long(self) -> bool:
+        """It has grown to more than twice what it was when it was last written as a whole, or by one large append."""
+        return self.size > 2 * self.whole + LONG
 
     def load(self) -> list[Any]:
         """All whole records, in order. A torn last line is cut off, so that the next append starts on its own line."""
@@ -64,20 +88,22 @@ class Journal:
             with self._disk():
                 os.truncate(self.path, good)
         self.lines = len(records)
+        self.size = self.whole = good
         return records
 
     def append(self, records: Iterable[Any]) -> None:
         """Add records; they are on disk when this returns."""
-        text = "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in records)
+        text = "".join([_encode(r) + "\n" for r in records])
         if not text:
             return
         with self._disk():
             fresh = not self.path.exists()
             fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             size = os.fstat(fd).st_size
+            data = text.encode()
             try:
                 try:
-                    _write_all(fd, text.encode())
+                    _write_all(fd, data)
                     os.fsync(fd)
                 except OSError:
                     os.ftruncate(fd, size)
@@ -87,21 +113,46 @@ class Journal:
             if fresh:
                 _sync_directory(self.path.parent)
         self.lines += text.count("\n")
+        self.size = size + len(data)
+        self.whole = max(self.whole, len(data))
 
     def rewrite(self, records: list[Any]) -> None:
         """Replace the whole file, atomically."""
+        new = self.prepare(records, ".new")
+        self.swap(new, len(records), self.size, self.lines)
+
+    def prepare(self, records: list[Any], suffix: str) -> Path:
+        """Write a new file beside the old one, which may be appended to meanwhile."""
+        new = self.path.with_name(self.path.name + suffix)
         with self._disk():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.path.with_name(self.path.name + ".new")
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                _write_all(fd, "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in records).encode())
+                _write_all(fd, "".join([_encode(r) + "\n" for r in records]).encode())
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            temporary.replace(self.path)
+        return new
+
+    def swap(self, new: Path, count: int, size: int, lines: int) -> None:
+        """Put the prepared file of `count` records in place, with what was appended after the old one had `size` bytes
+        in `lines` lines."""
+        with self._disk():
+            if self.size > size:
+                fd = os.open(new, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                try:
+                    with self.path.open("rb") as old:
+                        old.seek(size)
+                        _write_all(fd, old.read())
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+            new.replace(self.path)
             _sync_directory(self.path.parent)
-        self.lines = len(records)
+            self.size = self.path.stat().st_size
+        self.whole = self.size
+        self.lines = count + self.lines - lines
+        self.generation += 1
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
@@ -132,8 +183,6 @@ def _sync_directory(path: Path) -> None:
 class Overlay:
     """Run-time changes on top of the configuration file, oldest first; each line of the file is one transaction."""
 
-    SHORTEN_AFTER = 1000  # lines
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self._journal = Journal(path)
@@ -147,11 +196,31 @@ class Overlay:
             self._journal.append([{"changes": changes}])
 
     def replace(self, changes: list[dict[str, Any]]) -> None:
-        self._journal.rewrite([{"changes": changes}] if changes else [])
+        self._journal.rewrite(_transaction(changes))
 
     @property
     def is_long(self) -> bool:
-        return self._journal.lines > self.SHORTEN_AFTER
+        return self._journal.is_long
+
+    def mark(self) -> tuple[int, int, int]:
+        """Where the file ends now, for `shorten`."""
+        return self._journal.generation, self._journal.size, self._journal.lines
+
+    def prepare(self, changes: list[dict[str, Any]]) -> Path:
+        """First half of a replacement by these changes; transactions may be appended, and all replaced, meanwhile."""
+        return self._journal.prepare(_transaction(changes), ".aside")
+
+    def shorten(self, prepared: Path, changes: list[dict[str, Any]], mark: tuple[int, int, int]) -> None:
+        """Second half: the prepared changes say all up to the mark. A file that was replaced since stays as it is."""
+        generation, size, lines = mark
+        if generation == self._journal.generation:
+            self._journal.swap(prepared, len(_transaction(changes)), size, lines)
+        else:
+            prepared.unlink(missing_ok=True)
+
+
+def _transaction(changes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"changes": changes}] if changes else []
 
 
 @dataclass
@@ -171,6 +240,7 @@ class _Table:
     by_key: dict[str, Entry] = field(default_factory=dict)
     by_id: dict[int, Entry] = field(default_factory=dict)
     next: int = 1
+    end: int = 1  # ids that were ever used are below this
 
 
 class Ids:
@@ -194,6 +264,7 @@ class Ids:
                 entry = Entry(record["kind"], record["key"], record["id"], base, record.get("port"))
                 table.by_key[entry.key] = entry
                 table.by_id[entry.id] = entry
+                table.end = max(table.end, entry.id + 1)
         self._journal.rewrite([_record(e) for kind in KINDS for e in self.entries(kind)])
 
     def entries(self, kind: Kind) -> list[Entry]:
@@ -205,23 +276,30 @@ class Ids:
     def by_id(self, kind: Kind, id: int) -> Entry | None:
         return self._tables[kind].by_id.get(id)
 
-    def take(self, kind: Kind, key: str, limit: int, is_busy: Callable[[int], bool]) -> Entry:
-        """The entry of key, with a new id below `limit` if it has none. is_busy(id): the plane still counts for it."""
+    def end(self, kind: Kind) -> int:
+        """All ids that this process has seen are below."""
+        return self._tables[kind].end
+
+    def take(self, kind: Kind, key: str, limit: int, look: Callable[[int], Base | None]) -> Entry:
+        """The entry of key, with a new id below `limit` if it has none.
+
+        look(id): what the plane has counted for the id; None: it still holds something."""
         table = self._tables[kind]
         entry = table.by_key.get(key)
         if entry is None:
             for step in range(limit - 1):
                 id = 1 + (table.next - 1 + step) % (limit - 1)
-                if id not in table.by_id and not is_busy(id):
+                if id not in table.by_id and (base := look(id)) is not None:
                     break
             else:
                 raise EngineError(
                     "FN-1303", f"no free {kind} id: {limit - 1} are in use", "remove some, or start fnat with more room"
                 )
             table.next = id + 1
-            entry = Entry(kind, key, id)
+            entry = Entry(kind, key, id, base)
             table.by_key[key] = entry
             table.by_id[id] = entry
+            table.end = max(table.end, id + 1)
             self.save(entry)
         return entry
 

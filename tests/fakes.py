@@ -8,7 +8,11 @@ raises OSError.
 from __future__ import annotations
 
 import errno
+import ipaddress
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 class Stats(NamedTuple):
@@ -82,6 +86,8 @@ class FakePlane:
         self.of_service: dict[int, Stats] = {}
         self.of_member: dict[int, Stats] = {}
         self.of_address: dict[int, AddressStats] = {}
+        self.steps_of: dict[str, Any] = {"count": [[0] * 32, [0] * 32], "max_ns": [0, 0], "sum_ns": [0, 0]}
+        self.used_ports: list[tuple[int, int, int, str, int, int]] = []  # worker, proto, LIP's id, rip, rport, ports
         self.connections: list[list[Conn]] = [[] for _ in range(workers)]
 
     def _told(self, name: str, *what: Any) -> None:
@@ -117,6 +123,16 @@ class FakePlane:
         self._told("put_addresses", *[a[1] for a in addresses])
         self.addresses = addresses
 
+    def put_address(self, id: int, addr: str, kind: str, port: int) -> None:
+        self._told("put_address", addr)
+        self.addresses = [a for a in self.addresses if a[0] != id] + [(id, addr, kind, port)]
+
+    def del_address(self, id: int) -> None:
+        self._told("del_address", id)
+        if id not in {a[0] for a in self.addresses}:
+            raise OSError(errno.ENOENT, "no such address")
+        self.addresses = [a for a in self.addresses if a[0] != id]
+
     def put_routes(self, routes: list[tuple[str, str, str, int, int, int, str]]) -> None:
         self._told("put_routes", len(routes))
         self.routes = routes
@@ -149,8 +165,25 @@ class FakePlane:
     def member_stats(self, id: int) -> Stats:
         return self.of_member.get(id, Stats())
 
+    def service_table(self, count: int) -> NDArray[np.uint64]:
+        return np.array([self.service_stats(id) for id in range(count)], np.uint64).reshape(count, 7)
+
+    def member_table(self, count: int) -> NDArray[np.uint64]:
+        return np.array([self.member_stats(id) for id in range(count)], np.uint64).reshape(count, 7)
+
     def address_stats(self, id: int) -> AddressStats:
         return self.of_address.get(id, AddressStats())
+
+    def step_stats(self, worker: int) -> dict[str, Any]:
+        return self.steps_of
+
+    def endpoints(self) -> NDArray[Any]:
+        kinds = [("rip", "u1", 16), ("used", "u4"), ("lip", "u2"), ("rport", "u2"), ("proto", "u1"), ("family", "u1"), ("worker", "u1")]
+        rows = [
+            (list(ipaddress.IPv4Address(rip).packed) + [0] * 12, used, lip, rport, proto, 4, worker)
+            for worker, proto, lip, rip, rport, used in self.used_ports
+        ]
+        return np.array(rows, kinds)
 
     def worker_cpu(self, worker: int) -> int | None:
         return worker
@@ -158,12 +191,24 @@ class FakePlane:
     def counters(self, worker: int | None = None) -> dict[str, int]:
         return {"rx_packets": 5, "steps": self.steps, "no_rs": 3, "conns": sum(map(len, self.connections))}
 
-    def conns(
-        self, worker: int, cursor: int = 0, limit: int = 1024, *, state: int = -1, proto: int = -1, **_: Any
-    ) -> tuple[list[Conn], int]:
+    def conns(self, worker: int, cursor: int = 0, limit: int = 1024, **filter: Any) -> tuple[list[Conn], int]:
         found = self.connections[worker][cursor : cursor + limit]
         after = cursor + limit if cursor + limit < len(self.connections[worker]) else -1
-        return [c for c in found if proto in (-1, c.proto)], after
+        return [c for c in found if _passes(c, filter)], after
+
+    def conn_count(self, worker: int, **filter: Any) -> int:
+        return sum(_passes(c, filter) for c in self.connections[worker])
+
+
+def _passes(conn: Conn, filter: dict[str, Any]) -> bool:
+    for name, wanted in filter.items():
+        value = getattr(conn, name)
+        if name.endswith("ip"):
+            if ipaddress.IPv4Address(value) not in ipaddress.IPv4Network(wanted):
+                return False
+        elif value != wanted:
+            return False
+    return True
 
 
 class FakeSteering:

@@ -64,6 +64,7 @@ class Rig:
         configured: bool = True,
         mtu: int = 1500,
         lports: tuple[int, int] = (1024, 65535),
+        directory: str | None = None,
         **sizes: Any,
     ) -> None:
         room = {
@@ -75,7 +76,7 @@ class Rig:
             "frames": 1024,
             "snapshot_mib": 1,
         }
-        self.plane = Plane.create(None, **{**room, **sizes})
+        self.plane = Plane.create(directory, **{**room, **sizes})
         self.worker = Worker(self.plane, 0)
         self.queues = {WAN: MemQueue(self.worker, 256), LAN: MemQueue(self.worker, 256)}
         self.worker.attach(WAN, self.queues[WAN])
@@ -91,17 +92,20 @@ class Rig:
     def both(self) -> list[Any]:
         return [self.plane]
 
-    def configure(self, mtu: int = 1500) -> None:
-        for side in self.both():
+    def configure(
+        self, mtu: int = 1500, plane: Plane | None = None, addresses: Iterable[tuple[int, str, str, int]] = ()
+    ) -> None:
+        """plane: another control's view of the plane."""
+        for side in [plane] if plane else self.both():
             side.put_settings(TIMEOUTS, True, self.lports)
             side.put_port(WAN, "wan", MACS[WAN], mtu)
             side.put_port(LAN, "lan", MACS[LAN], mtu)
-            side.put_addresses(ADDRESSES)
+            side.put_addresses([*ADDRESSES, *addresses])
             side.put_routes(ROUTES)
             side.neigh_set(WAN, GATEWAY, wire.ROUTER_MAC, static=True)
             for rip, mac in RS_MACS.items():
                 side.neigh_set(LAN, rip, mac, static=True)
-        self.plane.publish()
+        (plane or self.plane).publish()
 
     def service(self, id: int = 0, vip: str = VIP, vport: int = 80, proto: int = TCP, **options: Any) -> None:
         """Add or replace a service; by default one RS and one LIP."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fnat.client import Client
     from fnat.model import ConnView
 
-PAGE = 1024  # connections asked for at a time
+PAGE = 8192  # connections asked for at a time
 
 
 def main() -> None:
@@ -64,12 +64,10 @@ def _list_services(client: Client, command: Listing) -> None:
 
 
 def _list_conns(client: Client, command: Listing) -> None:
-    filters = command.service or {}
-    if pair := command.sockpair:
-        filters = {key: pair[key] for key in ("proto", "vip", "vport")}
+    filters = command.sockpair or command.service or {}
     conns: Iterable[ConnView] = client.conns(worker=command.cpu, limit=PAGE, **filters)
-    if pair:
-        conns = [row for row in conns if (row["cip"], row["cport"]) == (pair["cip"], pair["cport"])]
+    if command.sockpair:
+        conns = list(conns)
         if not conns:
             raise FnatError("FN-1203", "no such connection", "-lnc lists the connections")
     if command.json:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -259,6 +261,41 @@ def _load(file: Path, node: str | None) -> Loaded:
     from fnat.config import load
 
     return load(file, node)
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
+    """5000000, 200k, 5M, 1.5G: thousands, millions, milliards; 0 when left out."""
+    if value is None:
+        return 0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)", value)
+    number = round(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]]) if match else 0
+    if number < 1:
+        raise click.BadParameter(f"{value!r} is not a number of things; write 5000000, 200k or 5M", ctx, param)
+    return number
+
+
+@fnat.command()
+@click.option("--conns", callback=_size, required=True, metavar="N", help="Connections at one time.")
+@click.option("--rs", callback=_size, required=True, metavar="N", help="Real servers (address and port) they go to.")
+@click.option("--cps", callback=_size, metavar="N", help="New connections a second.")
+@click.option("--workers", type=click.IntRange(1, 64), metavar="N", help="As many as --cps needs when left out.")
+@nouns.json_option
+def capacity(conns: int, rs: int, cps: int, workers: int | None) -> None:
+    """What so many connections need: local addresses, memory, workers; and what runs out first.
+
+    Nothing is asked of a running fnat. N may be written as 5M or 200k."""
+    from fnat.capacity import Wish, need
+
+    free = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    kib = {name: int(value.split()[0]) for name, value in free.items()}
+    available = (kib["MemAvailable"] + kib.get("HugePages_Free", 0) * kib.get("Hugepagesize", 0)) << 10
+    try:
+        answer = need(Wish(conns, rs, cps, workers), available)
+    except OSError:
+        message = f"{conns} connections on {workers or 'so few'} workers are more than a data plane can hold"
+        raise FnatError("FN-1201", message, "give more --workers (at most 64), or fewer --conns") from None
+    row = {**asdict(answer), "first_limit": answer.first_limit}
+    say_json(row) if settings().json else say(show.capacity(row))
 
 
 @fnat.command("help")

@@ -16,12 +16,12 @@ import click
 
 from fnat.cli import pick, say, say_json, say_json_rows, show
 from fnat.client import Client
-from fnat.grammar import Change, Row, address, endpoint, mac, network, prefix
+from fnat.grammar import Change, Row, address, endpoint, mac, network, number, prefix
 from fnat.grammar.dpip import SCOPES
 from fnat.grammar.ipvsadm import SCHEDULERS
-from fnat.model import ConnView, ServiceView
+from fnat.model import ServiceView
 
-PAGE = 1024  # connections asked for at a time
+PAGE = 8192  # connections asked for at a time
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -299,6 +299,20 @@ def lip_show(proto: str | None, service: str | None) -> None:
     present(_services(proto, service), show.lips)
 
 
+@lip.command("headroom")
+@_only
+@click.option("--limit", type=click.IntRange(1, 65536), default=100, show_default=True, help="Rows, the fullest first.")
+@reading
+def lip_headroom(proto: str | None, service: str | None, limit: int) -> None:
+    """Free local ports per service, local address and real server, and when they run out.
+
+    Of one service all pairs are shown, of all services those in use."""
+    filters: Change = _service(proto or "", service) if service is not None else {"proto": proto}
+    with client() as door:
+        view = door.headroom(**filters, limit=limit)
+    say_json(view) if settings().json else show.headroom(view)
+
+
 @lip.command("add")
 @proto_argument
 @service_argument
@@ -502,8 +516,10 @@ def conn() -> None:
 def _filters(function: F) -> F:
     for option in (
         click.option("--state", metavar="STATE", help="TCP_EST, SYN_RECV, UDP_NORM, …"),
+        click.option("--lip", metavar="LIP[:PORT]", help="Only from this local address."),
+        click.option("--client", metavar="CIP[/PLEN][:PORT]", help="Only of this client, or of a network of them."),
         click.option("--rs", metavar="RIP[:PORT]", help="Only to this server."),
-        click.option("--vip", metavar="VIP[:PORT]", help="Only of this service."),
+        click.option("--service", "--vip", metavar="VIP[:PORT]", help="Only of this service."),
         click.option("--proto", type=click.Choice(["tcp", "udp"])),
         click.option("--worker", type=click.IntRange(0, 63), help="Only of this worker."),
     ):
@@ -511,15 +527,20 @@ def _filters(function: F) -> F:
     return function
 
 
-def _conns(door: Client, options: dict[str, object]) -> Iterable[ConnView]:
+def _asked(options: dict[str, object]) -> Change:
+    """The options as the API's filters."""
     given = _given(options)
-    for option, ip, number in (("vip", "vip", "vport"), ("rs", "rip", "rport")):
+    for option, letter in (("service", "v"), ("rs", "r"), ("client", "c"), ("lip", "l")):
         if text := given.pop(option, None):
-            if ":" in text:
-                given[ip], given[number] = endpoint(text, f"--{option}")
-            else:
-                given[ip] = address(text, f"--{option}")
-    return door.conns(limit=PAGE, **given)
+            host, slash, rest = text.partition("/")
+            plen, colon, port = rest.partition(":") if slash else ("", *host.partition(":")[1:])
+            host = address(host.partition(":")[0], f"--{option}")
+            if slash and option != "client":
+                raise click.UsageError(f"--{option} is one address, not a network")
+            given[f"{letter}ip"] = f"{host}/{number(plen, f'prefix length of --{option}', 0, 32)}" if slash else host
+            if colon:
+                given[f"{letter}port"] = number(port, f"port of --{option}", 1, 65535)
+    return given
 
 
 @conn.command("show")
@@ -528,7 +549,7 @@ def _conns(door: Client, options: dict[str, object]) -> Iterable[ConnView]:
 def conn_show(**options: object) -> None:
     """Connections, with the seconds left before they expire when idle."""
     with client() as door:
-        rows = _conns(door, options)
+        rows = door.conns(limit=PAGE, **_asked(options))
         if settings().json:
             say_json_rows(rows)
             return
@@ -545,7 +566,7 @@ def conn_show(**options: object) -> None:
 def conn_count(**options: object) -> None:
     """How many connections there are."""
     with client() as door:
-        count = sum(1 for _ in _conns(door, options)) if _given(options) else door.status()["conns"]
+        count = door.conn_count(**asked) if (asked := _asked(options)) else door.status()["conns"]
     say_json({"conns": count}) if settings().json else say(f"{count}\n")
 
 

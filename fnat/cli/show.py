@@ -165,6 +165,57 @@ def conn(row: Row) -> str:
     )
 
 
+def duration(seconds: float | None) -> str:
+    """Two units at most: 3d 4h, 5m 10s; never."""
+    if seconds is None:
+        return "never"
+    left = round(seconds)
+    words: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        if left >= size or (unit == "s" and not words):
+            words.append(f"{left // size}{unit}")
+            left %= size
+    return " ".join(words[:2])
+
+
+def headroom(view: Row) -> None:
+    """Ports per (service, LIP, RS), and the forecasts; bad: less than a tenth is free."""
+    columns = ("proto", "service", "lip", "server", ">used", ">free", ">busiest worker", "full in")
+    lines: list[tuple[object, ...]] = []
+    bad: set[int] = set()
+    for row in view["rows"]:
+        if row["free"] * 9 < row["used"]:
+            bad.add(len(lines))
+        busiest = f"{row['busiest']} of {row['share']}"
+        lines.append((*_name(row), row["lip"], f"{row['rip']}:{row['rport']}", row["used"], row["free"], busiest,
+                      duration(row["full_in"])))  # fmt: skip
+    show(Table(columns, lines, frozenset(bad)))
+    say(f"ports run out in      {duration(view['ports_full_in'])}\n")
+    say(f"connections run out in {duration(view['conns_full_in'])} ({view['conns']} of {view['capacity']})\n")
+
+
+def capacity(row: Row) -> str:
+    """`fnat capacity`: what is needed, and what runs out first."""
+
+    def mib(size: int) -> str:
+        return f"{size / 2**20:,.0f} MiB"
+
+    memory = row["memory"]
+    lines = [
+        ("connections held", f"{row['held']:,}"),
+        ("LIPs", f"{row['lips']}"),
+        ("", row["formula"]),
+        ("workers", f"{row['workers']} with {row['room']['conns']:,} connections each"),
+        ("memory", f"{mib(memory['total'])}: plane {mib(memory['plane'])}, workers {mib(memory['workers'])}, "
+                   f"frames {mib(memory['frames'])}"),
+        ("huge pages", f"{row['huge_pages']} of 2 MiB (sysctl vm.nr_hugepages={row['huge_pages']})"),
+    ]  # fmt: skip
+    for name, limit in sorted(row["limits"].items(), key=lambda item: item[1]):
+        first = " (the first limit)" if name == row["first_limit"] else ""
+        lines.append(("limit", f"{name} at {limit:,} connections{first}"))
+    return "".join(f"{name:<17} {text}\n" for name, text in lines)
+
+
 def status(row: Row) -> str:
     """`fnat status`: a name and a value a line."""
     pids = ", ".join(f"{name} {pid or 'not running'}" for name, pid in row["pids"].items())
@@ -177,5 +228,6 @@ def status(row: Row) -> str:
         "connections": f"{row['conns']} of {row['capacity']}",
         "snapshot": row["snapshot"],
         "huge pages": huge,
+        "longest turn": f"{row['longest_step_ns'][0] / 1e3:.0f} us, {row['longest_step_ns'][1] / 1e3:.0f} us preempted",
     }
     return "".join(f"{name:<12} {value}\n" for name, value in lines.items())

@@ -84,6 +84,7 @@ def test_core_is_reached_through_few_doors():
         "host.py",
         "model.py",
         "conversations.py",
+        "capacity.py",
     }, users
 
 

@@ -30,12 +30,18 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = dict(parse_qsl(url.query))
         self.server.asked.append((url.path, query))
-        if url.path == "/v1/conns":
-            pages = self.server.resources[url.path]
+        if url.path == "/v1/conns/count":
+            self.answer(200, {"conns": sum(map(len, self.server.resources["/v1/conns"]))})
+        elif url.path == "/v1/conns":
+            pages = [[c for c in page if self.asked_for(c, query)] for page in self.server.resources[url.path]]
             page = int(query.get("cursor", "0"))
             self.answer(200, {"conns": pages[page], "next": str(page + 1) if page + 1 < len(pages) else None})
         else:
             self.answer(200, self.server.resources[url.path])
+
+    @staticmethod
+    def asked_for(conn: dict[str, Any], query: dict[str, str]) -> bool:
+        return all(str(conn[key]) == value for key, value in query.items() if key in ("cip", "cport"))
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))

@@ -28,7 +28,7 @@ SERVICE = {
 }  # fmt: skip
 STATUS = {
     "version": "0.1.0", "pids": {"keeper": 1, "dataplane": 2, "control": None}, "uptime": 61.7, "workers": 2,
-    "conns": 7, "capacity": 4096, "snapshot": 9, "huge_pages": 0,
+    "conns": 7, "capacity": 4096, "snapshot": 9, "huge_pages": 0, "longest_step_ns": [84_000, 1_200_000],
 }  # fmt: skip
 CONN = {
     "worker": 1, "proto": "tcp", "state": "TCP_EST", "remaining": 90, "age": 5, "cip": "10.1.1.1", "cport": 1111,
@@ -169,7 +169,8 @@ SHOWN: list[tuple[str, str]] = [
         "workers      2\n"
         "connections  7 of 4096\n"
         "snapshot     9\n"
-        "huge pages   none\n",
+        "huge pages   none\n"
+        "longest turn 84 us, 1200 us preempted\n",
     ),
     ("fnat metrics", "fnat_conns 7\n"),
     ("fnat version", "fnat 0.1.0\n"),
@@ -279,11 +280,15 @@ def test_restored_rules_are_one_request(fnat: FakeApi) -> None:
 
 def test_filters_go_to_fnat(fnat: FakeApi) -> None:
     type_in("fnat-ipvsadm -lnc --cpu 1 -t 10.0.0.1:80")
-    type_in("fnat conn show --rs 10.0.2.1 --vip 10.0.0.1:80 --state TCP_EST")
+    type_in("fnat conn show --rs 10.0.2.1 --service 10.0.0.1:80 --state TCP_EST")
+    type_in("fnat conn count --client 10.9.0.0/16:1000 --lip 10.0.9.1:2222")
+    type_in("fnat-ipvsadm -lnc --sockpair tcp:10.9.0.1:1111:10.0.0.1:80")
     queries = [query for _, query in fnat.asked if "cursor" not in query]
     assert queries == [
-        {"worker": "1", "proto": "tcp", "vip": "10.0.0.1", "vport": "80", "limit": "1024"},
-        {"rip": "10.0.2.1", "vip": "10.0.0.1", "vport": "80", "state": "TCP_EST", "limit": "1024"},
+        {"worker": "1", "proto": "tcp", "vip": "10.0.0.1", "vport": "80", "limit": "8192"},
+        {"rip": "10.0.2.1", "vip": "10.0.0.1", "vport": "80", "state": "TCP_EST", "limit": "8192"},
+        {"cip": "10.9.0.0/16", "cport": "1000", "lip": "10.0.9.1", "lport": "2222"},
+        {"proto": "tcp", "vip": "10.0.0.1", "vport": "80", "cip": "10.9.0.1", "cport": "1111", "limit": "8192"},
     ]
 
 

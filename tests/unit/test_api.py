@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fnat import api, config
+from fnat import api, config, state
 from fnat.client import Client
 from fnat.control import Control
 from fnat.engine import Engine
@@ -137,6 +137,19 @@ def test_conns_are_paged(house):
     assert len(house.client.conn_page(limit=10, worker=1)["conns"]) == 10
 
 
+def test_conns_are_filtered_and_counted(house):
+    house.plane.connections[1] = [
+        Conn(1, 6, "TCP_EST", "10.9.0.1", n, "10.0.0.1", 80, "10.2.0.1", n, "10.1.1.1", 8080) for n in range(1, 100)
+    ]
+    for wanted, count in (
+        ({"cip": "10.9.0.0/24", "cport": 7, "vip": "10.0.0.1", "vport": 80, "proto": "tcp"}, 1),
+        ({"rip": "10.1.1.1", "rport": 8080, "lip": "10.2.0.1"}, 99),
+        ({"worker": 0}, 0),
+        ({"lport": 5, "worker": 1}, 1),
+    ):
+        assert len(list(house.client.conns(**wanted))) == count == house.client.conn_count(**wanted), wanted
+
+
 # sentence, changes, status, code
 REFUSED = [
     ("no such service", [{"op": "service.del", **WEB}], 404, "FN-1203"),
@@ -167,6 +180,13 @@ RAW = [
     ("POST", "/v1/changes", "[]", 400),
     ("POST", "/v1/changes", '{"changes": []}', 200),
     ("GET", "/v1/conns?limit=0", None, 400),
+    ("GET", "/v1/conns?vport=0", None, 400),
+    ("GET", "/v1/conns?colour=red", None, 400),
+    ("GET", "/v1/conns?vip=x", None, 400),
+    ("GET", "/v1/conns/count?cip=10.0.0.0/33", None, 400),
+    ("GET", "/v1/conns/count?worker=1", None, 200),
+    ("GET", "/v1/headroom", None, 200),
+    ("GET", "/v1/headroom?limit=0", None, 400),
     ("GET", "/v1/conns?state=X", None, 400),
     ("GET", "/v1/conns?cursor=9:0", None, 400),
     ("GET", "/v1/services?proto=icmp", None, 400),
@@ -281,13 +301,16 @@ def test_overlay_of_another_version_is_told(tmp_path):
 
 
 def test_long_overlay_gets_shorter(house, monkeypatch):
-    monkeypatch.setattr(Overlay, "SHORTEN_AFTER", 3)
+    monkeypatch.setattr(state, "LONG", 1000)
     house.client.change(ADD)
-    for weight in range(5):
+    for weight in range(100):
         change = {"op": "server.set", "service": WEB, "rip": "10.1.1.1", "rport": 8080, "weight": weight}
         house.client.change([change])
-    assert len(house.paths.overlay.read_text().splitlines()) <= 3
-    assert len(house.overlay()) < 9
+        if house.control._shortening is not None:
+            house.control._shortening.join()
+    assert house.paths.overlay.stat().st_size < 3000
+    assert len(house.overlay()) < 20 and house.overlay()[-1]["weight"] == 99
+    assert House(house.paths.state_dir).control.engine.config == house.control.engine.config
 
 
 # ---- the socket ----

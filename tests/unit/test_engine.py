@@ -100,17 +100,17 @@ TOLD = [
      ["put_service", "publish"]),
     ("another service leaves the first alone", [{"op": "service.add", **DNS}], ["put_service", "publish"]),
     ("a new address is owned after it is in force", [{"op": "addr.add", "addr": "10.0.0.2", "port": "wan"}],
-     ["put_addresses", "publish", "own"]),
+     ["put_address", "publish", "own"]),
     ("an address that goes is disowned first", [{"op": "addr.del", "addr": "10.0.0.1", "plen": 24, "port": "wan"}],
-     ["disown", "put_addresses", "put_routes", "publish"]),
-    ("service and LIP go", [{"op": "service.clear"}], ["disown", "put_addresses", "del_service", "publish"]),
+     ["disown", "del_address", "put_routes", "publish"]),
+    ("service and LIP go", [{"op": "service.clear"}], ["disown", "del_address", "del_service", "publish"]),
     ("a route", [{"op": "route.add", "prefix": "10.9.0.0/16", "port": "lan"}], ["put_routes", "publish"]),
     ("a neighbour is no snapshot", [{"op": "neigh.add", "addr": "10.2.0.9", "mac": "02:00:00:00:00:09", "port": "lan"}],
      ["neigh_set"]),
     ("a link", [{"op": "link.set", "port": "lan", "up": False}], ["put_port", "publish"]),
     ("a LIP comes before the service that uses it",
      [{"op": "lip.add", "service": WEB, "addr": "10.2.0.2", "port": "lan"}],
-     ["put_addresses", "put_service", "publish", "own"]),
+     ["put_address", "put_service", "publish", "own"]),
 ]  # fmt: skip
 
 
@@ -213,7 +213,7 @@ def test_rates_are_differences_per_second(house):
 
 # ---- failures ----
 
-BREAK = ["put_service", "put_addresses", "publish"]
+BREAK = ["put_service", "put_address", "publish"]
 
 
 @pytest.mark.parametrize("method", BREAK)
@@ -450,3 +450,42 @@ def test_real_plane_takes_it_all():
     engine.sweep()
     assert engine.services() == [] and plane.adopted() == engine.snapshot
     plane.close()
+
+
+# ---- headroom ----
+
+
+def ports_in_use(house, *rows):
+    """(worker, LIP, RS's last byte, used); the LIP by address."""
+    ids = {addr: id for id, addr, _, _ in house.plane.addresses}
+    house.plane.used_ports = [(w, 6, ids[lip], f"10.1.1.{rs}", 8080, used) for w, lip, rs, used in rows]
+
+
+def test_headroom_of_a_service_has_all_its_pairs(house):
+    house.make(
+        {"op": "server.add", "service": WEB, "rip": "10.1.1.2", "rport": 8080},
+        {"op": "lip.add", "service": WEB, "addr": "10.2.0.2", "port": "lan"},
+    )
+    ports_in_use(house, (0, "10.2.0.1", 1, 100), (1, "10.2.0.1", 1, 300), (0, "10.2.0.2", 2, 5))
+    view = house.engine.headroom("tcp", "10.0.0.1", 80)
+    rows = {(r["lip"], r["rip"]): (r["used"], r["free"], r["busiest"], r["share"]) for r in view["rows"]}
+    assert rows == {
+        ("10.2.0.1", "10.1.1.1"): (400, 64_112, 300, 32_256),
+        ("10.2.0.2", "10.1.1.2"): (5, 64_507, 5, 32_256),
+        ("10.2.0.1", "10.1.1.2"): (0, 64_512, 0, 32_256),
+        ("10.2.0.2", "10.1.1.1"): (0, 64_512, 0, 32_256),
+    }
+    assert [r["used"] for r in house.engine.headroom(limit=1)["rows"]] == [400], "the fullest first, used ones only"
+    assert house.engine.headroom("udp")["rows"] == []
+    assert house.engine.forecast()[2] == {Key("tcp", "10.0.0.1", 80): 64_112}
+
+
+def test_headroom_is_forecast_from_samples(house, monkeypatch):
+    for at, used in ((0.0, 100), (20.0, 140), (40.0, 180)):
+        ports_in_use(house, (0, "10.2.0.1", 1, used))
+        house.engine.sample(at)
+    monkeypatch.setattr("time.monotonic", lambda: 41.0)
+    ports_in_use(house, (0, "10.2.0.1", 1, 182))
+    (row,) = house.engine.headroom()["rows"]
+    assert row["full_in"] == pytest.approx((64_512 - 182) / 2) == house.engine.headroom()["ports_full_in"]
+    assert house.engine.headroom()["conns_full_in"] is None

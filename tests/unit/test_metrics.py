@@ -1,5 +1,7 @@
 """/metrics: every counter of the core once, and services, servers and LIPs by name."""
 
+import math
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -25,6 +27,11 @@ def engine():
     engine.commit(plan.apply(Config(ports=(Port(name="lan"),)), CHANGES.validate_python(ADD)))
     plane.of_service[1] = plane.of_member[1] = Stats(1, 2, 3, 4, 5, 6, 7)
     plane.of_address[1] = AddressStats(misses=8, used=9, conns=9)
+    lip = plane.addresses[0][0]
+    plane.used_ports = [(0, 6, lip, "10.1.1.1", 8080, 512)]
+    fast, slow = [0] * 32, [0] * 32
+    fast[7], fast[10], slow[20] = 5, 2, 1  # 128 ns, 1 us, 1 ms
+    plane.steps_of = {"count": [fast, slow], "max_ns": [1500, 1_200_000], "sum_ns": [3000, 1_200_000]}
     return engine
 
 
@@ -53,6 +60,15 @@ EXPECTED = [
     ("fnat_lip_ports_used", LIP, 9),
     ("fnat_lip_ports_free", LIP, 64512 - 9),
     ("fnat_lip_misses_total", LIP, 8),
+    ("fnat_service_ports_free", SERVICE, 64512 - 512),
+    ("fnat_ports_exhausted_seconds", (), math.inf),
+    ("fnat_connections_exhausted_seconds", (), math.inf),
+    ("fnat_worker_step_seconds_count", (("preempted", "no"), ("worker", "1")), 7),
+    ("fnat_worker_step_seconds_sum", (("preempted", "yes"), ("worker", "0")), 0.0012),
+    ("fnat_worker_step_seconds_bucket", (("le", "5.12e-07"), ("preempted", "no"), ("worker", "0")), 5),
+    ("fnat_worker_step_seconds_bucket", (("le", "2.048e-06"), ("preempted", "no"), ("worker", "0")), 7),
+    ("fnat_worker_step_seconds_bucket", (("le", "0.001048576"), ("preempted", "yes"), ("worker", "0")), 0),
+    ("fnat_worker_step_seconds_bucket", (("le", "+Inf"), ("preempted", "yes"), ("worker", "0")), 1),
 ]
 
 
