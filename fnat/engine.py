@@ -50,6 +50,7 @@ from fnat.model import (
     WorkerView,
 )
 from fnat.state import KINDS, ZERO, Base, Entry, Ids, Kind
+from fnat.steering import FLOWS, CannotSteer
 
 if TYPE_CHECKING:
     from fnat._core import Conn, Plane, Stats
@@ -68,6 +69,12 @@ class Steering(Protocol):
     def own(self, addr: str) -> None: ...
     def disown(self, addr: str) -> None: ...
     def owned(self) -> Iterable[str]: ...
+
+
+class LipRules(Protocol):
+    """The flow rules of one port's NIC: exactly those of these LIPs (steering.LipRules)."""
+
+    def hold(self, lips: Iterable[str]) -> None: ...
 
 
 class NoSteering:
@@ -103,6 +110,7 @@ class Picture:
     routes: list[tuple[str, str, str, int, int, int, str]] = field(default_factory=list)
     neighbours: dict[tuple[int, str], str] = field(default_factory=dict)
     owned: dict[str, set[str]] = field(default_factory=dict)
+    lips: dict[str, set[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,8 @@ class _Drawn:
 
 
 class Engine:
-    """See the head of the file. `steering` by port name; a port that is missing there gets all its frames."""
+    """See the head of the file. `steering` by port name; a port that is missing there gets all its frames. `rules` by
+    port name, of ports whose answers find their worker by flow rules."""
 
     def __init__(
         self,
@@ -124,6 +133,7 @@ class Engine:
         ports: Sequence[PortInfo],
         ids: Ids,
         *,
+        rules: Mapping[str, LipRules] | None = None,
         patience: float = 5.0,
         startle: float = 0.5,
     ) -> None:
@@ -135,6 +145,7 @@ class Engine:
         self.snapshot = 0
         self._info = plane.info()
         self._steering: dict[str, Steering] = {p.name: steering.get(p.name, NoSteering()) for p in ports}
+        self._rules = dict(rules or {})
         self._port = {p.name: p for p in ports}
         self._name = {p.id: p.name for p in ports}
         self._ids = ids
@@ -246,6 +257,12 @@ class Engine:
             for addr in sorted(was.owned[port] - picture.owned[port]):
                 with _xdp(port):
                     steering.disown(addr)
+        for port, rules in self._rules.items():
+            if first or broken or was.lips[port] != picture.lips[port]:
+                try:
+                    rules.hold(picture.lips[port])
+                except CannotSteer as error:
+                    raise EngineError("FN-1307", f"port {port}: {error.message}", error.fix) from None
         number = self.snapshot
         if self._put_differences(was, picture) or first or broken:
             number = self.plane.publish()
@@ -332,7 +349,7 @@ class Engine:
 
     def _draw(self, config: Config) -> Picture:
         """The picture of a config. Takes ids for what is new."""
-        picture = Picture(owned={name: set() for name in self._port})
+        picture = Picture(owned={name: set() for name in self._port}, lips={name: set() for name in self._port})
         host = config.host
         picture.settings = host.timeouts.by_state(), host.unserved == "reset", host.lports
         for info in self.ports:
@@ -367,6 +384,8 @@ class Engine:
             kind = "+".join(word for word, of in (("vip", vips), ("lip", lips)) if addr in of)
             picture.addresses.append((entry.id, addr, kind, self._port[port].id))
             picture.owned[port].add(addr)
+            if addr in lips:
+                picture.lips[port].add(addr)
         return lips
 
     def _draw_services(self, config: Config, picture: Picture) -> None:
@@ -623,6 +642,7 @@ class Engine:
                     zero_copy=info.zero_copy,
                     exclusive=info.exclusive,
                     queues=info.queues,
+                    steering={flow: self.plane.steering(info.id, flow).note for flow in FLOWS},
                     stats=_device_stats(info.device),
                     frames={"avail": frames - held, "inuse": held},
                 )
