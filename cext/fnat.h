@@ -141,8 +141,10 @@ enum { FNAT_STEER_MASK = 0, FNAT_STEER_RSS = 1 };
 enum { FNAT_STEER_SLOTS = 512, FNAT_STEER_KEY = 64, FNAT_STEER_NOTE = 96 };
 
 struct fnat_steering_spec {
-    uint8_t mode;                     /* FNAT_STEER_*; the rest, the note excepted, is for RSS */
-    uint8_t key_len;                  /* bytes, at least 16 for IPv4 and 40 for IPv6 */
+    uint8_t mode;    /* FNAT_STEER_* */
+    uint8_t loose;   /* the queue does not follow from the packet: a flow may come by another one at any time */
+    uint8_t key_len; /* bytes, at least 16 for IPv4 and 40 for IPv6; this and the next ones for RSS */
+    uint8_t pad;
     uint16_t slots;                   /* of the indirection table: a power of two */
     uint8_t key[FNAT_STEER_KEY];      /* of the Toeplitz hash */
     uint8_t worker[FNAT_STEER_SLOTS]; /* whose queue a slot names */

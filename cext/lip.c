@@ -18,7 +18,7 @@ static void set_rule(struct lip_table *t, struct lip_rule *rule, const struct st
         free((void *)rule->map);
     if (!(u16)++t->rule_numbers)
         t->rule_numbers++; /* 0: none */
-    *rule = (struct lip_rule){map, t->rule_numbers};
+    *rule = (struct lip_rule){.map = map, .number = t->rule_numbers};
 }
 
 void lip_init(struct lip_table *t, u32 worker, u32 workers)
@@ -49,6 +49,7 @@ int lip_steer(struct lip_table *t, u8 port, u32 flow, const struct fnat_steering
             rc = -ENOMEM;
     }
     set_rule(t, &t->rules[port * FNAT_FLOWS + flow], map);
+    t->rules[port * FNAT_FLOWS + flow].loose = spec->loose;
     return rc;
 }
 

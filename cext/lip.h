@@ -58,6 +58,7 @@ struct lip_table {
     struct lip_rule { /* by NIC port and flow: how answers find their worker */
         const struct steer_map *map;
         u32 number;
+        bool loose; /* flows may change their queue */
     } rules[LIP_MAPS];
     u32 rule_numbers; /* given out */
     struct steer_map by_mask;

@@ -34,11 +34,13 @@ class AddressStats(NamedTuple):
 
 class Rule(NamedTuple):
     """How the answers of one flow that arrive on a NIC port find their worker: by the NIC's Toeplitz hash with this key
-    and indirection table (of workers), or, with an empty key, by port mask. `note` is for listings."""
+    and indirection table (of workers), or, with an empty key, by port mask. `note` is for listings; loose: a flow may
+    come by another queue at any time."""
 
     key: bytes = b""
     table: tuple[int, ...] = ()
     note: str = ""
+    loose: bool = False
 
 class Neigh(NamedTuple):
     addr: str

@@ -61,7 +61,7 @@ cdef extern from "fnat.h" nogil:
         uint16_t lport_first, lport_last
         uint8_t unserved
     struct fnat_steering_spec:
-        uint8_t mode, key_len
+        uint8_t mode, loose, key_len
         uint16_t slots
         uint8_t key[64]
         uint8_t worker[512]
@@ -198,11 +198,12 @@ class AddressStats(NamedTuple):
 
 class Rule(NamedTuple):
     """How the answers of one flow that arrive on a NIC port find their worker: by the NIC's hash with this key and table of
-    workers, or, with an empty key, by port mask."""
+    workers, or, with an empty key, by port mask. loose: a flow may come by another queue at any time."""
 
     key: bytes = b""
     table: tuple = ()
     note: str = ""
+    loose: bool = False
 
 
 class Neigh(NamedTuple):
@@ -263,6 +264,7 @@ cdef int put_rule(fnat_steering_spec *to, rule) except -1:
     if len(key) > FNAT_STEER_KEY or len(table) > FNAT_STEER_SLOTS:
         raise ValueError(f"a key of {len(key)} bytes, a table of {len(table)}: at most {FNAT_STEER_KEY} and {FNAT_STEER_SLOTS}")
     to.mode = FNAT_STEER_RSS if key else FNAT_STEER_MASK
+    to.loose = rule.loose
     to.key_len, to.slots = len(key), len(table)
     memcpy(to.key, <const char *>key, len(key))
     memcpy(to.worker, <const char *>table, len(table))
@@ -444,7 +446,7 @@ cdef class Plane:
     def steering(self, port, flow):
         cdef fnat_steering_spec spec
         check(fnat_get_steering(self.handle(), port, FLOWS.index(flow), &spec), f"steering of {flow} on port {port}")
-        return Rule(bytes(spec.key[:spec.key_len]), tuple(spec.worker[i] for i in range(spec.slots)), spec.note.decode())
+        return Rule(bytes(spec.key[:spec.key_len]), tuple(spec.worker[i] for i in range(spec.slots)), spec.note.decode(), bool(spec.loose))
 
     def neigh_set(self, port, addr, mac, *, static=False):
         cdef uint8_t raw[16]

@@ -65,10 +65,14 @@ def choose(facts: Facts, wanted: Wanted, workers: int) -> dict[str, _core.Rule]:
     if wanted == "ntuple":
         return dict.fromkeys(FLOWS, _by_rules(facts, workers))
     if wanted == "mask":
-        return dict.fromkeys(FLOWS, _core.Rule(note="hand-off: steering is mask"))
+        return dict.fromkeys(FLOWS, _core.Rule(note="hand-off: steering is mask", loose=not facts.table))
     why_not = _no_scaling(facts, wanted)
     by_hash = {flow: why_not or _by_hash(facts, flow, workers) for flow in FLOWS}
-    rules = {flow: _core.Rule(note=f"hand-off: {x}") if isinstance(x, str) else x for flow, x in by_hash.items()}
+    loose = not facts.table  # nobody says by what such a device deals
+    rules = {
+        flow: _core.Rule(note=f"hand-off: {rule}", loose=loose) if isinstance(rule, str) else rule
+        for flow, rule in by_hash.items()
+    }
     if wanted == "rss" and not any(rule.key for rule in rules.values()):
         raise CannotSteer(f"no answers by RSS: {by_hash['tcp4']}")
     return rules

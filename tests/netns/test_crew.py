@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -83,8 +84,9 @@ def test_no_request_is_lost_between_workers(crew: Balancer) -> None:
     assert match is not None and int(match[1]) > 200, out
     opened = [worker["counters"]["conns_opened"] for worker in crew.api("/v1/workers")]
     assert min(opened) > 0, f"both workers open connections: {opened}"
+    wait_until(lambda: crew.counters()["handed_off"] == crew.counters()["from_workers"], "the rings are empty")
     counters = crew.counters()
-    assert counters["handed_off"] == counters["from_workers"] > 0
+    assert counters["handed_off"] > 0
     assert {name: counters[name] for name in ("no_conn", "handoff_full", "no_lip_port", "tx_full")} == {
         "no_conn": 0,
         "handoff_full": 0,
@@ -114,11 +116,13 @@ def test_a_sender_that_changes_its_queue_keeps_its_connections(crew: Balancer) -
 def test_uploads_survive_loss_and_changing_queues(crew: Balancer) -> None:
     before = all_counters(crew)
     with loss(crew.topology, 2), queues_that_change(crew.topology):
-        for size in (300_000, 1_000_000, 2_000_000):
-            report = crew.topology.peer("upload", crew.topology.vip, str(SINK), str(size))
+        uploads, end = 0, time.monotonic() + 3
+        while time.monotonic() < end:
+            report = crew.topology.peer("upload", crew.topology.vip, str(SINK), "1000000")
             assert report["sent"] == report["received"]
-    assert min(moved(crew, before, "from_workers")) > 0, "packets went between the workers, both ways"
-    assert sum(moved(crew, before, "conns_opened")) == 3
+            uploads += 1
+    assert sum(moved(crew, before, "from_workers")) > 20, "packets went between the workers"
+    assert sum(moved(crew, before, "conns_opened")) == uploads > 2
     assert {name: sum(moved(crew, before, name)) for name in ("no_conn", "handoff_full", "rounds_refused")} == {
         "no_conn": 0,
         "handoff_full": 0,
@@ -127,9 +131,11 @@ def test_uploads_survive_loss_and_changing_queues(crew: Balancer) -> None:
 
 
 def test_datagrams_survive_changing_queues(crew: Balancer) -> None:
+    before = all_counters(crew)
     with queues_that_change(crew.topology):
         report = crew.topology.peer("echo", crew.topology.vip, str(ECHO), "2000", "16")
     assert report == {"sent": 2000, "answered": 2000, "wrong": 0}
+    assert sum(moved(crew, before, "conns_opened")) == 16, "the same connection, whatever the queue"
 
 
 def test_datagrams_are_answered(crew: Balancer) -> None:

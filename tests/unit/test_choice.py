@@ -55,6 +55,12 @@ def test_what_is_asked_for_and_impossible_is_refused(name):
         steering.choose(recorded(name).facts(), "rss", 2)
 
 
+@pytest.mark.parametrize(("name", "loose"), [("veth", True), ("virtio", True), ("mlx5-xor", False), ("i40e", False)])
+@pytest.mark.parametrize("wanted", ["auto", "mask"])
+def test_a_device_without_a_table_may_deal_a_flow_to_any_queue(name, wanted, loose):
+    assert {rule.loose for rule in steering.choose(recorded(name).facts(), wanted, 2).values()} == {loose}
+
+
 def test_one_worker_has_nothing_to_choose():
     assert set(notes("i40e", workers=1).values()) == {"one worker"}
 
@@ -66,7 +72,9 @@ def test_a_note_fits_into_the_plane():
 
 
 def test_recorded_keys_have_the_length_of_their_driver():
-    sizes = {name: len(bytes.fromhex(nic["key"])) for name, nic in tomllib.loads(NICS.read_text()).items() if "key" in nic}
+    sizes = {
+        name: len(bytes.fromhex(nic["key"])) for name, nic in tomllib.loads(NICS.read_text()).items() if "key" in nic
+    }
     assert sizes == {name: 52 if name.startswith(("i40e", "ice")) else 40 for name in sizes}
 
 

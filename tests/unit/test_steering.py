@@ -266,6 +266,35 @@ def test_every_port_of_a_lip_is_used_and_by_even_shares(workers, slots):
     crew.close()
 
 
+# ---- devices that deal as they like ----
+
+
+@pytest.mark.parametrize("loose", [True, False])
+def test_a_udp_flow_that_changes_its_queue(workers, loose):
+    """Where that may happen, a datagram goes round before it opens a connection; elsewhere it costs nothing."""
+    crew = Crew(workers)
+    crew.plane.put_steering(WAN, "udp4", Rule(loose=loose))
+    seen = set()
+    for w in range(workers):
+        [(_, port, frame)] = crew.put(w, WAN, wire.udp(CLIENT, 5000, VIP, 53, b"datagram", ident=w))
+        assert port == LAN
+        f = wire.read(frame)
+        seen.add((f.src, f.sport))
+    assert len(seen) == crew.counter("conns") == (1 if loose else workers)
+    handed = workers + workers * (workers - 1) // 2 if loose else 0
+    assert crew.counter("handed_off") == handed, "once round at first, then on to the first worker"
+    assert crew.conns()[0] == 1
+    crew.close()
+
+
+def test_an_unserved_datagram_is_refused_where_it_came_in():
+    crew = Crew(3)
+    crew.plane.put_steering(WAN, "udp4", Rule(loose=True))
+    assert [wire.read(frame).proto for *_, frame in crew.put(1, WAN, wire.udp(CLIENT, 5000, VIP, 54))] == [wire.ICMP]
+    assert crew.counter("handed_off") == 3
+    crew.close()
+
+
 # ---- what no worker knows ----
 
 
