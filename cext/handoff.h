@@ -9,7 +9,23 @@
 
 #include "io.h"
 
-enum { HANDOFF_ROOM = 1024 };
+enum { HANDOFF_ROOM = 1024, HANDOFF_ROUNDS = 4096 };
+
+/* A packet that no worker may know goes round all of them, so a flood of junk would be multiplied by their number. Each worker
+ * may cause so many hand-offs a tick (1/64 s) by that: about a fiftieth of one worker's time, whatever arrives. */
+struct handoff_rounds {
+    u32 tick, left;
+};
+
+static inline bool handoff_round_begins(struct handoff_rounds *r, u32 tick, u32 workers)
+{
+    if (r->tick != tick)
+        *r = (struct handoff_rounds){tick, HANDOFF_ROUNDS};
+    if (r->left < workers - 1)
+        return false;
+    r->left -= workers - 1;
+    return true;
+}
 
 struct handoff_ring {
     u32 head cache_aligned; /* producer */

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fnat.cli import say
-from fnat.grammar import Row
+from fnat.grammar import Row, steering_modes
 
 
 @dataclass(frozen=True)
@@ -139,14 +139,14 @@ def neighbours(rows: Iterable[Row]) -> Table:
 
 def ports(rows: Iterable[Row]) -> Table:
     """One line a port; bad: down."""
-    columns = ("port", "device", "kind", "mode", "zero-copy", "exclusive", "up", ">mtu", ">queues", "mac", ">in pkts",
-               ">out pkts", ">missed", ">frames free")  # fmt: skip
-    keys = ("name", "device", "kind", "mode", "zero_copy", "exclusive", "up", "mtu", "queues", "mac")
+    columns = ("port", "device", "kind", "mode", "zero-copy", "exclusive", "up", ">mtu", ">queues", "steering", "mac",
+               ">in pkts", ">out pkts", ">missed", ">frames free")  # fmt: skip
+    keys = ("name", "device", "kind", "mode", "zero_copy", "exclusive", "up", "mtu", "queues")
     lines = []
     for row in rows:
         stats = row["stats"]
         figures = (stats["ipackets"], stats["opackets"], stats["imissed"], row["frames"]["avail"])
-        lines.append((*(row[key] for key in keys), *figures))
+        lines.append((*(row[key] for key in keys), steering_modes(row["steering"]), row["mac"], *figures))
     return Table(columns, lines, frozenset(number for number, line in enumerate(lines) if not line[6]))
 
 
