@@ -177,9 +177,9 @@ static bool may_open(const struct packet *p, const struct snap_address_slot *own
  * opens. `hops`: 0 on arrival, 1 at the owner of the lport, then one more for each worker of the round. */
 static bool belongs_elsewhere(struct core *k, struct packet *p, const struct snap_address_slot *owned, u32 *to)
 {
-    bool answer = owned->kind & FNAT_ADDR_LIP, opens = may_open(p, owned);
     if (!k->handoff)
         return false;
+    bool answer = owned->kind & FNAT_ADDR_LIP, opens = may_open(p, owned);
     if (answer && !p->hops) {
         const struct steer_map *map = lip_rule(&k->lip, owned->port, p->proto, 4)->map;
         struct addr16 rip = addr16_4(p->saddr), lip = addr16_4(p->daddr);
