@@ -134,6 +134,7 @@ class Control:
             capacity=engine.capacity,
             snapshot=engine.snapshot,
             huge_pages=engine.huge_page_size,
+            steering={port.name: engine.steering_of(port) for port in engine.ports},
         )
 
     def _overlaid(self) -> list[Change]:

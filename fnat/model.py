@@ -636,6 +636,7 @@ class StatusView(TypedDict):
     capacity: int
     snapshot: int
     huge_pages: int
+    steering: dict[str, dict[str, str]]  # by port and flow, how answers reach their worker
 
 
 class AppliedView(TypedDict):

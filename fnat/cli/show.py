@@ -177,5 +177,6 @@ def status(row: Row) -> str:
         "connections": f"{row['conns']} of {row['capacity']}",
         "snapshot": row["snapshot"],
         "huge pages": huge,
+        "steering": ", ".join(f"{port} {steering_modes(notes)}" for port, notes in row["steering"].items()) or "-",
     }
     return "".join(f"{name:<12} {value}\n" for name, value in lines.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+from collections import Counter
 from collections.abc import Iterator
 
 import packets as wire
@@ -263,6 +264,17 @@ def test_every_port_of_a_lip_is_used_and_by_even_shares(workers, slots):
     assert sum(crew.conns()) == 2048
     for conns in crew.conns():
         assert 0.98 <= conns * workers / 2048 <= 1.02
+    crew.close()
+
+
+def test_servers_are_used_evenly_over_the_workers(workers):
+    """Each worker goes round the servers by itself."""
+    servers = ["10.0.0.101", "10.0.0.102", "10.0.0.103"]
+    crew = Crew(workers, {port: SimNic.dealing(512, workers, port) for port in (WAN, LAN)}, servers=servers)
+    sent = crew.deal(WAN, [wire.udp(f"198.51.100.{1 + i % 250}", 1025 + i, VIP, 53) for i in range(2100)])
+    asked = Counter(wire.read(frame).dst for *_, frame in sent)
+    assert sorted(asked) == servers
+    assert all(0.98 <= count / 700 <= 1.02 for count in asked.values()), asked
     crew.close()
 
 
