@@ -192,13 +192,16 @@ static bool belongs_elsewhere(struct core *k, struct packet *p, const struct sna
     }
     if (opens && (p->proto == PROTO_TCP || !lip_rule(&k->lip, p->in_port, p->proto, 4)->loose))
         return false;
-    if (p->hops <= 1 && !handoff_round_begins(&k->rounds[answer], k->tick, k->workers)) {
+    if (p->hops > k->workers - !opens)
+        return false; /* it has been everywhere */
+    *to = k->index + 1 == k->workers ? 0 : k->index + 1;
+    if (!handoff_takes_rounds(k->handoff, k->index, *to) ||
+        (p->hops <= 1 && !handoff_round_begins(&k->rounds[answer], k->tick, k->workers))) {
         count(k, CNT_rounds_refused);
         return false;
     }
     p->hops = (u8)(max_u32(p->hops, 1) + 1);
-    *to = k->index + 1 == k->workers ? 0 : k->index + 1;
-    return p->hops <= k->workers + opens;
+    return true;
 }
 
 static enum verdict forward_first(struct core *k, struct packet *p, const struct snap_address_slot *owned)

@@ -67,10 +67,11 @@ class Crew:
         nics: dict[int, SimNic] | None = None,
         lports: tuple[int, int] = (1024, 65535),
         servers: Sequence[str] = (RS,),
+        frames: int = 512,
     ) -> None:
         self.nics = nics or {}
         self.plane = Plane.create(
-            None, workers=n, conns=8192, services=4, members=8, endpoints=64, frames=512, snapshot_mib=1
+            None, workers=n, conns=8192, services=4, members=8, endpoints=64, frames=frames, snapshot_mib=1
         )
         self.workers = [Worker(self.plane, i) for i in range(n)]
         self.queues = {(i, port): MemQueue(w, 128) for i, w in enumerate(self.workers) for port in (WAN, LAN)}

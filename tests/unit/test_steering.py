@@ -335,6 +335,24 @@ def test_junk_goes_round_no_oftener_than_its_budget(from_client):
     crew.close()
 
 
+def test_junk_leaves_room_in_the_rings_for_answers(workers):
+    """The other workers stand still; rounds fill half of a ring, what has an owner may have all of it."""
+    crew = Crew(workers, frames=2048)
+    [(_, _, sent)] = crew.put(1, WAN, first(wire.UDP, (CLIENT, 4242), 1))
+    before = crew.plane.counters()
+    lports = [lport for lport in range(2048, 65536) if lport % 512 % workers == 0]
+    for i, lport in enumerate(lports[:576]):
+        crew.queues[0, LAN].put(lan(wire.tcp(RS, 8080, LIP, lport, wire.ACK, seq=i)))
+        if i % 64 == 63:
+            crew.workers[0].step(crew.now)
+    assert crew.counter("handed_off") - before["handed_off"] == 512
+    assert crew.counter("rounds_refused") - before["rounds_refused"] == 64
+    left = crew.put(0, LAN, answer_to(sent)) + [out for _ in range(12) for out in crew.turn()]
+    assert [(wire.read(f).dst, wire.read(f).dport) for _, port, f in left if port == WAN] == [(CLIENT, 4242)]
+    assert crew.counter("handoff_full") == 0
+    crew.close()
+
+
 def test_a_flood_of_junk_answers_leaves_rounds_to_clients():
     crew = Crew(2)
     crew.put(0, WAN, first(wire.TCP, (CLIENT, 4242), 1))
