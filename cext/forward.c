@@ -193,9 +193,9 @@ static bool may_open(const struct packet *p, const struct snap_address_slot *own
  * opens. `hops`: 0 on arrival, 1 at the owner of the lport, then one more for each worker of the round. */
 static bool belongs_elsewhere(struct core *k, struct packet *p, const struct snap_address_slot *owned, u32 *to)
 {
-    bool answer = owned->kind & FNAT_ADDR_LIP, opens = may_open(p, owned);
     if (!k->handoff)
         return false;
+    bool answer = owned->kind & FNAT_ADDR_LIP, opens = may_open(p, owned);
     if (answer && !p->hops) {
         const struct steer_map *map = lip_rule(&k->lip, owned->port, p->proto, 4)->map;
         struct addr16 rip = addr16_4(p->saddr), lip = addr16_4(p->daddr);
@@ -208,13 +208,16 @@ static bool belongs_elsewhere(struct core *k, struct packet *p, const struct sna
     }
     if (opens && (p->proto == PROTO_TCP || !lip_rule(&k->lip, p->in_port, p->proto, 4)->loose))
         return false;
-    if (p->hops <= 1 && !handoff_round_begins(&k->rounds[answer], k->tick, k->workers)) {
+    if (p->hops > k->workers - !opens)
+        return false; /* it has been everywhere */
+    *to = k->index + 1 == k->workers ? 0 : k->index + 1;
+    if (!handoff_takes_rounds(k->handoff, k->index, *to) ||
+        (p->hops <= 1 && !handoff_round_begins(&k->rounds[answer], k->tick, k->workers))) {
         count(k, CNT_rounds_refused);
         return false;
     }
     p->hops = (u8)(max_u32(p->hops, 1) + 1);
-    *to = k->index + 1 == k->workers ? 0 : k->index + 1;
-    return p->hops <= k->workers + opens;
+    return true;
 }
 
 static enum verdict forward_first(struct core *k, struct packet *p, const struct snap_address_slot *owned)

@@ -197,11 +197,11 @@ u16 lip_port_take(struct lip_table *t, u32 endpoint, u8 nic_port, const u8 lip[1
     u32 start = e->cursor < t->first || e->cursor > t->last ? t->first : e->cursor;
     u32 chunk = start / LIP_CHUNK, word = start % LIP_CHUNK / 64;
     for (u32 n = 0; n <= t->last / LIP_CHUNK - t->first / LIP_CHUNK + 1u; n++, word = 0) {
-        u32 block = chunk_block(t, e, chunk, false);
+        u32 block = chunk_block(t, e, chunk, false), x = map->high[chunk] ^ e->k;
         for (; word < LIP_CHUNK / 64; word++) {
             u32 base = chunk * LIP_CHUNK + word * 64;
             u64 taken = block ? t->blocks[block].bits[word] : 0;
-            u64 free = ~taken & steer_owned(map, chunk, word, e->k) & within(base, n ? t->first : start, t->last);
+            u64 free = ~taken & steer_owned(map, word, x) & within(base, n ? t->first : start, t->last);
             if (!free)
                 continue;
             if (!block && !(block = chunk_block(t, e, chunk, true)))

@@ -48,10 +48,7 @@ static inline u32 steer_class(const struct steer_map *m, u16 lport)
 }
 static inline u32 steer_owner(const struct steer_map *m, u16 lport, u32 k) { return m->worker[(steer_class(m, lport) ^ k) & m->mask]; }
 
-/* Which of the 64 ports from `word` * 64 of a chunk on are this worker's. */
-static inline u64 steer_owned(const struct steer_map *m, u32 chunk, u32 word, u32 k)
-{
-    return m->owned[(m->high[chunk] ^ m->middle[word] ^ k) & m->mask];
-}
+/* Which of the 64 ports of a word are this worker's; `x`: class of the first port of its chunk ^ k. */
+static inline u64 steer_owned(const struct steer_map *m, u32 word, u32 x) { return m->owned[(x ^ m->middle[word]) & m->mask]; }
 
 #endif

@@ -139,6 +139,7 @@ class Control:
             snapshot=engine.snapshot,
             huge_pages=engine.huge_page_size,
             longest_step_ns=engine.longest_steps(),
+            steering={port.name: engine.steering_of(port) for port in engine.ports},
         )
 
     def _overlaid(self) -> list[Change]:

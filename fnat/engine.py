@@ -845,12 +845,16 @@ class Engine:
                     zero_copy=info.zero_copy,
                     exclusive=info.exclusive,
                     queues=info.queues,
-                    steering={flow: self.plane.steering(info.id, flow).note for flow in FLOWS},
+                    steering=self.steering_of(info),
                     stats=_device_stats(info.device),
                     frames={"avail": frames - held, "inuse": held},
                 )
             )
         return views
+
+    def steering_of(self, port: PortInfo) -> dict[str, str]:
+        """How answers that arrive on a port reach their worker, by flow."""
+        return {flow: self.plane.steering(port.id, flow).note for flow in FLOWS}
 
     def workers(self) -> list[WorkerView]:
         return [

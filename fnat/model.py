@@ -848,6 +848,7 @@ class StatusView(TypedDict):
     snapshot: int
     huge_pages: int
     longest_step_ns: list[int]  # undisturbed, preempted
+    steering: dict[str, dict[str, str]]  # by port and flow, how answers reach their worker
 
 
 class AppliedView(TypedDict):

@@ -61,10 +61,17 @@ class SimNic:
 class Crew:
     """N workers of one plane. `nics`: who deals the frames of a port; without one the caller does."""
 
-    def __init__(self, n: int, nics: dict[int, SimNic] | None = None, lports: tuple[int, int] = (1024, 65535)) -> None:
+    def __init__(
+        self,
+        n: int,
+        nics: dict[int, SimNic] | None = None,
+        lports: tuple[int, int] = (1024, 65535),
+        servers: Sequence[str] = (RS,),
+        frames: int = 512,
+    ) -> None:
         self.nics = nics or {}
         self.plane = Plane.create(
-            None, workers=n, conns=8192, services=4, members=8, endpoints=64, frames=512, snapshot_mib=1
+            None, workers=n, conns=8192, services=4, members=8, endpoints=64, frames=frames, snapshot_mib=1
         )
         self.workers = [Worker(self.plane, i) for i in range(n)]
         self.queues = {(i, port): MemQueue(w, 128) for i, w in enumerate(self.workers) for port in (WAN, LAN)}
@@ -78,9 +85,12 @@ class Crew:
             [("0.0.0.0/0", "192.0.2.1", "", WAN, 0, 0, "unicast"), ("10.0.0.0/24", "", "", LAN, 0, 0, "unicast")]
         )
         self.plane.neigh_set(WAN, "192.0.2.1", "02:00:00:00:00:01", static=True)
-        self.plane.neigh_set(LAN, RS, "02:00:00:00:00:02", static=True)
-        self.plane.put_service(0, VIP, 80, wire.TCP, members=[(0, RS, 8080, 1)], lips=[2])
-        self.plane.put_service(1, VIP, 53, wire.UDP, members=[(1, RS, 53, 1)], lips=[2])
+        web = [(i, rs, 8080, 1) for i, rs in enumerate(servers)]
+        dns = [(len(web) + i, rs, 53, 1) for i, rs in enumerate(servers)]
+        for rs in servers:
+            self.plane.neigh_set(LAN, rs, "02:00:00:00:00:02", static=True)
+        self.plane.put_service(0, VIP, 80, wire.TCP, members=web, lips=[2])
+        self.plane.put_service(1, VIP, 53, wire.UDP, members=dns, lips=[2])
         self.plane.publish()
         self.now = 1000 * SECOND
         for port, nic in self.nics.items():

@@ -229,5 +229,6 @@ def status(row: Row) -> str:
         "snapshot": row["snapshot"],
         "huge pages": huge,
         "longest turn": f"{row['longest_step_ns'][0] / 1e3:.0f} us, {row['longest_step_ns'][1] / 1e3:.0f} us preempted",
+        "steering": ", ".join(f"{port} {steering_modes(notes)}" for port, notes in row["steering"].items()) or "-",
     }
     return "".join(f"{name:<12} {value}\n" for name, value in lines.items())

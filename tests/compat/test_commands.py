@@ -29,6 +29,7 @@ SERVICE = {
 STATUS = {
     "version": "0.1.0", "pids": {"keeper": 1, "dataplane": 2, "control": None}, "uptime": 61.7, "workers": 2,
     "conns": 7, "capacity": 4096, "snapshot": 9, "huge_pages": 0, "longest_step_ns": [84_000, 1_200_000],
+    "steering": {"wan": {"tcp4": "hand-off: no"}, "lan": {"tcp4": "rss, ice, 512 slots", "udp4": "hand-off: no"}},
 }  # fmt: skip
 CONN = {
     "worker": 1, "proto": "tcp", "state": "TCP_EST", "remaining": 90, "age": 5, "cip": "10.1.1.1", "cport": 1111,
@@ -171,7 +172,8 @@ SHOWN: list[tuple[str, str]] = [
         "connections  7 of 4096\n"
         "snapshot     9\n"
         "huge pages   none\n"
-        "longest turn 84 us, 1200 us preempted\n",
+        "longest turn 84 us, 1200 us preempted\n"
+        "steering     wan hand-off, lan rss+hand-off\n",
     ),
     ("fnat metrics", "fnat_conns 7\n"),
     ("fnat version", "fnat 0.1.0\n"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import threading
 import time
@@ -12,12 +13,15 @@ import pytest
 from conftest import SHORT
 from topology import ECHO, HTTP, SINK, Balancer, Topology, wait_until
 
+CPUS = sorted(os.sched_getaffinity(0), reverse=True)[:2]
+
 
 @pytest.fixture(scope="module")
 def crew() -> Iterator[Balancer]:
     with Topology(prefix="fntest", queues=2) as top:
         top.start_servers()
-        balancer = Balancer(top, config=SHORT, options=("--workers", "2"), conns=200_000)  # a full table would evict
+        options = ("--workers", "2", "--cpus", ",".join(map(str, CPUS)))
+        balancer = Balancer(top, config=SHORT, options=options, conns=200_000)  # a full table would evict
         balancer.start()
         balancer.change({"op": "addr.add", "addr": top.vip, "port": top.vip_port})
         balancer.serve("tcp", HTTP)
@@ -73,6 +77,11 @@ def test_a_veth_is_steered_by_hand_off(crew: Balancer) -> None:
     assert [port["steering"]["tcp4"] for port in crew.api("/v1/ports")] == [said, said]
     assert f"    steering {said}\n" in crew.dpip("link show -v")
     assert f"fnat: port dpdk0: answers reach their worker by {said}\n" in crew.log.read_text()
+
+
+def test_workers_run_where_they_were_told(crew: Balancer) -> None:
+    wait_until(lambda: all(worker["cpu"] is not None for worker in crew.api("/v1/workers")), "both workers run")
+    assert [worker["cpu"] for worker in crew.api("/v1/workers")] == [CPUS[0], CPUS[-1]]
 
 
 def test_no_request_is_lost_between_workers(crew: Balancer) -> None:

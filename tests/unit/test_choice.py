@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fnat import ethtool, steering
+from fnat import _core, dataplane, ethtool, steering
 from fnat.grammar import steering_modes, steering_text
 from fnat.steering import CannotSteer, Facts, FlowRule, LipRules, RecordedNic
 
@@ -115,6 +115,38 @@ def test_modes_in_one_word():
     assert steering_modes(notes("veth")) == "hand-off"
     assert steering_modes(notes("veth", workers=1)) == "one worker"
     assert steering_modes(notes("mlx5", "ntuple", 4)) == "ntuple"
+
+
+def test_a_nic_that_changes_is_followed(capfd):
+    """What `ethtool -X` or a returning link changes reaches the plane, and the log."""
+    options = {
+        "state_dir": "s",
+        "socket": "c",
+        "steering": "auto",
+        "ports": [{"name": "lan", "kind": "xdp", "device": "e"}],
+    }
+    house = dataplane.DataPlane(options)  # type: ignore[arg-type]
+    house.plane = _core.Plane.create(None, workers=3, conns=64, frames=0, snapshot_mib=1)
+    house.workers = [_core.Worker(house.plane, i) for i in range(3)]
+    nic = house.nics[0] = recorded("i40e")
+    house._steer(0, "auto")
+    assert house.plane.steering(0, "udp4").key == nic.known.key
+    house.look_at_nics()
+    nic.known = recorded("ixgbe-82599").known
+    house.look_at_nics()
+    assert (house.plane.steering(0, "tcp4").key, house.plane.steering(0, "udp4").key) == (nic.known.key, b"")
+    nic.known = recorded("veth").known
+    house.look_at_nics()
+    assert house.plane.steering(0, "tcp4") == _core.Rule(
+        note="hand-off: veth shows no receive-side scaling", loose=True
+    )
+    assert capfd.readouterr().err == (
+        "fnat: port lan: answers reach their worker by rss, i40e, 512 slots\n"
+        "fnat: port lan: answers reach their worker by tcp4 tcp6 rss, ixgbe, 128 slots; "
+        "udp4 udp6 hand-off: hashed by addresses only\n"
+        "fnat: port lan: answers reach their worker by hand-off: veth shows no receive-side scaling\n"
+    )
+    house.plane.close()
 
 
 # ---- flow rules ----

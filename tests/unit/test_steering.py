@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+from collections import Counter
 from collections.abc import Iterator
 
 import packets as wire
@@ -266,6 +267,17 @@ def test_every_port_of_a_lip_is_used_and_by_even_shares(workers, slots):
     crew.close()
 
 
+def test_servers_are_used_evenly_over_the_workers(workers):
+    """Each worker goes round the servers by itself."""
+    servers = ["10.0.0.101", "10.0.0.102", "10.0.0.103"]
+    crew = Crew(workers, {port: SimNic.dealing(512, workers, port) for port in (WAN, LAN)}, servers=servers)
+    sent = crew.deal(WAN, [wire.udp(f"198.51.100.{1 + i % 250}", 1025 + i, VIP, 53) for i in range(2100)])
+    asked = Counter(wire.read(frame).dst for *_, frame in sent)
+    assert sorted(asked) == servers
+    assert all(0.98 <= count / 700 <= 1.02 for count in asked.values()), asked
+    crew.close()
+
+
 # ---- devices that deal as they like ----
 
 
@@ -320,6 +332,24 @@ def test_junk_goes_round_no_oftener_than_its_budget(from_client):
         assert moved["rounds_refused"] == flood - 4096 // (workers - 1)
         assert moved["handed_off"] == moved["from_workers"] == 4096
         assert moved["no_conn"] == flood
+    crew.close()
+
+
+def test_junk_leaves_room_in_the_rings_for_answers(workers):
+    """The other workers stand still; rounds fill half of a ring, what has an owner may have all of it."""
+    crew = Crew(workers, frames=2048)
+    [(_, _, sent)] = crew.put(1, WAN, first(wire.UDP, (CLIENT, 4242), 1))
+    before = crew.plane.counters()
+    lports = [lport for lport in range(2048, 65536) if lport % 512 % workers == 0]
+    for i, lport in enumerate(lports[:576]):
+        crew.queues[0, LAN].put(lan(wire.tcp(RS, 8080, LIP, lport, wire.ACK, seq=i)))
+        if i % 64 == 63:
+            crew.workers[0].step(crew.now)
+    assert crew.counter("handed_off") - before["handed_off"] == 512
+    assert crew.counter("rounds_refused") - before["rounds_refused"] == 64
+    left = crew.put(0, LAN, answer_to(sent)) + [out for _ in range(12) for out in crew.turn()]
+    assert [(wire.read(f).dst, wire.read(f).dport) for _, port, f in left if port == WAN] == [(CLIENT, 4242)]
+    assert crew.counter("handoff_full") == 0
     crew.close()
 
 
