@@ -41,6 +41,7 @@ SERVERS = [f"192.168.100.{i}" for i in range(2, 10)]
 LIPS = [f"192.168.100.{i}" for i in range(200, 204)]
 VPORT, WINDOW = 8000, 1024
 CONNTRACK_MAX = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+CONNTRACK_HASH = Path("/sys/module/nf_conntrack/parameters/hashsize")
 WHO = re.compile(r"Requests/sec:\s+([\d.]+)")
 NGINX = """\
 daemon off; master_process off; user root; pid {0}/nginx.pid; error_log {0}/error.log crit;
@@ -55,7 +56,7 @@ http {{
 HAPROXY = """\
 global
     nbthread 1
-    maxconn 20000
+    maxconn 8000
 defaults
     mode tcp
     timeout connect 5s
@@ -211,13 +212,16 @@ def haproxy(top: Cables) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def conntrack_room(conns: int) -> Iterator[None]:
-    """Room for so many connections in the kernel's table, which all namespaces share the limit of."""
-    before = CONNTRACK_MAX.read_text()
-    CONNTRACK_MAX.write_text(str(max(conns, int(before))))
+    """Room for so many connections in the kernel's table, which all namespaces share, with a bucket for each of the two
+    keys of a connection."""
+    before = CONNTRACK_MAX.read_text(), CONNTRACK_HASH.read_text()
+    CONNTRACK_HASH.write_text(str(max(2 * conns, int(before[1]))))
+    CONNTRACK_MAX.write_text(str(max(conns, int(before[0]))))
     try:
         yield
     finally:
-        CONNTRACK_MAX.write_text(before)
+        CONNTRACK_HASH.write_text(before[1])
+        CONNTRACK_MAX.write_text(before[0])
 
 
 def missing() -> dict[str, str]:
@@ -271,7 +275,7 @@ def packets(conns: int, services: int, rounds: int, seconds: float, without: dic
         targets: list[dict[str, Any]] = []
         tops: dict[str, Cables] = {}
         if "nftables" not in without:
-            stack.enter_context(conntrack_room(3 * conns + 100_000))
+            stack.enter_context(conntrack_room(2 * conns + 100_000))
 
         def put(name: str, forwarder: Forwarder, translates: bool) -> None:
             tops[name] = top = Cables(name, stack)
