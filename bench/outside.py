@@ -51,7 +51,7 @@ def softirq_threads() -> list[int]:
 
 
 class Clocks:
-    """Seconds of CPU since it was made: of the machine, this process, the forwarder's processes, the kernel's threads."""
+    """Seconds of CPU since it was made: of the machine, this process, the forwarder's processes, the kernel."""
 
     def __init__(self, pids: list[int], kernel: list[int]) -> None:
         self.pids, self.kernel = pids, kernel

@@ -239,7 +239,9 @@ static bool next_flow(struct fnat_traffic *t, u32 *flow)
 static u32 room_to_send(struct fnat_traffic *t, u64 now)
 {
     s64 under_way = (s64)(t->r.sent - t->r.returned) - t->written_off;
-    if (under_way > 0 && now - t->last_arrival > WRITE_OFF_NS) {
+    if (under_way <= 0) {
+        t->last_arrival = now; /* nothing to wait for */
+    } else if (now - t->last_arrival > WRITE_OFF_NS) {
         t->written_off += under_way;
         under_way = 0;
         t->last_arrival = now;
