@@ -137,6 +137,7 @@ def packet_section(part: Row) -> list[str]:
         runs = part["targets"][name]["runs"]
         counts = [sum(run[key] for run in runs) for key in ("returned", "lost", "duplicates", "wrong")]
         row: list[Any] = [NAMES[name], f"{median(map(rate, runs)) / 1e6:.3f}", f"{max(map(rate, runs)) / 1e6:.3f}"]
+        row += [f"{median(map(own_rate, runs)) / 1e6:.3f}" if name in ("bare", "fnat") else None]
         if name == "wire" or name == "nft-rps":  # softirqs of an idle CPU are nobody's time
             row += [None, None, None, None]
         else:
@@ -144,7 +145,16 @@ def packet_section(part: Row) -> list[str]:
             row += [f"{median(costs):.0f}", f"{min(costs):.0f}", f"{1e3 / median(costs):.2f}"]
             row += [f"{cost_ratio(part, 'fnat', name):.2f}" if name != "fnat" else "1"]
         rows.append([*row, *counts])
-    head = ["forwarder", "Mpps", "best", "ns of CPU a packet", "least", "M packets per CPU-second", "fnat / it"]
+    head = [
+        "forwarder",
+        "Mpps",
+        "best",
+        "M packets/s of its own CPU",
+        "ns of CPU a packet",
+        "least",
+        "M packets per CPU-second",
+        "fnat / it",
+    ]
     return [f"### {shape(part)}", "", *table([*head, "round trips", "lost", "twice", "wrong"], rows)]
 
 
@@ -371,9 +381,9 @@ directions count, so a round trip is two packets.
 *ns of CPU a packet*: CPU time of load, forwarder and softirq threads for each forwarded packet, less what the
 same load costs in the same round over a cable without a forwarder: on veth the work for a packet is done by
 whoever sends it, so no single process's time is the forwarder's. With RPS softirqs run on a CPU that nobody
-is charged for; that row has only its rate. What bounds the rates: `bare` and `fnat` have CPU 1 for
-themselves, `nftables` shares CPU 0 with the load unless RPS moves it. HAProxy cannot carry datagrams; it is
-in the next section.
+is charged for; that row has only its rate. What bounds the rates: `bare` and `fnat` have CPU 1 for themselves
+and saturate it (*of its own CPU*: for each second that their processes have run), `nftables` shares CPU 0
+with the load unless RPS moves it. HAProxy cannot carry datagrams; it is in the next section.
 """
 
 WHY = """\
@@ -389,7 +399,7 @@ DPVS = """\
 bytes of payload. *Published*: DPVS 1.9.2, 2 × Xeon E5-2650 v4 at 2.2 GHz, an X540 with 10 Gbit/s, another
 machine as load: a NIC is in those figures and not in ours. *In memory*: DPVS 1.10.2 on DPDK 24.11 between
 ports in memory, one worker, a Zen 4 server core at 2.6 GHz: 168 ns a packet at 1 000 connections, 0.29–0.35 M
-handshakes/s. Neither ran on this processor.
+handshakes/s (a life is more than a handshake). Neither ran on this processor.
 """
 
 REQUESTS = """\

@@ -54,8 +54,8 @@ struct fnat_traffic {
     u32 opening, open_at, opened; /* the pass that opens flows: next flow, flows that have come back */
     u64 *open_bits;
     s64 written_off;
-    u64 next_seq, last_arrival;
-    u64 interval_ns_x1024, next_send; /* paced; 0: as the window allows */
+    u64 first_seq, next_seq, last_arrival; /* first_seq: of this run */
+    u64 interval_ns_x1024, next_send;      /* paced; 0: as the window allows */
     struct fnat_traffic_result r;
     u64 seen[REMEMBERED / 64];
     u64 sent_at[REMEMBERED]; /* ns */
@@ -159,13 +159,14 @@ static void note_latency(struct fnat_traffic *t, u64 ns)
 static void arrive(struct fnat_traffic *t, const struct udp_frame *f, u64 now)
 {
     u64 seq = f->mark.seq, bit = 1ull << (seq & 63), *word = &t->seen[seq % REMEMBERED / 64];
-    if (!right_at_client(t, f) || seq >= t->next_seq || ++t->r.arrived % CHECK_EVERY == 0) {
-        if (!right_at_client(t, f) || seq >= t->next_seq || !checksums_hold(f)) {
-            t->r.wrong++;
-            return;
-        }
-        t->r.checked++;
+    if (seq < t->first_seq)
+        return; /* of an earlier run, where it is lost */
+    bool check = ++t->r.arrived % CHECK_EVERY == 0;
+    if (!right_at_client(t, f) || seq >= t->next_seq || (check && !checksums_hold(f))) {
+        t->r.wrong++;
+        return;
     }
+    t->r.checked += check;
     if (t->next_seq - seq > REMEMBERED || *word & bit) {
         t->r.duplicates++;
         return;
@@ -342,6 +343,7 @@ static void begin(struct fnat_traffic *t)
 {
     memset(&t->r, 0, sizeof t->r);
     t->written_off = 0;
+    t->first_seq = t->next_seq;
 }
 
 int fnat_traffic_open_flows(struct fnat_traffic *t, double seconds, volatile int *stop)
