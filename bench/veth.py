@@ -79,6 +79,7 @@ class Cables(Topology):
         self.name = name
         self.base = f"{PREFIX}{os.getpid()}-{name}-"
         self.wire = name == "wire"
+        self.known: list[tuple[str, str, str]] = []
         stack.enter_context(self)
 
     def _build(self) -> None:
@@ -112,7 +113,8 @@ class Cables(Topology):
         self.ip(peer, "link", "set", peer_device, "up")
 
     def _know(self, device: str, address: str, mac: str) -> None:
-        """The load answers no ARP."""
+        """The load answers no ARP, neither the kernel's nor fnat's."""
+        self.known.append((device, address, mac))
         self.ip("lb", "neigh", "add", address, "lladdr", mac, "dev", device, "nud", "permanent")
 
     def mac(self, name: str, device: str) -> str:
@@ -152,6 +154,9 @@ def fnat(proto: str, conns: int, ports: Sequence[int]) -> Forwarder:
         balancer = Balancer(top, conns=conns + conns // 8 + 4096)
         balancer.start(60)
         balancer.change({"op": "addr.add", "addr": VIP, "port": top.vip_port})
+        for device, address, mac in top.known:
+            port_name = next(name for name, of in top.ports.items() if of == device)
+            balancer.change({"op": "neigh.add", "addr": address, "mac": mac, "port": port_name})
         for port in ports:
             balancer.serve(proto, port, servers=SERVERS, lips=LIPS)
         try:
@@ -305,6 +310,9 @@ def packets(conns: int, services: int, rounds: int, seconds: float, without: dic
             "rate": 0,
         }
         said: dict[str, Any] = json.loads(tops["wire"].python("client", LOAD_CPU, OUTSIDE, "send", json.dumps(order)))
+    for name, load in said.items():
+        if not all(run["returned"] for run in load["runs"]):
+            raise RuntimeError(f"{name}: nothing came back in one of {rounds} rounds of {conns} connections")
     return {"conns": conns, "services": services, "targets": said}
 
 
