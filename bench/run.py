@@ -279,7 +279,7 @@ def peers(said: dict[str, Any], quick: bool, only: str) -> None:
             for line in report.packet_lines(part):
                 say(line)
     if "requests" in wanted:
-        said["requests"] = veth.requests(2 if quick else FEW, 1.0, 1000, without)
+        said["requests"] = veth.requests(2 if quick else FEW, 1, 1000, without)
         for line in report.request_lines(said["requests"]):
             say(line)
 

@@ -323,9 +323,9 @@ SHORT = ("-c", "64", "-H", "Connection: close")
 KEPT = ("-c", "64")
 
 
-def wrk(top: Cables, seconds: float, options: Sequence[str]) -> dict[str, float]:
+def wrk(top: Cables, seconds: int, options: Sequence[str]) -> dict[str, float]:
     """Requests a second; one that was not answered with 200 is an error."""
-    words = ("taskset", "-c", str(LOAD_CPU), *WRK, "-d", f"{seconds:g}s", *options, f"http://{VIP}/")
+    words = ("taskset", "-c", str(LOAD_CPU), *WRK, "-d", f"{seconds}s", *options, f"http://{VIP}/")
     out = top.run("client", *words).stdout
     found = WHO.search(out)
     if not found or "Non-2xx" in out:
@@ -334,7 +334,7 @@ def wrk(top: Cables, seconds: float, options: Sequence[str]) -> dict[str, float]
     return {"per_s": float(found[1]), "errors": sum(map(int, errors.groups())) if errors else 0}
 
 
-def requests(rounds: int, seconds: float, rate: float, without: dict[str, str]) -> dict[str, Any]:
+def requests(rounds: int, seconds: int, rate: float, without: dict[str, str]) -> dict[str, Any]:
     """HTTP to nginx through each forwarder in turn: short connections, kept ones, paced ones."""
     forwarders: dict[str, Forwarder] = {"wire": wire, "fnat": fnat("tcp", 1_000_000, [80])}
     if "nftables" not in without:
@@ -361,7 +361,7 @@ def requests(rounds: int, seconds: float, rate: float, without: dict[str, str]) 
             for name, top in tops.items():
                 rows[name]["short"].append(wrk(top, seconds, SHORT))
                 rows[name]["kept"].append(wrk(top, seconds, KEPT))
-                asked = top.python("client", LOAD_CPU, OUTSIDE, "ask", VIP, "80", f"{rate:g}", f"{seconds:g}")
+                asked = top.python("client", LOAD_CPU, OUTSIDE, "ask", VIP, "80", f"{rate:g}", str(seconds))
                 rows[name]["paced"].append(json.loads(asked))
                 time.sleep(0.1)
     return {"rate": rate, "targets": rows}

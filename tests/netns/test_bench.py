@@ -33,10 +33,10 @@ def test_every_forwarder_brings_every_packet_back(without: dict[str, str]) -> No
 
 
 def test_every_forwarder_carries_requests(without: dict[str, str]) -> None:
-    said = veth.requests(rounds=1, seconds=0.5, rate=100, without=without)["targets"]
+    said = veth.requests(rounds=1, seconds=1, rate=100, without=without)["targets"]
     wanted = {"wire", "fnat", "haproxy"} - set(without)
     assert set(said) == wanted | (NFT if "nftables" not in without else set())
     for name, target in said.items():
         assert all(target[kind][0]["per_s"] > 100 for kind in ("short", "kept")), name
-        assert target["paced"][0]["asked"] == 50, name
+        assert target["paced"][0]["asked"] == 100, name
         assert set(target["paced"][0]["latency_us"]) == {"p50", "p99", "p99.9"}, name
