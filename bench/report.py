@@ -423,9 +423,11 @@ forwarder in the same round. Every request must be answered with 200.
 
 
 HEAD = """\
-{processor}, {cpus} CPUs, Linux {kernel}; {peers}. Others used {others_busy:.2f} CPUs when it began; it took
-{minutes} minutes. Written by `make bench`; `../README.md` says how each figure is taken. Each is the median of its
-runs, the best beside it; ratios are medians of ratios within a round.
+{processor}, {cpus} CPUs, Linux {kernel}; {peers}.
+
+Others used {others_busy:.2f} CPUs when it began; it took {minutes} minutes. Written by `bench/run.py`; `../README.md`
+says how each figure is taken. Each is the median of its runs, the best beside it; ratios are medians of ratios within
+a round.
 """
 
 MEMORY = """\

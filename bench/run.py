@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -56,6 +57,7 @@ class Figure:
     aim: float | None = None
     more: bool = False
     slow: bool = False
+    stages: bool = False  # one run more, which times the stages and so takes longer for each packet
     dpvs: str = ""  # which of DPVS's published tests this repeats
 
 
@@ -69,9 +71,9 @@ def nat(conns: str, proto: str, must: float | None = None, aim: float | None = N
     name, many = f"nat-{proto}-{conns}-{workers}", "" if workers == 1 else f", {workers} workers"
     slow = count > 1_000_000
     title = f"{conns} conns, {proto.upper()}{many}"
-    if workers == 1 and "--stages" in options_of("nat"):
-        words += ("--stages",)
-    return Figure(name, title, words, "ns_per_packet", "ns/packet", 0.5, FEW if slow else RUNS, must, aim, slow=slow)
+    stages = workers == 1 and "--stages" in options_of("nat")
+    runs = FEW if slow else RUNS
+    return Figure(name, title, words, "ns_per_packet", "ns/packet", 0.5, runs, must, aim, slow=slow, stages=stages)
 
 
 def lives(workers: int) -> Figure:
@@ -80,6 +82,7 @@ def lives(workers: int) -> Figure:
     return Figure(f"cps-{workers}", title, words, "cps", "lives/s", 4.0, FEW, 1e6 * workers, 2e6 * workers, more=True)
 
 
+@functools.cache
 def options_of(command: str) -> str:
     done = subprocess.run([sys.executable, "-m", "fnat", "bench", command, "--help"], capture_output=True, text=True)
     return done.stdout
@@ -128,9 +131,11 @@ def command(words: tuple[str, ...], seconds: float) -> list[str]:
     return [sys.executable, "-m", "fnat", "bench", *words, "--seconds", str(seconds), "--json", "-"]
 
 
-def measured(figure: Figure, seconds: float) -> dict[str, Any]:
+def measured(figure: Figure, seconds: float, *more: str) -> dict[str, Any]:
     """The figure as its command prints it. Each runs in a process of its own, so that memory starts afresh."""
-    run = subprocess.run(command(figure.words, seconds), cwd=ROOT, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        command((*figure.words, *more), seconds), cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if run.returncode:
         print(f"{figure.name}: {run.stderr.strip()}", file=sys.stderr)
         raise SystemExit(1)
@@ -146,6 +151,8 @@ def in_memory(figure: Figure, quick: bool) -> dict[str, Any]:
     runs.sort(key=lambda run: run[figure.key])
     said = dict(runs[len(runs) // 2])
     said["values"] = [run[figure.key] for run in runs]
+    if figure.stages:
+        said["stages"] = measured(figure, figure.seconds, "--stages")["stages"]
     said |= {"name": figure.name, "title": figure.title, "key": figure.key, "unit": figure.unit, "more": figure.more}
     said |= {"must": figure.must, "aim": figure.aim, "dpvs": figure.dpvs}
     return said
