@@ -11,6 +11,7 @@ BUILD_PACKAGES := python3 python3-venv python3-dev gcc libc6-dev clang libbpf-de
 RUN_PACKAGES   := nginx-light curl wrk iproute2 ethtool iputils-ping nftables procps
 CHECK_PACKAGES := clang-format
 FUZZ_RUNTIME    = libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev
+BENCH_PACKAGES := haproxy nftables util-linux clang libbpf-dev
 SOURCES        := $(shell find cext fnat -name '*.[ch]' -o -name '*.py' -o -name '*.pyx' -o -name '*.def') setup.py pyproject.toml
 C_FILES        := $(shell find cext tests -name '*.[ch]' ! -path '*/bpf/*')
 
@@ -29,7 +30,10 @@ test: build ## every test; those with namespaces need root
 	@$(call need,$(FUZZ_RUNTIME))
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: build ## speed and memory of the core, to bench/results
+bench: build ## fnat beside its peers, to bench/results (ARGS=--quick: three short runs); root for what needs namespaces
+	@[ "$$(id -u)" != 0 ] || { $(call need,$(RUN_PACKAGES) $(BENCH_PACKAGES)); }
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/pip install -qq --disable-pip-version-check \
+		$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])')
 	$(BIN)/python bench/run.py $(ARGS)
 
 check: $(BIN)/ruff ## ruff, mypy --strict, clang-format, gcc -Wall -Wextra -Werror

@@ -307,4 +307,40 @@ int fnat_bench_nat(struct fnat_worker *worker, const struct fnat_bench_options *
 /* Whole TCP lives: SYN, SYN-ACK, ACK, data, FIN both ways: 6 packets in and 6 out; packets = lives x 6. */
 int fnat_bench_cps(struct fnat_worker *worker, double seconds, struct fnat_bench_result *out);
 
+/* ---- measuring from outside: load over real queues, and a forwarder that does nothing else (traffic.c) ---- */
+
+enum { FNAT_TRAFFIC_SLOTS = 8192, FNAT_TRAFFIC_SLOT_NS = 500 };
+
+struct fnat_traffic;
+/* Addresses in host order. Flow i: CIP cip + i / 50000, port 10000 + i % 50000, to vip:vport + i % services. At the server side a packet
+ * comes from one of from_first..from_last and goes to one of to_first..to_last. */
+struct fnat_traffic_spec {
+    uint32_t cip, vip, from_first, from_last, to_first, to_last;
+    uint32_t flows, services, window; /* window: most packets under way */
+    uint16_t vport;
+    uint8_t client_mac[6], gateway_mac[6];
+};
+struct fnat_traffic_result {
+    uint64_t ns, sent, unsent, returned,
+        in_time; /* unsent: no room in the send ring; returned: distinct ones; in_time: before ns had passed */
+    uint64_t duplicates, wrong, arrived, checked; /* checked: arrived ones whose checksums were verified */
+    uint64_t reflected;                           /* packets that the server side saw, all of them checked */
+    uint64_t latency[FNAT_TRAFFIC_SLOTS];         /* returned packets by round-trip time, the last slot takes all beyond */
+};
+/* server may be NULL: somebody else reflects. The queues stay the caller's. */
+int fnat_traffic_open(struct frame_pool *pool, struct io_queue *client, struct io_queue *server, const struct fnat_traffic_spec *spec,
+                      struct fnat_traffic **out);
+void fnat_traffic_close(struct fnat_traffic *traffic);
+uint32_t fnat_traffic_step(struct fnat_traffic *traffic, uint64_t now_ns); /* one turn; packets moved */
+/* Send packets of every flow until each has come back once; -ETIMEDOUT when some have not within the time. */
+int fnat_traffic_open_flows(struct fnat_traffic *traffic, double seconds, volatile int *stop);
+/* Random flows at `rate` packets a second, 0: as fast as the window lets. */
+void fnat_traffic_run(struct fnat_traffic *traffic, double seconds, double rate, volatile int *stop);
+void fnat_traffic_result_get(const struct fnat_traffic *traffic,
+                             struct fnat_traffic_result *out); /* since the last open_flows or run began */
+
+/* The bare forwarder: what comes in at one queue goes out at the other with its MAC addresses swapped. */
+uint32_t fnat_relay_step(struct io_queue *a, struct io_queue *b);
+void fnat_relay_run(struct io_queue *a, struct io_queue *b, volatile int *stop, uint32_t spin_us);
+
 #endif

@@ -238,8 +238,8 @@ class Queue:
     """One rx/tx pair. Given to a worker it belongs to that worker."""
 
     @staticmethod
-    def from_pointer(address: int) -> Queue:
-        """A `struct io_queue *` made by a cffi driver."""
+    def from_pointer(address: int, worker: Worker | None = None) -> Queue:
+        """A `struct io_queue *` made by a cffi driver; worker: whose frames it has, when it is not given to one."""
 
 class MemQueue(Queue):
     def __init__(self, worker: Worker, ring: int = 1024) -> None: ...
@@ -279,3 +279,52 @@ class Worker:
         self, proto: int, conns: int, seconds: float, *, payload: int = 4, stages: bool = False
     ) -> BenchResult: ...
     def bench_cps(self, seconds: float) -> BenchResult: ...
+
+class TrafficResult(TypedDict):
+    """Counts since the last open_flows or run began; see fnat.h."""
+
+    ns: int
+    sent: int
+    unsent: int
+    returned: int
+    in_time: int
+    duplicates: int
+    wrong: int
+    arrived: int
+    checked: int
+    reflected: int
+    latency: list[int]
+    slot_ns: int
+
+class Traffic:
+    """UDP load over a client and a server queue; server None: somebody else reflects."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        client: Queue,
+        server: Queue | None,
+        *,
+        cip: str,
+        vip: str,
+        vport: int,
+        flows: int,
+        services: int,
+        window: int,
+        client_mac: str,
+        gateway_mac: str,
+        seen_from: tuple[str, str],
+        seen_to: tuple[str, str],
+    ) -> None:
+        """seen_from, seen_to: first and last address that the server side may see as source and destination."""
+    def step(self, now_ns: int) -> int: ...
+    def open_flows(self, seconds: float, stop_address: int) -> None:
+        """Until a packet of every flow has come back; OSError ETIMEDOUT."""
+    def run(self, seconds: float, rate: float, stop_address: int) -> None:
+        """rate: packets a second; 0: as fast as the window lets."""
+    def result(self) -> TrafficResult: ...
+
+def relay_step(a: Queue, b: Queue) -> int:
+    """One turn of the bare forwarder; packets moved."""
+
+def relay_run(a: Queue, b: Queue, stop_address: int, spin_us: int = 50) -> None: ...

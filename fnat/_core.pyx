@@ -174,6 +174,26 @@ cdef extern from "fnat.h" nogil:
     int fnat_bench_nat(fnat_worker *worker, const fnat_bench_options *options, fnat_bench_result *out)
     int fnat_bench_cps(fnat_worker *worker, double seconds, fnat_bench_result *out)
 
+    enum: FNAT_TRAFFIC_SLOTS, FNAT_TRAFFIC_SLOT_NS
+    struct fnat_traffic:
+        pass
+    struct fnat_traffic_spec:
+        uint32_t cip, vip, from_first, from_last, to_first, to_last, flows, services, window
+        uint16_t vport
+        uint8_t client_mac[6]
+        uint8_t gateway_mac[6]
+    struct fnat_traffic_result:
+        uint64_t ns, sent, unsent, returned, in_time, duplicates, wrong, arrived, checked, reflected
+        uint64_t latency[8192]
+    int fnat_traffic_open(frame_pool *pool, io_queue *client, io_queue *server, const fnat_traffic_spec *spec, fnat_traffic **out)
+    void fnat_traffic_close(fnat_traffic *traffic)
+    uint32_t fnat_traffic_step(fnat_traffic *traffic, uint64_t now_ns)
+    int fnat_traffic_open_flows(fnat_traffic *traffic, double seconds, volatile int *stop)
+    void fnat_traffic_run(fnat_traffic *traffic, double seconds, double rate, volatile int *stop)
+    void fnat_traffic_result_get(const fnat_traffic *traffic, fnat_traffic_result *out)
+    uint32_t fnat_relay_step(io_queue *a, io_queue *b)
+    void fnat_relay_run(io_queue *a, io_queue *b, volatile int *stop, uint32_t spin_us)
+
 cdef extern from "io.h" nogil:
     struct frame_pool_fields "frame_pool":
         uint32_t free, total
@@ -690,9 +710,10 @@ cdef class Queue:
             io_close(self.q)
 
     @staticmethod
-    def from_pointer(address):
+    def from_pointer(address, Worker worker=None):
         cdef Queue queue = Queue.__new__(Queue)
         queue.q = <io_queue *><uintptr_t>address
+        queue.worker = worker
         return queue
 
 
@@ -820,3 +841,59 @@ cdef class Worker:
             rc = fnat_bench_cps(w, seconds, &r)
         check(rc, "bench cps")
         return r
+
+
+cdef uint32_t host4(text) except? 0:
+    return int(ipaddress.IPv4Address(text))
+
+
+cdef class Traffic:
+    cdef fnat_traffic *t
+    cdef Queue client, server
+
+    def __init__(self, Worker worker, Queue client not None, Queue server, *, cip, vip, vport, flows, services, window, client_mac, gateway_mac,
+                 seen_from, seen_to):
+        cdef fnat_traffic_spec spec
+        memset(&spec, 0, sizeof(spec))
+        spec.cip, spec.vip, spec.vport = host4(cip), host4(vip), vport
+        spec.from_first, spec.from_last = host4(seen_from[0]), host4(seen_from[1])
+        spec.to_first, spec.to_last = host4(seen_to[0]), host4(seen_to[1])
+        spec.flows, spec.services, spec.window = flows, services, window
+        put_mac(spec.client_mac, client_mac)
+        put_mac(spec.gateway_mac, gateway_mac)
+        check(fnat_traffic_open(fnat_worker_pool(worker.handle()), client.q, NULL if server is None else server.q, &spec, &self.t), "traffic")
+        self.client, self.server = client, server
+
+    def __dealloc__(self):
+        if self.t != NULL:
+            fnat_traffic_close(self.t)
+
+    def step(self, uint64_t now_ns):
+        return fnat_traffic_step(self.t, now_ns)
+
+    def open_flows(self, double seconds, uintptr_t stop_address):
+        cdef int rc
+        with nogil:
+            rc = fnat_traffic_open_flows(self.t, seconds, <volatile int *>stop_address)
+        check(rc, "open all flows")
+
+    def run(self, double seconds, double rate, uintptr_t stop_address):
+        with nogil:
+            fnat_traffic_run(self.t, seconds, rate, <volatile int *>stop_address)
+
+    def result(self):
+        cdef fnat_traffic_result r
+        fnat_traffic_result_get(self.t, &r)
+        times = [r.latency[i] for i in range(FNAT_TRAFFIC_SLOTS)]
+        return {"ns": r.ns, "sent": r.sent, "unsent": r.unsent, "returned": r.returned, "in_time": r.in_time, "duplicates": r.duplicates,
+                "wrong": r.wrong, "arrived": r.arrived, "checked": r.checked, "reflected": r.reflected, "latency": times,
+                "slot_ns": FNAT_TRAFFIC_SLOT_NS}
+
+
+def relay_step(Queue a not None, Queue b not None):
+    return fnat_relay_step(a.q, b.q)
+
+
+def relay_run(Queue a not None, Queue b not None, uintptr_t stop_address, uint32_t spin_us=50):
+    with nogil:
+        fnat_relay_run(a.q, b.q, <volatile int *>stop_address, spin_us)

@@ -27,7 +27,7 @@ from fnat.conversations import Progress
 if TYPE_CHECKING:
     from fnat._core import BenchResult, Plane, PlaneInfo, Worker
 
-SERVICES, SERVERS, LIPS = 64, 8, 8  # servers of a service, LIPs of a service
+SERVICES, SERVERS, LIPS = 64, 8, 8  # servers of a service, LIPs that all of them share
 FRAMES = 8192
 TIME_WAIT = 1  # seconds
 LIVES_CONNS = 4 << 20  # room for all that are open or in TIME_WAIT
@@ -51,6 +51,28 @@ seconds_option = click.option(
 workers_option = click.option(
     "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers, each on a thread of its own."
 )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the flows of a bench go over."""
+
+    services: int
+    servers: int  # of each service
+    lips: int
+
+
+def shape_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--services, --servers, --lips."""
+    rows = (
+        ("--lips", LIPS, "LIPs, shared by all services."),
+        ("--servers", SERVERS, "Real servers of each service."),
+        ("--services", SERVICES, "Services of the protocol."),
+    )
+    for name, default, text in rows:
+        option = click.option(name, type=click.IntRange(1, 250), default=default, show_default=True, help=text)
+        command = option(command)
+    return command
 
 
 class BenchError(click.ClickException):
@@ -249,16 +271,16 @@ def _progress(files: tuple[Path, ...]) -> Iterator[Callable[[Path], Progress]]:
 STAGES = ("rx", "parse", "hash", "find", "conn", "rewrite", "neighbour", "tx", "tick")  # of struct fnat_bench_result
 
 
-def _plane(core: ModuleType, conns: int, workers: int) -> Plane:
-    """64 services of 8 real servers on 8 LIPs, two arms, everything resolved; conns of each worker."""
+def _plane(core: ModuleType, conns: int, workers: int, shape: Shape) -> Plane:
+    """Services of the shape for TCP and for UDP, two arms, everything resolved; conns of each worker."""
     states = {"TIME_WAIT": TIME_WAIT}  # so that connections expire while others open, within seconds of measuring
     plane: Plane = core.Plane.create(
         None,
         workers=workers,
         conns=conns,
-        services=2 * SERVICES + 8,
-        members=2 * (SERVICES + 1) * SERVERS + 8,
-        endpoints=SERVICES * SERVERS * LIPS,
+        services=2 * shape.services + 8,
+        members=2 * (shape.services + 1) * shape.servers + 8,
+        endpoints=shape.services * shape.servers * shape.lips,
         neighbours=64,
         frames=FRAMES,
         snapshot_mib=16,
@@ -270,12 +292,12 @@ def _plane(core: ModuleType, conns: int, workers: int) -> Plane:
     plane.put_routes(
         [("0.0.0.0/0", PORTS[0][2], "", 0, 0, 0, "unicast"), ("172.16.0.0/12", PORTS[1][2], "", 1, 0, 0, "unicast")]
     )
-    lips = [(1 + i, f"172.30.0.{1 + i}", "lip", 1) for i in range(LIPS)]
-    plane.put_addresses(lips + [(1 + LIPS + i, f"198.18.0.{1 + i}", "vip", 0) for i in range(SERVICES)])
+    lips = [(1 + i, f"172.30.0.{1 + i}", "lip", 1) for i in range(shape.lips)]
+    plane.put_addresses(lips + [(1 + shape.lips + i, f"198.18.0.{1 + i}", "vip", 0) for i in range(shape.services)])
     for proto in (6, 17):
-        for i in range(SERVICES):
-            service = 1 + i + SERVICES * (proto == 17)
-            members = [(service * SERVERS + s, f"172.16.{i}.{1 + s}", 8080, 1) for s in range(SERVERS)]
+        for i in range(shape.services):
+            service = 1 + i + shape.services * (proto == 17)
+            members = [(service * shape.servers + s, f"172.16.{i}.{1 + s}", 8080, 1) for s in range(shape.servers)]
             plane.put_service(
                 service, f"198.18.0.{1 + i}", 80, proto, scheduler="rr", members=members, lips=[row[0] for row in lips]
             )
@@ -314,10 +336,12 @@ class Measured:
             raise BenchError(f"{self.total('left')} things were still taken when every connection had ended")
 
 
-def _measured(core: ModuleType, workers: int, conns: int, run: Callable[[Worker], BenchResult]) -> Measured:
+def _measured(
+    core: ModuleType, workers: int, conns: int, shape: Shape, run: Callable[[Worker], BenchResult]
+) -> Measured:
     """run(worker) on all workers of one plane at the same time."""
     _room(workers * conns * BYTES_PER_CONN + PLANE_BYTES)
-    plane = _plane(core, conns, workers)
+    plane = _plane(core, conns, workers, shape)
     try:
         cpus = sorted(os.sched_getaffinity(0))
 
@@ -348,6 +372,7 @@ def _measured(core: ModuleType, workers: int, conns: int, run: Callable[[Worker]
     help="Bytes behind the TCP or UDP header.",
 )
 @click.option("--stages", is_flag=True, help="Measure every stage of a packet's way, in a run of its own.")
+@shape_options
 @seconds_option
 @workers_option
 @json_option
@@ -360,6 +385,7 @@ def nat(
     seconds: float,
     workers: int,
     json_to: str | None,
+    **shape: int,
 ) -> None:
     """The life of a table: all connections opened, each hit once both ways in random order, then random packets both
     ways for --seconds (the figures), at last all expired.
@@ -375,7 +401,11 @@ def nat(
     with _one_line(f"{workers} worker(s) with {conns} connections each"):
         number = 6 if proto == "tcp" else 17
         measured = _measured(
-            core, workers, conns, lambda w: w.bench_nat(number, conns, seconds, payload=payload, stages=stages)
+            core,
+            workers,
+            conns,
+            Shape(**shape),
+            lambda w: w.bench_nat(number, conns, seconds, payload=payload, stages=stages),
         )
     info, packets = measured.info, max(measured.total("packets"), 1)
     net = (measured.total("ns") - measured.total("generator_ns")) / packets
@@ -420,9 +450,10 @@ def _rows(figures: dict[str, Any]) -> Iterator[str]:
 @click.option(
     "--seconds", type=click.FloatRange(min=0.05, max=3600.0), default=4.0, show_default=True, help="How long."
 )
+@shape_options
 @workers_option
 @json_option
-def cps(seconds: float, workers: int, json_to: str | None) -> None:
+def cps(seconds: float, workers: int, json_to: str | None, **shape: int) -> None:
     """Whole TCP lives: SYN, SYN-ACK, ACK, data, FIN both ways; 6 packets in, 6 out.
 
     TIME_WAIT lasts one second here. The second half of the time is measured: with 2 seconds and more, as many
@@ -433,7 +464,7 @@ def cps(seconds: float, workers: int, json_to: str | None) -> None:
     """
     core = _core()
     with _one_line(f"{workers} worker(s)"):
-        measured = _measured(core, workers, LIVES_CONNS, lambda w: w.bench_cps(seconds))
+        measured = _measured(core, workers, LIVES_CONNS, Shape(**shape), lambda w: w.bench_cps(seconds))
     lives = max(measured.total("opened"), 1)
     net = (measured.total("ns") - measured.total("generator_ns")) / lives
     figures = {

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 from fnat.drivers import DriverError
 from fnat.ethtool import queue_count
@@ -41,7 +42,6 @@ QUEUES = 64  # entries of the socket map in steer.bpf.c
 ADDRESSES = 65536  # of each family
 MIN_KERNEL = (5, 11)
 _EXCLUSIVE = 1  # FLAG_EXCLUSIVE of steer.bpf.c
-_MAPS = ("xsks", "owned4", "owned6", "settings", "counts")
 
 # linux/if_link.h
 _UPDATE_IF_NOEXIST = 1 << 0
@@ -218,12 +218,13 @@ def _our_program(device: str) -> tuple[_Program, str]:
     return found
 
 
-def _load() -> _Program:
+def _load(path: Path | None) -> _Program:
     """Load the program and its empty maps into the kernel."""
     try:
-        image = resources.files("fnat.drivers").joinpath("steer.bpf.o").read_bytes()
+        image = (path or resources.files("fnat.drivers").joinpath("steer.bpf.o")).read_bytes()
     except OSError as error:
-        raise DriverError("the XDP program steer.bpf.o is missing", "install clang and build fnat again") from error
+        name = path or "steer.bpf.o"
+        raise DriverError(f"the XDP program {name} is missing", "install clang and build fnat again") from error
     lib.keep_messages()
     loaded = lib.bpf_object__open_mem(ffi.from_buffer(image), len(image), ffi.NULL)
     if loaded == ffi.NULL:
@@ -279,16 +280,17 @@ def _detach(device: str, program: _Program, mode: str) -> None:
 
 def _copy_owned(old: dict[str, _Map], new: dict[str, _Map]) -> None:
     for name, size in (("owned4", 4), ("owned6", 16)):
-        if name in old:
+        if name in old and name in new:
             for key in old[name].keys(size):
                 new[name].put(key, _u32(0))
 
 
-def attach(device: str, mode: str = "auto", exclusive: bool = False) -> Attachment:
+def attach(device: str, mode: str = "auto", exclusive: bool = False, image: Path | None = None) -> Attachment:
     """Attach the XDP program. `mode` is "auto" (native, else generic with one line in the log), "native" or "generic".
 
     What a killed fnat left is replaced without a gap: its owned addresses stay owned. A program of somebody else, or an
-    fnat that still runs on the device, is an error.
+    fnat that still runs on the device, is an error. `image` is an object file to attach instead of our own; its program
+    has the same name, and of our maps it has what it needs.
     """
     _check_kernel()
     if mode not in ("auto", "native", "generic"):
@@ -299,9 +301,10 @@ def attach(device: str, mode: str = "auto", exclusive: bool = False) -> Attachme
         if found:
             undo.enter_context(found[0])
             _refuse_if_in_use(device, found[0])
-        program = undo.enter_context(_load())
+        program = undo.enter_context(_load(image))
         maps = program.maps()
-        _check(f"{device}: XDP settings", maps["settings"].put(_u32(0), _u32(_EXCLUSIVE if exclusive else 0)))
+        if "settings" in maps:
+            _check(f"{device}: XDP settings", maps["settings"].put(_u32(0), _u32(_EXCLUSIVE if exclusive else 0)))
         if found:
             old, old_mode = found
             _copy_owned(old.maps(), maps)
@@ -314,7 +317,7 @@ def attach(device: str, mode: str = "auto", exclusive: bool = False) -> Attachme
                 mode = _attach_new(device, program, mode)
         else:
             mode = _attach_new(device, program, mode)
-        return Attachment(device, ifindex, program.id, mode, {name: maps[name].id for name in _MAPS})
+        return Attachment(device, ifindex, program.id, mode, {name: map.id for name, map in maps.items()})
 
 
 def _refuse_if_in_use(device: str, program: _Program) -> None:
