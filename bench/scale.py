@@ -355,11 +355,11 @@ def rare(house: House, last: int) -> dict[str, Any]:
     return {"found": len(found), "seconds": round(one, 3), "counted": count, "count_seconds": took}
 
 
-def baseline(house: House, remote: Remote, services: int) -> dict[str, Any]:
+def baseline(house: House, remote: Remote, services: int, seconds: float) -> dict[str, Any]:
     """What a loop that only reads the clock misses on the worker's CPU, while control works as before."""
     answer: dict[str, Any] = {}
-    clock = threading.Thread(target=lambda: answer.update(remote.ask("read_the_clock", BASELINE)))
-    until = time.monotonic() + BASELINE
+    clock = threading.Thread(target=lambda: answer.update(remote.ask("read_the_clock", seconds)))
+    until = time.monotonic() + seconds
     lister = threading.Thread(target=list_all, args=(house, {}, until))
     clock.start()
     lister.start()
@@ -369,7 +369,7 @@ def baseline(house: House, remote: Remote, services: int) -> dict[str, Any]:
     return answer
 
 
-def measure(services: int, conns: int, loaded: int, directory: Path, arena: str) -> dict[str, Any]:
+def measure(services: int, conns: int, loaded: int, clock: float, directory: Path, arena: str) -> dict[str, Any]:
     cpus = sorted(os.sched_getaffinity(0))
     remote = Remote(arena, conns, cpus[-1])
     os.sched_setaffinity(0, {cpus[0]})
@@ -393,7 +393,7 @@ def measure(services: int, conns: int, loaded: int, directory: Path, arena: str)
         report["worker"] = remote.ask("end")
         worker = report["worker"]
         report["mpps"] = round(worker["received"] / worker["seconds"] / 1e6, 2)
-        report["clock"] = baseline(house, remote, services)
+        report["clock"] = baseline(house, remote, services, clock)
         for name in ("worker", "clock"):
             turns, seconds = report[name]["turns"], report[name]["seconds"]
             report[name]["long_a_second"] = [round(long_ones(kind, LONGEST_US) / seconds, 3) for kind in turns]
@@ -426,6 +426,7 @@ def main() -> int:
     parser.add_argument(
         "--state-in", metavar="DIR", help="where control keeps its journal; in memory no change waits for a disk"
     )
+    parser.add_argument("--clock", type=float, default=BASELINE, help="seconds of reading the clock afterwards")
     parser.add_argument("--as-data-plane", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument("--cpu", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -435,7 +436,7 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="fnat-scale-", dir=options.state_in))
     arena = tempfile.mkdtemp(prefix="fnat-scale-", dir="/dev/shm")
     try:
-        report = measure(options.services, options.conns, options.load, directory, arena)
+        report = measure(options.services, options.conns, options.load, options.clock, directory, arena)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         shutil.rmtree(arena, ignore_errors=True)
