@@ -8,7 +8,7 @@ SECONDS ?= 60
 SANITIZE := -fsanitize=address,undefined -fno-sanitize=alignment -fno-sanitize-recover=all -fno-omit-frame-pointer
 
 BUILD_PACKAGES := python3 python3-venv python3-dev gcc libc6-dev clang libbpf-dev pkg-config
-RUN_PACKAGES   := nginx-light curl wrk iproute2 ethtool iputils-ping procps
+RUN_PACKAGES   := nginx-light curl wrk iproute2 ethtool iputils-ping nftables procps
 CHECK_PACKAGES := clang-format
 FUZZ_RUNTIME    = libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev
 SOURCES        := $(shell find cext fnat -name '*.[ch]' -o -name '*.py' -o -name '*.pyx' -o -name '*.def') setup.py pyproject.toml

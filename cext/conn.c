@@ -204,14 +204,15 @@ static u32 local_port_take(struct core *k, const struct snap_service *svc, const
         u16 id = lips[at];
         at = at + 1 == svc->n_lips ? 0 : at + 1;
         s->lip_rr = at;
+        const struct plane_address *lip = &k->plane_addresses[id];
         u32 endpoint = lip_endpoint(&k->lip, svc->proto, 4, id, m->rip, m->rport);
-        u16 port = endpoint ? lip_port_take(&k->lip, endpoint) : 0;
+        u16 port = endpoint ? lip_port_take(&k->lip, endpoint, lip->port, lip->addr) : 0;
         if (!port) {
             k->addresses[id].misses++;
             continue;
         }
         c->lip_id = id;
-        c->a.v4.lip = get32(k->plane_addresses[id].addr);
+        c->a.v4.lip = get32(lip->addr);
         c->lport = be16(port);
         return endpoint;
     }
@@ -225,11 +226,12 @@ static u32 local_port_reclaim(struct core *k, const struct snap_service *svc, co
     enum { LOOKS = 64 };
     const u16 *lips = snap_service_lips(svc);
     for (u32 i = 0; i < svc->n_lips; i++) {
+        const struct plane_address *lip = &k->plane_addresses[lips[i]];
         u32 endpoint = lip_endpoint(&k->lip, svc->proto, 4, lips[i], m->rip, m->rport);
         for (u32 n = 0; endpoint && n < LOOKS; n++) {
             struct packet answer = {.saddr = c->a.v4.rip, .sport = m->rport, .proto = svc->proto};
-            answer.daddr = get32(k->plane_addresses[lips[i]].addr);
-            answer.dport = be16(lip_port_oldest(&k->lip, endpoint, n));
+            answer.daddr = get32(lip->addr);
+            answer.dport = be16(lip_port_oldest(&k->lip, endpoint, lip->port, lip->addr, n));
             answer.hash = hash_flow4(&k->secret, get64(&answer.saddr), get32(&answer.sport), answer.proto);
             u32 index = conn_find(k, &answer) >> 1;
             if (!index || !(k->conns[index].flags & CONN_FINISHED))

@@ -71,8 +71,9 @@ struct core {
     u32 own_count;
     struct waiting waiting[WAITING_PACKETS];
     u32 waiting_count;
-    struct handoff *handoff; /* NULL: the only worker */
-    u64 handed_to;           /* workers that got something in this turn, as bits */
+    struct handoff *handoff;         /* NULL: the only worker */
+    u64 handed_to;                   /* workers that got something in this turn, as bits */
+    struct handoff_rounds rounds[2]; /* begun here: by clients' packets, by answers */
 };
 
 static inline void count(struct core *k, enum counter c) { k->counters[c]++; }

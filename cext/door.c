@@ -126,6 +126,74 @@ int fnat_neigh_list(const struct fnat_plane *p, uint32_t *cursor, struct fnat_ne
     return (int)found;
 }
 
+/* ---- steering ---- */
+
+int fnat_put_steering(struct fnat_plane *p, uint8_t port, uint8_t flow, const struct fnat_steering_spec *spec)
+{
+    if (port >= FNAT_PORTS || flow >= FNAT_FLOWS)
+        return -EINVAL;
+    int rc = steer_check(spec, flow, p->config.workers);
+    struct plane_steering *s = &p->steering[port * FNAT_FLOWS + flow];
+    u32 seq = s->seq | 1; /* odd already: an earlier writer died while writing */
+    if (rc || (seq != s->seq && !memcmp(&s->spec, spec, sizeof *spec)))
+        return rc;
+    store_relaxed(&s->seq, seq);
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+    s->spec = *spec;
+    s->spec.note[FNAT_STEER_NOTE - 1] = 0;
+    store_release(&s->seq, seq + 1);
+    __atomic_fetch_add(&p->header->steering, 1, __ATOMIC_RELEASE);
+    return 0;
+}
+
+int fnat_get_steering(const struct fnat_plane *p, uint8_t port, uint8_t flow, struct fnat_steering_spec *out)
+{
+    if (port >= FNAT_PORTS || flow >= FNAT_FLOWS)
+        return -EINVAL;
+    const struct plane_steering *s = &p->steering[port * FNAT_FLOWS + flow];
+    for (u32 tries = 0; tries < 1000; tries++) {
+        u32 seq = load_acquire(&s->seq);
+        *out = s->spec;
+        __atomic_thread_fence(__ATOMIC_ACQUIRE);
+        if (!(seq & 1) && load_relaxed(&s->seq) == seq)
+            return 0;
+    }
+    return -EAGAIN; /* its writer died while writing */
+}
+
+uint32_t fnat_toeplitz(const uint8_t *key, const uint8_t *input, uint32_t len) { return steer_toeplitz(key, input, len); }
+
+int fnat_steering_owner(const struct fnat_steering_spec *spec, uint8_t flow, uint32_t workers, const uint8_t *rip, const uint8_t *lip,
+                        uint16_t rport, uint16_t lport)
+{
+    struct steer_map m;
+    if (flow >= FNAT_FLOWS || !workers || workers > FNAT_WORKERS || steer_check(spec, flow, workers))
+        return -EINVAL;
+    steer_make(&m, spec, flow, 0, workers);
+    return (int)steer_owner(&m, lport, steer_rest(&m, rip, lip, be16(rport)));
+}
+
+int fnat_steering_shares(const struct fnat_steering_spec *spec, uint8_t flow, uint32_t workers, uint16_t first, uint16_t last,
+                         uint32_t *fewest, uint32_t *most)
+{
+    struct steer_map m;
+    u32 ports[STEER_SLOTS] = {0};
+    if (flow >= FNAT_FLOWS || !workers || workers > FNAT_WORKERS || steer_check(spec, flow, workers))
+        return -EINVAL;
+    steer_make(&m, spec, flow, 0, workers);
+    for (u32 port = first; port <= last; port++)
+        ports[steer_class(&m, (u16)port) & m.mask]++;
+    *fewest = 65536, *most = 0;
+    for (u32 k = 0; k <= (m.rest_bytes ? m.mask : 0u); k++) {
+        u32 share[FNAT_WORKERS] = {0};
+        for (u32 class = 0; class <= m.mask; class ++)
+            share[m.worker[(class ^ k) & m.mask]] += ports[class];
+        for (u32 w = 0; w < workers; w++)
+            *fewest = min_u32(*fewest, share[w]), *most = max_u32(*most, share[w]);
+    }
+    return 0;
+}
+
 /* ---- counters ---- */
 
 int fnat_service_stats(const struct fnat_plane *p, uint32_t id, struct fnat_stats *out)

@@ -139,6 +139,34 @@ int64_t fnat_publish(struct fnat_plane *plane);
 /* The oldest snapshot that a running worker still uses; a change is in force when this reaches its number. */
 int64_t fnat_adopted(const struct fnat_plane *plane);
 
+/* How the answers that arrive on a NIC port find their worker, by flow; in force in the workers' next turn. steer.h has the
+ * rule. Without a word about a port: by mask. */
+enum { FNAT_FLOW_TCP4 = 0, FNAT_FLOW_UDP4 = 1, FNAT_FLOW_TCP6 = 2, FNAT_FLOW_UDP6 = 3, FNAT_FLOWS = 4 };
+enum { FNAT_STEER_MASK = 0, FNAT_STEER_RSS = 1 };
+enum { FNAT_STEER_SLOTS = 512, FNAT_STEER_KEY = 64, FNAT_STEER_NOTE = 96 };
+
+struct fnat_steering_spec {
+    uint8_t mode;    /* FNAT_STEER_* */
+    uint8_t loose;   /* the queue does not follow from the packet: a flow may come by another one at any time */
+    uint8_t key_len; /* bytes, at least 16 for IPv4 and 40 for IPv6; this and the next ones for RSS */
+    uint8_t pad;
+    uint16_t slots;                   /* of the indirection table: a power of two */
+    uint8_t key[FNAT_STEER_KEY];      /* of the Toeplitz hash */
+    uint8_t worker[FNAT_STEER_SLOTS]; /* whose queue a slot names */
+    char note[FNAT_STEER_NOTE];       /* for listings: why so */
+};
+/* -EINVAL: not a rule for this plane's workers. */
+int fnat_put_steering(struct fnat_plane *plane, uint8_t port, uint8_t flow, const struct fnat_steering_spec *spec);
+int fnat_get_steering(const struct fnat_plane *plane, uint8_t port, uint8_t flow, struct fnat_steering_spec *out);
+/* The hash of `len` bytes; the key has at least 4 bytes more. */
+uint32_t fnat_toeplitz(const uint8_t *key, const uint8_t *input, uint32_t len);
+/* Whose a local port is; -EINVAL as above. Addresses are 16 bytes, rport and lport in host order. */
+int fnat_steering_owner(const struct fnat_steering_spec *spec, uint8_t flow, uint32_t workers, const uint8_t *rip, const uint8_t *lip,
+                        uint16_t rport, uint16_t lport);
+/* The fewest and the most of the ports first..last that one worker owns towards any RS. -EINVAL as above. */
+int fnat_steering_shares(const struct fnat_steering_spec *spec, uint8_t flow, uint32_t workers, uint16_t first, uint16_t last,
+                         uint32_t *fewest, uint32_t *most);
+
 /* Neighbours are one shared table: both sides may write. mac NULL with state 0 deletes. */
 enum {
     FNAT_NEIGH_NONE = 0,

@@ -174,7 +174,6 @@ static enum verdict refuse(struct core *k, struct packet *p)
 /* Give the packet to another worker, to look in its own table. */
 static enum verdict hand_off(struct core *k, struct packet *p, u32 to)
 {
-    p->hops++;
     if (!handoff_push(k->handoff, k->index, to, p))
         return drop(k, p, DROP_handoff_full);
     k->handed_to |= 1ull << to;
@@ -182,18 +181,43 @@ static enum verdict hand_off(struct core *k, struct packet *p, u32 to)
     return VERDICT_HELD;
 }
 
-/* An answer from an RS belongs to the owner of its lport. What else is not a first packet may be known to any worker (a sender
- * changed its queue, a NIC its table): it goes round once. */
-static bool belongs_elsewhere(const struct core *k, const struct packet *p, const struct snap_address_slot *owned, u32 *to)
+/* May this unknown packet open a connection? */
+static bool may_open(const struct packet *p, const struct snap_address_slot *owned)
 {
-    if (!k->handoff || p->hops >= k->workers)
+    return p->proto == PROTO_TCP ? track_is_first(p->tcp_flags) : owned->kind != FNAT_ADDR_LIP;
+}
+
+/* Where else may the connection be? An answer from an RS belongs to the owner of its lport. What still is unknown there, or is
+ * from a client and not a first packet, may be known to any worker (a sender changed its queue, a NIC its table): it goes
+ * round once. Of UDP nobody can tell a first packet; where a NIC deals without a rule it goes round and comes back before it
+ * opens. `hops`: 0 on arrival, 1 at the owner of the lport, then one more for each worker of the round. */
+static bool belongs_elsewhere(struct core *k, struct packet *p, const struct snap_address_slot *owned, u32 *to)
+{
+    if (!k->handoff)
         return false;
-    if (owned->kind & FNAT_ADDR_LIP) {
-        *to = steer_owner(be16(p->dport), k->workers);
-        return *to != k->index;
+    bool answer = owned->kind & FNAT_ADDR_LIP, opens = may_open(p, owned);
+    if (answer && !p->hops) {
+        const struct steer_map *map = lip_rule(&k->lip, owned->port, p->proto, 4)->map;
+        struct addr16 rip = addr16_4(p->saddr), lip = addr16_4(p->daddr);
+        *to = steer_owner(map, be16(p->dport), steer_rest(map, rip.b, lip.b, p->sport));
+        p->hops = 1;
+        if (*to != k->index) {
+            count(k, CNT_answers_elsewhere);
+            return true;
+        }
     }
+    if (opens && (p->proto == PROTO_TCP || !lip_rule(&k->lip, p->in_port, p->proto, 4)->loose))
+        return false;
+    if (p->hops > k->workers - !opens)
+        return false; /* it has been everywhere */
     *to = k->index + 1 == k->workers ? 0 : k->index + 1;
-    return p->proto == PROTO_TCP && !track_is_first(p->tcp_flags) && p->hops + 1u < k->workers;
+    if (!handoff_takes_rounds(k->handoff, k->index, *to) ||
+        (p->hops <= 1 && !handoff_round_begins(&k->rounds[answer], k->tick, k->workers))) {
+        count(k, CNT_rounds_refused);
+        return false;
+    }
+    p->hops = (u8)(max_u32(p->hops, 1) + 1);
+    return true;
 }
 
 static enum verdict forward_first(struct core *k, struct packet *p, const struct snap_address_slot *owned)

@@ -73,6 +73,12 @@ bool handoff_push(struct handoff *h, u32 from, u32 to, const struct packet *p)
     return true;
 }
 
+bool handoff_takes_rounds(const struct handoff *h, u32 from, u32 to)
+{
+    const struct handoff_ring *r = &h->packets[from * h->workers + to];
+    return r->head - load_relaxed(&r->tail) < r->room / 2;
+}
+
 u32 handoff_pop(struct handoff *h, u32 from, u32 to, struct packet *out, u32 max)
 {
     struct handoff_ring *r = ring(h->packets, h, from, to);

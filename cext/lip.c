@@ -2,20 +2,69 @@
  * network can guess the next one; the start is random per endpoint. */
 #include "lip.h"
 
+#include <errno.h>
+#include <stdlib.h>
+
 static u64 endpoint_hash(const struct lip_table *t, u8 proto, u8 family, u16 lip_id, const u8 rip[16], u16 rport)
 {
     return hash_addr(t->secret, rip, (u64)proto << 40 | (u64)family << 32 | (u64)lip_id << 16 | rport);
 }
 
+/* ---- whose ports ---- */
+
+static void set_rule(struct lip_table *t, struct lip_rule *rule, const struct steer_map *map)
+{
+    if (rule->map && rule->map != &t->by_mask)
+        free((void *)rule->map);
+    if (!(u16)++t->rule_numbers)
+        t->rule_numbers++; /* 0: none */
+    *rule = (struct lip_rule){.map = map, .number = t->rule_numbers};
+}
+
 void lip_init(struct lip_table *t, u32 worker, u32 workers)
 {
-    memset(t->owned, 0, sizeof t->owned);
     t->first = LIP_PORT_FIRST;
     t->last = 65535;
-    for (u32 slot = 0; slot < STEER_SLOTS; slot++)
-        if (steer_owner_of_slot(slot, workers) == worker)
-            t->owned[slot / 64] |= 1ull << slot % 64;
+    t->worker = worker, t->workers = workers;
+    steer_make(&t->by_mask, NULL, 0, worker, workers);
+    for (u32 i = 0; i < LIP_MAPS; i++)
+        set_rule(t, &t->rules[i], &t->by_mask);
 }
+
+void lip_close(struct lip_table *t)
+{
+    for (u32 i = 0; i < LIP_MAPS; i++)
+        set_rule(t, &t->rules[i], &t->by_mask);
+}
+
+int lip_steer(struct lip_table *t, u8 port, u32 flow, const struct fnat_steering_spec *spec)
+{
+    struct steer_map *map = &t->by_mask;
+    int rc = 0;
+    if (spec->mode != FNAT_STEER_MASK) {
+        struct steer_map *made = malloc(sizeof *made);
+        if (made)
+            steer_make(map = made, spec, flow, t->worker, t->workers);
+        else
+            rc = -ENOMEM;
+    }
+    set_rule(t, &t->rules[port * FNAT_FLOWS + flow], map);
+    t->rules[port * FNAT_FLOWS + flow].loose = spec->loose;
+    return rc;
+}
+
+/* The rule of this endpoint, with its k in the header. */
+static const struct steer_map *steered(struct lip_table *t, struct endpoint *e, u8 port, const u8 lip[16])
+{
+    const struct lip_rule *rule = lip_rule(t, port, e->proto, e->family);
+    if (unlikely(e->steered != (u16)rule->number)) {
+        e->steered = (u16)rule->number;
+        e->k = (u16)steer_rest(rule->map, e->rip, lip, e->rport);
+    }
+    return rule->map;
+}
+
+/* ---- endpoints ---- */
 
 u32 lip_find(const struct lip_table *t, u8 proto, u8 family, u16 lip_id, const u8 rip[16], u16 rport)
 {
@@ -66,6 +115,8 @@ u32 lip_endpoint(struct lip_table *t, u8 proto, u8 family, u16 lip_id, const u8 
     t->heads[h & t->head_mask] = i;
     return i;
 }
+
+/* ---- port maps ---- */
 
 static u32 block_take(struct lip_table *t)
 {
@@ -139,17 +190,18 @@ static u64 within(u32 base, u32 first, u32 last)
     return bits;
 }
 
-u16 lip_port_take(struct lip_table *t, u32 endpoint)
+u16 lip_port_take(struct lip_table *t, u32 endpoint, u8 nic_port, const u8 lip[16])
 {
     struct endpoint *e = &t->endpoints[endpoint];
+    const struct steer_map *map = steered(t, e, nic_port, lip);
     u32 start = e->cursor < t->first || e->cursor > t->last ? t->first : e->cursor;
     u32 chunk = start / LIP_CHUNK, word = start % LIP_CHUNK / 64;
     for (u32 n = 0; n <= t->last / LIP_CHUNK - t->first / LIP_CHUNK + 1u; n++, word = 0) {
-        u32 block = chunk_block(t, e, chunk, false);
+        u32 block = chunk_block(t, e, chunk, false), x = map->high[chunk] ^ e->k;
         for (; word < LIP_CHUNK / 64; word++) {
             u32 base = chunk * LIP_CHUNK + word * 64;
             u64 taken = block ? t->blocks[block].bits[word] : 0;
-            u64 free = ~taken & t->owned[word] & within(base, n ? t->first : start, t->last);
+            u64 free = ~taken & steer_owned(map, word, x) & within(base, n ? t->first : start, t->last);
             if (!free)
                 continue;
             if (!block && !(block = chunk_block(t, e, chunk, true)))
@@ -164,13 +216,15 @@ u16 lip_port_take(struct lip_table *t, u32 endpoint)
     return 0;
 }
 
-u16 lip_port_oldest(const struct lip_table *t, u32 endpoint, u32 n)
+u16 lip_port_oldest(struct lip_table *t, u32 endpoint, u8 nic_port, const u8 lip[16], u32 n)
 {
-    u32 port = t->endpoints[endpoint].cursor;
+    struct endpoint *e = &t->endpoints[endpoint];
+    const struct steer_map *map = steered(t, e, nic_port, lip);
+    u32 port = e->cursor;
     for (u32 looks = 0; looks < 65536; looks++, port++) {
         if (port > t->last || port < t->first)
             port = t->first;
-        if (t->owned[port % LIP_CHUNK / 64] >> port % 64 & 1 && !n--)
+        if (steer_owner(map, (u16)port, e->k) == t->worker && !n--)
             return (u16)port;
     }
     return 0;

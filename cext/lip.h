@@ -5,6 +5,8 @@
  *   header -> 8 directories -> 16 chunks each -> 512 ports as bits.
  * The header outlives its last connection (until its place is needed), because it also remembers what an RS in TIME_WAIT may
  * still remember: floors for initial sequence numbers and timestamps.
+ *
+ * A worker takes only ports whose answers will come to it: steer.h has the rule, the header keeps its k.
  */
 #ifndef FNAT_LIP_H
 #define FNAT_LIP_H
@@ -13,6 +15,7 @@
 #include "steer.h"
 
 enum { LIP_PORT_FIRST = 1024, LIP_CHUNK = STEER_SLOTS, LIP_DIRS = 8, LIP_DIR_CHUNKS = 16 };
+enum { LIP_MAPS = FNAT_PORTS * FNAT_FLOWS };
 
 struct endpoint {
     u8 rip[16];
@@ -22,10 +25,12 @@ struct endpoint {
     u32 next;      /* in its hash chain, or in the list of free endpoints */
     u32 used;      /* ports taken */
     u32 isn_floor; /* later than every sequence number sent here, per-port offset taken out */
-    u32 ts_lead;   /* added to the clock so that timestamps never go back */
-    u32 ts_last;   /* last timestamp given out */
+    u16 k;         /* of the rule that steers its answers */
+    u16 steered;   /* number of that rule, 0: none yet */
     u32 dir[LIP_DIRS];
-    u32 spare[9];
+    u32 ts_lead; /* added to the clock so that timestamps never go back */
+    u32 ts_last; /* last timestamp given out */
+    u32 spare[12];
 } cache_aligned;
 _Static_assert(sizeof(struct endpoint) == 2 * CACHE_LINE, "an endpoint is two lines");
 
@@ -42,7 +47,6 @@ struct lip_table {
     struct endpoint *endpoints; /* 1..endpoint_count */
     u32 *heads;                 /* hash chains */
     struct port_block *blocks;  /* 1..block_count */
-    u64 owned[LIP_CHUNK / 64];  /* slots whose ports are this worker's */
     u16 first, last;            /* ports that may be given out */
     u32 endpoint_count, head_mask, block_count;
     struct lip_marks { /* lives in the arena */
@@ -50,16 +54,31 @@ struct lip_table {
         u32 block_free, block_fresh, blocks_used, ports_used;
     } * marks;
     const struct hash_secret *secret;
+    u32 worker, workers;
+    struct lip_rule { /* by NIC port and flow: how answers find their worker */
+        const struct steer_map *map;
+        u32 number;
+        bool loose; /* flows may change their queue */
+    } rules[LIP_MAPS];
+    u32 rule_numbers; /* given out */
+    struct steer_map by_mask;
 };
 
 void lip_init(struct lip_table *t, u32 worker, u32 workers);
+void lip_close(struct lip_table *t);
+/* From now on answers that arrive on this NIC port are steered so. -ENOMEM: they are expected by mask. */
+int lip_steer(struct lip_table *t, u8 port, u32 flow, const struct fnat_steering_spec *spec);
+static inline const struct lip_rule *lip_rule(const struct lip_table *t, u8 port, u8 proto, u8 family)
+{
+    return &t->rules[port % FNAT_PORTS * FNAT_FLOWS + steer_flow(proto, family)];
+}
 /* The endpoint of this tuple, made when absent; 0: no room. */
 u32 lip_endpoint(struct lip_table *t, u8 proto, u8 family, u16 lip_id, const u8 rip[16], u16 rport);
 u32 lip_find(const struct lip_table *t, u8 proto, u8 family, u16 lip_id, const u8 rip[16], u16 rport);
-/* A free port, host order; 0: none. */
-u16 lip_port_take(struct lip_table *t, u32 endpoint);
+/* A free port of this worker, host order; 0: none. The LIP is `lip` and lives on `nic_port`. */
+u16 lip_port_take(struct lip_table *t, u32 endpoint, u8 nic_port, const u8 lip[16]);
 /* The n-th port from the cursor on that this worker may use, taken or not: the ports longest in use come first. 0: none. */
-u16 lip_port_oldest(const struct lip_table *t, u32 endpoint, u32 n);
+u16 lip_port_oldest(struct lip_table *t, u32 endpoint, u8 nic_port, const u8 lip[16], u32 n);
 void lip_port_give(struct lip_table *t, u32 endpoint, u16 port);
 /* Mark a known port as taken (rebuilding from the connections). False: it is taken already or there is no room. */
 bool lip_port_mark(struct lip_table *t, u32 endpoint, u16 port);

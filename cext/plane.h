@@ -38,6 +38,13 @@ struct plane_service {
     u64 conns, packets[2], bytes[2];
 };
 
+/* How answers find their worker: one NIC port and flow. */
+struct plane_steering {
+    u32 seq; /* odd while it is being written, else rises with each change */
+    u32 spare;
+    struct fnat_steering_spec spec;
+};
+
 struct plane_header {
     u8 magic[8];
     u32 layout, size_of_header;
@@ -45,6 +52,8 @@ struct plane_header {
     struct hash_secret secret;
     s64 wall_offset_ns; /* wall clock minus CLOCK_MONOTONIC when the plane was made */
     u64 snapshot;       /* number<<32 | offset/64 of the newest sealed snapshot; 0: none yet */
+    u32 steering;       /* rises when one of the steering rules changes */
+    u32 spare;
 };
 
 /* ---- DIR/worker-I ---- */
@@ -117,6 +126,7 @@ struct fnat_plane {
     struct plane_address *addresses; /* by address id */
     struct plane_member *members;    /* by member id */
     struct plane_service *services;  /* by service id */
+    struct plane_steering *steering; /* [port * FNAT_FLOWS + flow] */
     struct neigh_entry *neighbours;
     u8 *snapshots; /* the area that offsets in snapshots refer to */
     u64 snapshots_len;

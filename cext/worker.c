@@ -64,7 +64,7 @@ static void clear_derived(struct fnat_plane *p, u32 index)
     struct worker_header *h = m->header;
     memset(m->buckets, 0, (u64)m->bucket_count * sizeof *m->buckets);
     for (u32 i = 1; i <= h->lip.endpoint_fresh; i++) {
-        m->endpoints[i].used = 0;
+        m->endpoints[i].used = m->endpoints[i].steered = 0;
         memset(m->endpoints[i].dir, 0, sizeof m->endpoints[i].dir);
     }
     h->lip.endpoints_used = h->lip.block_free = h->lip.block_fresh = h->lip.blocks_used = h->lip.ports_used = 0;
@@ -145,6 +145,7 @@ int worker_open(struct fnat_plane *p, u32 index, struct fnat_worker **out)
 
 void worker_close(struct fnat_worker *w)
 {
+    lip_close(&w->core.lip);
     free(w->core.pool.stack);
     free(w);
 }
@@ -173,6 +174,26 @@ static void adopt_snapshot(struct fnat_worker *w, u64 word)
         k->sweep = 1;
     k->routes_version = s->routes_version;
     store_release(&k->header->snapshot_seq, s->seq);
+}
+
+/* Take over the steering rules that changed. One that is being written is for the next turn. */
+static void adopt_steering(struct fnat_worker *w, u32 version)
+{
+    bool all = true;
+    for (u32 i = 0; i < LIP_MAPS; i++) {
+        const struct plane_steering *s = &w->plane->steering[i];
+        u32 seq = load_acquire(&s->seq);
+        struct fnat_steering_spec spec = s->spec;
+        __atomic_thread_fence(__ATOMIC_ACQUIRE);
+        if (seq & 1 || load_relaxed(&s->seq) != seq)
+            all = false;
+        else if (seq != w->steering_seq[i]) {
+            lip_steer(&w->core.lip, (u8)(i / FNAT_FLOWS), i % FNAT_FLOWS, &spec);
+            w->steering_seq[i] = seq;
+        }
+    }
+    if (all)
+        w->steering_version = version;
 }
 
 static void flush(struct core *k, struct tx_list *list)
@@ -320,6 +341,9 @@ u32 worker_step(struct fnat_worker *w, u64 now_ns)
     u64 word = load_acquire(&w->plane->header->snapshot);
     if (unlikely(word != w->snapshot_word))
         adopt_snapshot(w, word);
+    u32 steering = load_acquire(&w->plane->header->steering);
+    if (unlikely(steering != w->steering_version))
+        adopt_steering(w, steering);
     if (unlikely(!k->snap))
         return 0;
     for (u32 i = 0; i < w->n_queues; i++) {

@@ -23,6 +23,7 @@ struct fnat_worker {
     struct core core;
     struct fnat_plane *plane;
     u64 snapshot_word;
+    u32 steering_version, steering_seq[LIP_MAPS];
     struct worker_queue queues[WORKER_QUEUES];
     u32 n_queues;
     long switches;             /* involuntary context switches seen */

@@ -35,6 +35,16 @@ class AddressStats(NamedTuple):
     used: int
     conns: int
 
+class Rule(NamedTuple):
+    """How the answers of one flow that arrive on a NIC port find their worker: by the NIC's Toeplitz hash with this key
+    and indirection table (of workers), or, with an empty key, by port mask. `note` is for listings; loose: a flow may
+    come by another queue at any time."""
+
+    key: bytes = b""
+    table: tuple[int, ...] = ()
+    note: str = ""
+    loose: bool = False
+
 class Neigh(NamedTuple):
     addr: str
     port: int
@@ -107,8 +117,20 @@ COUNTERS: tuple[tuple[str, str, str], ...]
 STATES: tuple[str, ...]
 """Connection states by number: TCP_NONE … TCP_SYNACK, UDP_NONE … UDP_LAST."""
 MAX_PORTS: int
+FLOWS: tuple[str, ...]
+"""tcp4 udp4 tcp6 udp6"""
+STEER_SLOTS: int  # most entries of an indirection table
+STEER_KEY: int  # most bytes of a key
 
 def monotonic_ns() -> int: ...
+def toeplitz(key: bytes, data: bytes) -> int:
+    """The hash that NICs do (RSS); the key is at least 4 bytes longer than the data."""
+
+def steering_owner(rule: Rule, flow: str, workers: int, rip: str, lip: str, rport: int, lport: int) -> int:
+    """The worker that an answer from rip:rport to lip:lport belongs to."""
+
+def steering_shares(rule: Rule, flow: str, workers: int, lports: tuple[int, int] = (1024, 65535)) -> tuple[int, int]:
+    """The fewest and the most of these local ports that one worker owns towards any RS."""
 
 class Plane:
     """The shared memory of one data plane. `directory` None: anonymous memory (tests, benches)."""
@@ -180,6 +202,9 @@ class Plane:
         kind is "unicast", "host" (hand to the host) or "unreachable"."""
     def publish(self) -> int: ...
     def adopted(self) -> int: ...
+    def put_steering(self, port: int, flow: str, rule: Rule) -> None:
+        """In force in the workers' next turn."""
+    def steering(self, port: int, flow: str) -> Rule: ...
     def neigh_set(self, port: int, addr: str, mac: str, *, static: bool = False) -> None:
         """mac "" deletes the entry."""
     def neighbours(self) -> list[Neigh]: ...

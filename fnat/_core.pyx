@@ -18,6 +18,7 @@ cdef extern from "fnat.h" nogil:
     enum: FNAT_PORTS, FNAT_STATES, FNAT_NAME, FNAT_ANON, FNAT_FRESH
     enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT
     enum: FNAT_ADDR_VIP, FNAT_ADDR_LIP, FNAT_ROUTE_UNICAST, FNAT_ROUTE_HOST, FNAT_ROUTE_UNREACHABLE
+    enum: FNAT_FLOWS, FNAT_STEER_MASK, FNAT_STEER_RSS, FNAT_STEER_SLOTS, FNAT_STEER_KEY, FNAT_STEER_NOTE
     enum: FNAT_PORT_UP, FNAT_PORT_EXCLUSIVE, FNAT_UNSERVED_DROP, FNAT_UNSERVED_RESET, FNAT_NEIGH_STATIC
     struct fnat_plane:
         pass
@@ -63,6 +64,12 @@ cdef extern from "fnat.h" nogil:
         uint32_t timeouts[15]
         uint16_t lport_first, lport_last
         uint8_t unserved
+    struct fnat_steering_spec:
+        uint8_t mode, loose, key_len
+        uint16_t slots
+        uint8_t key[64]
+        uint8_t worker[512]
+        char note[96]
     struct fnat_neigh_info:
         uint8_t addr[16]
         uint8_t family, port
@@ -126,6 +133,13 @@ cdef extern from "fnat.h" nogil:
     int fnat_put_routes(fnat_plane *plane, const fnat_route_spec *routes, uint32_t n)
     int64_t fnat_publish(fnat_plane *plane)
     int64_t fnat_adopted(const fnat_plane *plane)
+    int fnat_put_steering(fnat_plane *plane, uint8_t port, uint8_t flow, const fnat_steering_spec *spec)
+    int fnat_get_steering(const fnat_plane *plane, uint8_t port, uint8_t flow, fnat_steering_spec *out)
+    uint32_t fnat_toeplitz(const uint8_t *key, const uint8_t *input, uint32_t len)
+    int fnat_steering_owner(const fnat_steering_spec *spec, uint8_t flow, uint32_t workers, const uint8_t *rip, const uint8_t *lip,
+                            uint16_t rport, uint16_t lport)
+    int fnat_steering_shares(const fnat_steering_spec *spec, uint8_t flow, uint32_t workers, uint16_t first, uint16_t last,
+                             uint32_t *fewest, uint32_t *most)
     int fnat_neigh_set(fnat_plane *plane, uint8_t port, uint8_t family, const uint8_t *addr, const uint8_t *mac, uint8_t state)
     int fnat_neigh_list(const fnat_plane *plane, uint32_t *cursor, fnat_neigh_info *out, uint32_t n)
     int fnat_service_stats(const fnat_plane *plane, uint32_t id, fnat_stats *out)
@@ -245,6 +259,16 @@ class AddressStats(NamedTuple):
     conns: int
 
 
+class Rule(NamedTuple):
+    """How the answers of one flow that arrive on a NIC port find their worker: by the NIC's hash with this key and table of
+    workers, or, with an empty key, by port mask. loose: a flow may come by another queue at any time."""
+
+    key: bytes = b""
+    table: tuple = ()
+    note: str = ""
+    loose: bool = False
+
+
 class Neigh(NamedTuple):
     addr: str
     port: int
@@ -286,10 +310,58 @@ COUNTERS = tuple(
 )
 STATES = tuple(fnat_state_name(i).decode() for i in range(FNAT_STATES))
 MAX_PORTS = FNAT_PORTS
+FLOWS = ("tcp4", "udp4", "tcp6", "udp6")
+STEER_SLOTS = FNAT_STEER_SLOTS
+STEER_KEY = FNAT_STEER_KEY
 NEIGH_STATES = ("NONE", "SEND", "REACHABLE", "PROBE", "DELAY")
 ROUTE_KINDS = {"unicast": FNAT_ROUTE_UNICAST, "host": FNAT_ROUTE_HOST, "unreachable": FNAT_ROUTE_UNREACHABLE}
 ADDR_KINDS = {"vip": FNAT_ADDR_VIP, "lip": FNAT_ADDR_LIP, "vip+lip": FNAT_ADDR_VIP | FNAT_ADDR_LIP}
 SCHEDULERS = {"rr": FNAT_SCHED_RR, "wrr": FNAT_SCHED_WRR}
+
+
+cdef int put_rule(fnat_steering_spec *to, rule) except -1:
+    cdef bytes key = rule.key
+    cdef bytes table = bytes(rule.table)
+    cdef bytes note = rule.note.encode()[:FNAT_STEER_NOTE - 1]
+    memset(to, 0, sizeof(to[0]))
+    if len(key) > FNAT_STEER_KEY or len(table) > FNAT_STEER_SLOTS:
+        raise ValueError(f"a key of {len(key)} bytes, a table of {len(table)}: at most {FNAT_STEER_KEY} and {FNAT_STEER_SLOTS}")
+    to.mode = FNAT_STEER_RSS if key else FNAT_STEER_MASK
+    to.loose = rule.loose
+    to.key_len, to.slots = len(key), len(table)
+    memcpy(to.key, <const char *>key, len(key))
+    memcpy(to.worker, <const char *>table, len(table))
+    memcpy(to.note, <const char *>note, len(note))
+    return 0
+
+
+def toeplitz(bytes key not None, bytes data not None):
+    """The hash that NICs do (RSS); the key is at least 4 bytes longer than the data."""
+    if len(key) < len(data) + 4:
+        raise ValueError(f"a key of {len(key)} bytes is too short for {len(data)} bytes")
+    return fnat_toeplitz(<const uint8_t *><const char *>key, <const uint8_t *><const char *>data, len(data))
+
+
+def steering_owner(rule, flow, workers, rip, lip, rport, lport):
+    """The worker that an answer from rip:rport to lip:lport belongs to."""
+    cdef fnat_steering_spec spec
+    cdef uint8_t rs[16]
+    cdef uint8_t local[16]
+    put_rule(&spec, rule)
+    put_addr(rs, rip)
+    put_addr(local, lip)
+    return check(fnat_steering_owner(&spec, FLOWS.index(flow), workers, rs, local, rport, lport), f"steering of {flow} over {workers} workers")
+
+
+def steering_shares(rule, flow, workers, lports=(1024, 65535)):
+    """The fewest and the most of these local ports that one worker owns towards any RS."""
+    cdef fnat_steering_spec spec
+    cdef uint32_t fewest = 0
+    cdef uint32_t most = 0
+    put_rule(&spec, rule)
+    check(fnat_steering_shares(&spec, FLOWS.index(flow), workers, lports[0], lports[1], &fewest, &most),
+          f"steering of {flow} over {workers} workers")
+    return fewest, most
 
 
 def monotonic_ns():
@@ -454,6 +526,16 @@ cdef class Plane:
 
     def adopted(self):
         return fnat_adopted(self.handle())
+
+    def put_steering(self, port, flow, rule):
+        cdef fnat_steering_spec spec
+        put_rule(&spec, rule)
+        check(fnat_put_steering(self.handle(), port, FLOWS.index(flow), &spec), f"steering of {flow} on port {port}")
+
+    def steering(self, port, flow):
+        cdef fnat_steering_spec spec
+        check(fnat_get_steering(self.handle(), port, FLOWS.index(flow), &spec), f"steering of {flow} on port {port}")
+        return Rule(bytes(spec.key[:spec.key_len]), tuple(spec.worker[i] for i in range(spec.slots)), spec.note.decode(), bool(spec.loose))
 
     def neigh_set(self, port, addr, mac, *, static=False):
         cdef uint8_t raw[16]

@@ -74,7 +74,6 @@ _KEYS: dict[str, tuple[str, ...]] = {
 }
 _LATER: dict[str, tuple[str, ...]] = {
     "": ("ha",),
-    "host": ("cpus",),
     "service.*": ("client_addr", "check", "panic", "persist"),
     "service.*.limits": ("conns", "new_per_s", "per_client"),
     "service.*.rs.*": ("role",),
@@ -561,6 +560,8 @@ def _dump_host(host: Host) -> list[str]:
         f'idle = "{host.idle}"',
         f"conns = {host.conns}",
         f"workers = {host.workers}",
+        f'cpus = "{host.cpus}"',
+        f'steering = "{host.steering}"',
         f'unserved = "{host.unserved}"',
         f'lports = "{host.lports[0]}-{host.lports[1]}"',
         f"timeouts = {{ {times} }}",

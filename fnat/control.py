@@ -39,6 +39,7 @@ from fnat import __version__, plan
 from fnat import config as configuration
 from fnat.engine import Engine, NoSteering, Steering
 from fnat.errors import ConfigError, EngineError, FnatError
+from fnat.ethtool import KernelNic
 from fnat.keeper import CANNOT_START, Options, die_with_parent, read_options, say
 from fnat.model import (
     CHANGES,
@@ -54,10 +55,13 @@ from fnat.model import (
 )
 from fnat.paths import Paths
 from fnat.state import Ids, Overlay
+from fnat.steering import LipRules
 
 if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
+
+    from fnat._core import Plane
 
 log = logging.getLogger("fnat.control")
 
@@ -135,6 +139,7 @@ class Control:
             snapshot=engine.snapshot,
             huge_pages=engine.huge_page_size,
             longest_step_ns=engine.longest_steps(),
+            steering={port.name: engine.steering_of(port) for port in engine.ports},
         )
 
     def _overlaid(self) -> list[Change]:
@@ -221,6 +226,13 @@ def _steering(ports: Sequence[PortInfo]) -> dict[str, Steering]:
     return found
 
 
+def _rules(plane: Plane, ports: Sequence[PortInfo]) -> dict[str, LipRules]:
+    """Of the ports that the data plane steers by flow rules."""
+    workers = plane.info()["workers"]
+    by_rules = [port for port in ports if plane.steering(port.id, "tcp4").note.startswith("ntuple")]
+    return {port.name: LipRules(KernelNic(port.device), workers) for port in by_rules}
+
+
 def _load_file(options: Options) -> Config:
     if options["config"] is None:
         return Config(node=options["node"])
@@ -243,7 +255,7 @@ def build(options: Options) -> Control:
         raise EngineError("FN-1305", f"no data plane in {paths.arena}: {error.strerror}", "start fnat again") from None
     ids = Ids(paths.ids)
     ids.load()
-    engine = Engine(plane, _steering(ports), ports, ids)
+    engine = Engine(plane, _steering(ports), ports, ids, rules=_rules(plane, ports))
     return Control(engine, Overlay(paths.overlay), paths, file)
 
 

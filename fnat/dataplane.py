@@ -5,6 +5,8 @@ through the plane. It either opens everything or leaves nothing attached: a fail
 CANNOT_START.
 
 Order of opening: plane, ports (XDP program, queues, punt TAP), ports file, threads. Closing is the mirror.
+Every few seconds it looks whether a NIC deals its packets otherwise than before (steering.py), and tells the workers.
+
 Unsatisfying: a second worker on a NIC with one queue is refused, because each worker sends through a queue of its
 own; and a TAP has one queue, so exclusive ports work with one worker only.
 """
@@ -29,8 +31,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypedDict
 
-from fnat import _core
+from fnat import _core, placement, steering
 from fnat.drivers import DriverError
+from fnat.ethtool import Facts, KernelNic, queue_count
+from fnat.grammar import steering_text
 from fnat.keeper import CANNOT_START, Options, PortOption, die_with_parent, read_options, say, write_json
 from fnat.paths import PUNT, SHARED_MEMORY, Paths
 from fnat.sizes import frames_of, sizes
@@ -39,6 +43,7 @@ RING = 2048  # descriptors of each AF_XDP ring
 SPIN_US = 50  # microseconds without work before a worker sleeps
 IFNAMSIZ = 16  # of a device name, its zero included (netdevice(7))
 MAX_MTU = 3500  # one 4 KiB frame with headroom
+LOOK_EVERY = 5.0  # seconds between two looks at how the NICs steer
 OWNER_PATIENCE = 5.0  # seconds to wait for an earlier data plane to let go of the arena
 
 _SIOCGIFMTU, _SIOCGIFHWADDR = 0x8921, 0x8927
@@ -79,6 +84,19 @@ def device_mac(device: str) -> str:
 
 def device_mtu(device: str) -> int:
     return int(struct.unpack_from("i", _ask_device(device, _SIOCGIFMTU))[0])
+
+
+def _possible_cpus() -> set[int]:
+    """CPUs that the kernel lets this process run on, whatever it was started with."""
+    before, found = os.sched_getaffinity(0), set()
+    for cpu in range(os.cpu_count() or 1):
+        try:
+            os.sched_setaffinity(0, {cpu})
+            found.add(cpu)
+        except OSError:  # offline, or another cpuset's
+            continue
+    os.sched_setaffinity(0, before)
+    return found
 
 
 # ---- the arena ----
@@ -208,7 +226,7 @@ def check_port(port: PortOption, options: Options) -> None:
     if device_mtu(device) > MAX_MTU:
         message = f"port {name}: MTU {device_mtu(device)} of {device} is above {MAX_MTU}"
         raise CannotStart(f"{message}; lower it with `ip link set {device} mtu {MAX_MTU}`")
-    queues = _xdp().queue_count(device)
+    queues = queue_count(device)
     if queues < workers:
         message = f"port {name}: {device} has {queues} receive queue(s), too few for {workers} workers"
         raise CannotStart(f"{message}; use --workers {queues}, or `ethtool -L {device} combined {workers}`")
@@ -238,14 +256,19 @@ class DataPlane:
         self.undo = ExitStack()
         self.new_arena = ExitStack()  # removes what this run has made; only a failed start wants that
         self.attached: list[str] = []  # devices with our XDP program
+        self.nics: dict[int, steering.Nic] = {}  # by port id
+        self.facts: dict[int, Facts] = {}
+        self.cpus: tuple[int, ...] = ()
         self.workers: list[_core.Worker] = []
         self.threads: list[threading.Thread] = []
 
     def open(self) -> None:
         """Everything, or DriverError, OSError or CannotStart; `close` undoes what was done."""
         _check_all(self.options)
+        self._choose_cpus()
         plane = open_plane(self.paths, self.options, self._sockets_per_worker(), self.new_arena)
         self.undo.callback(plane.close)
+        self.plane = plane
         self.workers = [_core.Worker(plane, index) for index in range(self.options["workers"])]
         self.undo.callback(self._detach_programs)
         self.undo.callback(self._close_queues)
@@ -255,6 +278,7 @@ class DataPlane:
                 ports.append(self._open_xdp(id, port))
             else:
                 ports.append(self._open_tap(id, port))
+        self._steer_at_start()
         self.undo.callback(self.paths.ports.unlink, missing_ok=True)
         write_json(self.paths.ports, ports)
         self.new_arena.pop_all()
@@ -278,9 +302,65 @@ class DataPlane:
             else:
                 say(f"port {port['name']} is the TAP {port['device']}")
 
+    # ---- steering: how answers find their worker ----
+
+    def _steer_at_start(self) -> None:
+        """The rule of every port, one line each; CannotStart when what was asked for cannot be."""
+        for id, port in enumerate(self.options["ports"]):
+            if port["kind"] == "xdp":
+                self.nics[id] = KernelNic(port["device"])
+                if self.options["steering"] == "ntuple":
+                    self.undo.callback(self._give_back_rules, self.nics[id])
+            try:
+                self._steer(id, self.options["steering"])
+            except steering.CannotSteer as error:
+                raise CannotStart(f"port {port['name']}: {error}") from None
+
+    def _steer(self, id: int, wanted: steering.Wanted) -> None:
+        """Put the port's rules into the plane, and say so when there is something to choose."""
+        facts = self.nics[id].facts() if id in self.nics else Facts("tap", 1)
+        rules = steering.choose(facts, wanted, len(self.workers))
+        for flow, rule in rules.items():
+            self.plane.put_steering(id, flow, rule)
+        self.facts[id] = facts
+        if len(self.workers) > 1:
+            notes = {flow: rule.note for flow, rule in rules.items()}
+            say(f"port {self.options['ports'][id]['name']}: answers reach their worker by {steering_text(notes)}")
+
+    def look_at_nics(self) -> None:
+        """A NIC's key, table or fields may be changed by ethtool, or by the driver when its link comes back."""
+        for id, nic in self.nics.items():
+            try:
+                if nic.facts() == self.facts[id]:
+                    continue
+            except OSError:  # the device is gone: control sees that
+                continue
+            try:
+                self._steer(id, self.options["steering"])
+            except steering.CannotSteer as error:
+                say(f"port {self.options['ports'][id]['name']}: {error}")
+                self._steer(id, "auto")
+
+    def _give_back_rules(self, nic: steering.Nic) -> None:
+        try:
+            steering.LipRules(nic, len(self.workers)).hold(())
+        except OSError as error:
+            say(f"{nic.device}: flow rules could not be removed: {error.strerror}; see `ethtool -n {nic.device}`")
+
+    def _choose_cpus(self) -> None:
+        devices = [port["device"] for port in self.options["ports"] if port["kind"] == "xdp"]
+        affinity = os.sched_getaffinity(0)
+        try:
+            chosen = placement.place(self.options["workers"], devices, self.options["cpus"], affinity, _possible_cpus())
+        except ValueError as error:
+            raise CannotStart(str(error)) from None
+        for warning in chosen.warnings:
+            say(warning)
+        self.cpus = chosen.cpus
+
     def _sockets_per_worker(self) -> int:
         count = self.options["workers"]
-        queues = [_xdp().queue_count(port["device"]) if port["kind"] == "xdp" else 1 for port in self.options["ports"]]
+        queues = [queue_count(port["device"]) if port["kind"] == "xdp" else 1 for port in self.options["ports"]]
         return sum(-(-n // count) for n in queues) + len(self.options["exclusive"])
 
     def _open_xdp(self, id: int, port: PortOption) -> PortInfo:
@@ -345,11 +425,8 @@ class DataPlane:
                 say(str(error))
 
     def start(self) -> None:
-        cpus = sorted(os.sched_getaffinity(0))
-        if len(cpus) > len(self.workers):
-            cpus = [cpu for cpu in cpus if cpu != 0]
-        for index, worker in enumerate(self.workers):
-            thread = threading.Thread(target=self._work, args=(worker, cpus[index % len(cpus)]), name=f"worker-{index}")
+        for index, (worker, cpu) in enumerate(zip(self.workers, self.cpus, strict=True)):
+            thread = threading.Thread(target=self._work, args=(worker, cpu), name=f"worker-{index}")
             thread.start()
             self.threads.append(thread)
 
@@ -387,7 +464,8 @@ def main() -> int:
             say(f"cannot start: {error}; see the kernel log (dmesg)")
             return CANNOT_START
         plane.start()
-        signal.sigwait(signals)
+        while signal.sigtimedwait(signals, LOOK_EVERY) is None:
+            plane.look_at_nics()
     finally:
         plane.close()
     return 1 if plane.failed else 0

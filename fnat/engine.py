@@ -53,6 +53,7 @@ from fnat.model import (
     WorkerView,
 )
 from fnat.state import KINDS, ZERO, Base, Entry, Ids, Kind
+from fnat.steering import FLOWS, CannotSteer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +77,12 @@ class Steering(Protocol):
     def own(self, addr: str) -> None: ...
     def disown(self, addr: str) -> None: ...
     def owned(self) -> Iterable[str]: ...
+
+
+class LipRules(Protocol):
+    """The flow rules of one port's NIC: exactly those of these LIPs (steering.LipRules)."""
+
+    def hold(self, lips: Iterable[str]) -> None: ...
 
 
 class NoSteering:
@@ -195,7 +202,8 @@ class _Drawn:
 
 
 class Engine:
-    """See the head of the file. `steering` by port name; a port that is missing there gets all its frames."""
+    """See the head of the file. `steering` by port name; a port that is missing there gets all its frames. `rules` by
+    port name, of ports whose answers find their worker by flow rules."""
 
     def __init__(
         self,
@@ -204,6 +212,7 @@ class Engine:
         ports: Sequence[PortInfo],
         ids: Ids,
         *,
+        rules: Mapping[str, LipRules] | None = None,
         patience: float = 5.0,
         startle: float = 0.5,
     ) -> None:
@@ -215,6 +224,7 @@ class Engine:
         self.snapshot = 0
         self._info = plane.info()
         self._steering: dict[str, Steering] = {p.name: steering.get(p.name, NoSteering()) for p in ports}
+        self._rules = dict(rules or {})
         self._port = {p.name: p for p in ports}
         self._name = {p.id: p.name for p in ports}
         self._ids = ids
@@ -338,6 +348,7 @@ class Engine:
             with _xdp(port):
                 self._steering[port].disown(addr)
                 was.owned[port].discard(addr)
+        self._hold_rules(change, was, whole)
         self._tell(change, was, whole)
         number = self.snapshot
         if change.is_for_workers or whole:
@@ -351,6 +362,19 @@ class Engine:
         change.add_to(was)
         self._put, self._broken = was, False
         return number
+
+    def _hold_rules(self, change: Difference, was: Picture, whole: bool) -> None:
+        """Ports steered by n-tuple rules have rules for their LIPs."""
+        if not self._rules or not (whole or change.addresses):
+            return
+        addresses = was.addresses.copy()
+        _update(addresses, change.addresses)
+        for port, rules in self._rules.items():
+            id = self._port[port].id
+            try:
+                rules.hold({addr for addr, spec in addresses.items() if "lip" in spec[1] and spec[2] == id})
+            except CannotSteer as error:
+                raise EngineError("FN-1307", f"port {port}: {error.message}", error.fix) from None
 
     def _steering_moves(
         self, was: Picture, wanted: Mapping[str, str | None]
@@ -821,11 +845,16 @@ class Engine:
                     zero_copy=info.zero_copy,
                     exclusive=info.exclusive,
                     queues=info.queues,
+                    steering=self.steering_of(info),
                     stats=_device_stats(info.device),
                     frames={"avail": frames - held, "inuse": held},
                 )
             )
         return views
+
+    def steering_of(self, port: PortInfo) -> dict[str, str]:
+        """How answers that arrive on a port reach their worker, by flow."""
+        return {flow: self.plane.steering(port.id, flow).note for flow in FLOWS}
 
     def workers(self) -> list[WorkerView]:
         return [

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Literal, TypedDict, cast
 
 from fnat.paths import Paths
 
@@ -52,6 +52,8 @@ class Options(TypedDict):
     exclusive: list[str]
     conns: int
     idle: str
+    cpus: str
+    steering: Literal["auto", "mask", "rss", "ntuple"]
 
 
 def read_options() -> Options:

@@ -18,6 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypedDict
 
+from fnat.placement import parse_cpus
+
 NO_IPV6 = "IPv6 is not available in this version"
 MAX_SECONDS = 31_535_999  # a year less a second, the range of DPVS timeouts
 LIP_PORTS = (1024, 65535)  # first and last port of a LIP
@@ -65,6 +67,13 @@ def _mac(value: object) -> str:
     if int(value[:2], 16) & 1:
         raise ValueError(f"{value} is a group address, not the MAC address of a host")
     return value.lower()
+
+
+def cpu_list(value: object) -> str:
+    """ "auto", or CPUs as the kernel writes lists of them. ValueError in words for the user."""
+    if value != "auto" and not (isinstance(value, str) and parse_cpus(value)):
+        raise ValueError(f"{value!r} is not a list of CPUs like 1-3,5")
+    return value
 
 
 IPv4 = Annotated[str, BeforeValidator(ipv4)]
@@ -257,6 +266,8 @@ class Host(Frozen):
     idle: Literal["sleep", "spin"] = "sleep"
     conns: Annotated[int, Field(ge=1024, le=2**31 - 1, strict=True)] = 1_048_576  # over all workers
     workers: Annotated[int, Field(ge=1, le=64, strict=True)] = 1
+    cpus: Annotated[str, BeforeValidator(cpu_list)] = "auto"
+    steering: Literal["auto", "mask", "rss", "ntuple"] = "auto"
     unserved: Literal["reset", "drop"] = "reset"
     lports: tuple[LocalPort, LocalPort] = LIP_PORTS  # the ports that a LIP uses
     timeouts: Timeouts = Timeouts()
@@ -773,6 +784,7 @@ class PortView(TypedDict):
     zero_copy: bool
     exclusive: bool
     queues: int
+    steering: dict[str, str]  # by flow (tcp4 udp4 tcp6 udp6), how answers reach their worker
     stats: PortStatsView
     frames: FramesView
 
@@ -836,6 +848,7 @@ class StatusView(TypedDict):
     snapshot: int
     huge_pages: int
     longest_step_ns: list[int]  # undisturbed, preempted
+    steering: dict[str, dict[str, str]]  # by port and flow, how answers reach their worker
 
 
 class AppliedView(TypedDict):

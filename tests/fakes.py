@@ -59,6 +59,12 @@ class Conn(NamedTuple):
     out_bytes: int = 60
 
 
+class Rule(NamedTuple):
+    key: bytes = b""
+    table: tuple[int, ...] = ()
+    note: str = "one worker"
+
+
 COUNTERS = (
     ("rx_packets", "counter", "frames received"),
     ("steps", "counter", "turns"),
@@ -148,6 +154,9 @@ class FakePlane:
         if self.workers_run == "stuck":
             self.steps += 1
         return 0
+
+    def steering(self, port: int, flow: str) -> Rule:
+        return Rule()
 
     def neigh_set(self, port: int, addr: str, mac: str, *, static: bool = False) -> None:
         self._told("neigh_set", port, addr, mac, static)

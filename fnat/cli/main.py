@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -97,6 +97,12 @@ state_dir_option = click.option(
 @click.option(
     "--idle", type=click.Choice(["sleep", "spin"]), help="sleep: a quiet worker costs nothing; spin: lowest latency."
 )
+@click.option("--cpus", metavar="LIST", help="CPUs of the workers, such as 1-3,5; auto: near the NICs, not CPU 0.")
+@click.option(
+    "--steering",
+    type=click.Choice(["auto", "mask", "rss", "ntuple"]),
+    help="How answers find their worker; auto: by the NIC's own hash where that can be, else handed over.",
+)
 def run(
     config: Path | None,
     ports: tuple[str, ...],
@@ -106,6 +112,8 @@ def run(
     exclusive: tuple[str, ...],
     conns: int | None,
     idle: str | None,
+    cpus: str | None,
+    steering: Literal["auto", "mask", "rss", "ntuple"] | None,
 ) -> int:
     """Run the balancer in the foreground until SIGTERM or Ctrl-C. Existing connections of an earlier run go on."""
     from fnat.config import resolve_ports
@@ -134,8 +142,21 @@ def run(
         "exclusive": list(exclusive),
         "conns": conns or host.conns,
         "idle": idle or host.idle,
+        "cpus": _cpus(cpus) or host.cpus,
+        "steering": steering or host.steering,
     }
     return keeper.run(options)
+
+
+def _cpus(text: str | None) -> str | None:
+    if text not in (None, "auto"):
+        from fnat.model import cpu_list
+
+        try:
+            return cpu_list(text)
+        except ValueError as error:
+            raise Usage(f"--cpus: {error}", "write CPUs like 1-3,5, or auto") from None
+    return text
 
 
 def _port(text: str) -> PortOption:

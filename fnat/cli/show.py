@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fnat.cli import say
-from fnat.grammar import Row
+from fnat.grammar import Row, steering_modes
 
 
 @dataclass(frozen=True)
@@ -139,14 +139,14 @@ def neighbours(rows: Iterable[Row]) -> Table:
 
 def ports(rows: Iterable[Row]) -> Table:
     """One line a port; bad: down."""
-    columns = ("port", "device", "kind", "mode", "zero-copy", "exclusive", "up", ">mtu", ">queues", "mac", ">in pkts",
-               ">out pkts", ">missed", ">frames free")  # fmt: skip
-    keys = ("name", "device", "kind", "mode", "zero_copy", "exclusive", "up", "mtu", "queues", "mac")
+    columns = ("port", "device", "kind", "mode", "zero-copy", "exclusive", "up", ">mtu", ">queues", "steering", "mac",
+               ">in pkts", ">out pkts", ">missed", ">frames free")  # fmt: skip
+    keys = ("name", "device", "kind", "mode", "zero_copy", "exclusive", "up", "mtu", "queues")
     lines = []
     for row in rows:
         stats = row["stats"]
         figures = (stats["ipackets"], stats["opackets"], stats["imissed"], row["frames"]["avail"])
-        lines.append((*(row[key] for key in keys), *figures))
+        lines.append((*(row[key] for key in keys), steering_modes(row["steering"]), row["mac"], *figures))
     return Table(columns, lines, frozenset(number for number, line in enumerate(lines) if not line[6]))
 
 
@@ -229,5 +229,6 @@ def status(row: Row) -> str:
         "snapshot": row["snapshot"],
         "huge pages": huge,
         "longest turn": f"{row['longest_step_ns'][0] / 1e3:.0f} us, {row['longest_step_ns'][1] / 1e3:.0f} us preempted",
+        "steering": ", ".join(f"{port} {steering_modes(notes)}" for port, notes in row["steering"].items()) or "-",
     }
     return "".join(f"{name:<12} {value}\n" for name, value in lines.items())

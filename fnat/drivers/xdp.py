@@ -10,9 +10,7 @@ attach and open_queue, and after a kill, packets for owned addresses are dropped
 
 from __future__ import annotations
 
-import array
 import errno
-import fcntl
 import ipaddress
 import logging
 import os
@@ -26,6 +24,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from fnat.drivers import DriverError
+from fnat.ethtool import queue_count
 
 try:
     from fnat.drivers._xdp import ffi, lib
@@ -47,7 +46,6 @@ _MAPS = ("xsks", "owned4", "owned6", "settings", "counts")
 # linux/if_link.h
 _UPDATE_IF_NOEXIST = 1 << 0
 _MODE_FLAGS = {"generic": 1 << 1, "native": 1 << 2, "offload": 1 << 3}
-_SIOCETHTOOL, _ETHTOOL_GCHANNELS = 0x8946, 0x3C
 
 
 @dataclass(frozen=True)
@@ -430,20 +428,6 @@ class Steering:
 
 
 # ---- queues ----
-
-
-def queue_count(device: str) -> int:
-    """Receive queues in use: combined plus receive-only channels (ethtool -l); 1 where the driver does not say."""
-    channels = array.array("I", [_ETHTOOL_GCHANNELS, *[0] * 8])  # struct ethtool_channels
-    request = struct.pack("16sP16x", device.encode(), channels.buffer_info()[0])
-    _ifindex(device)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            fcntl.ioctl(sock, _SIOCETHTOOL, request)
-        except OSError:
-            return 1
-    receive, combined = channels[5], channels[8]
-    return max(1, receive + combined)
 
 
 def open_queue(

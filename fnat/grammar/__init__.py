@@ -91,3 +91,18 @@ def service_key(row: Row) -> tuple[int, int, int]:
 def server_key(row: Row) -> tuple[int, int]:
     """Order of the servers of one service."""
     return (int(ipaddress.IPv4Address(row["rip"])), int(row["rport"]))
+
+
+def steering_text(notes: Mapping[str, str]) -> str:
+    """How answers reach their worker, flows of a kind together: "tcp4 tcp6 rss, 128 slots; udp4 udp6 hand-off: …"."""
+    together: dict[str, list[str]] = {}
+    for flow, note in notes.items():
+        together.setdefault(note or "hand-off", []).append(flow)
+    if len(together) == 1:
+        return next(iter(together))
+    return "; ".join(f"{' '.join(flows)} {note}" for note, flows in together.items())
+
+
+def steering_modes(notes: Mapping[str, str]) -> str:
+    """The first words of it: "rss", "rss+hand-off", "one worker"."""
+    return "+".join(dict.fromkeys((note or "hand-off").partition(":")[0].partition(",")[0] for note in notes.values()))

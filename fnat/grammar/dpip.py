@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fnat.grammar import Change, Row, Usage, address, mac, network, number, prefix
+from fnat.grammar import Change, Row, Usage, address, mac, network, number, prefix, steering_text
 
 # ---- words ----
 
@@ -344,7 +344,7 @@ Usage: fnat-dpip [OPTIONS] OBJECT COMMAND      the FullNAT part of DPVS's dpip
 
 list means show, change means set. Options may stand anywhere:
   -s --stats     counters; of addresses: local ports in use, free, and how often none was free
-  -v --verbose   more: driver, kernel device, mode (native or generic XDP, zero-copy), queues
+  -v --verbose   more: driver, kernel device, mode (native or generic XDP, zero-copy), queues, steering
   -i --interval SEC, -c --count N   rates each SEC seconds, N times
   -C --color     colour the state of a link
   -4, -f inet    IPv4, which is what there is
@@ -388,6 +388,7 @@ def link_text(ports: Iterable[Row], show: Show, before: Mapping[str, Row] | None
             zero_copy, exclusive = ("yes" if port.get(key) else "no" for key in ("zero_copy", "exclusive"))
             text += f"    driver {port['kind']} device {port['device']} mode {port['mode']} "
             text += f"zero-copy {zero_copy} exclusive {exclusive}\n"
+            text += f"    steering {steering_text(port['steering'])}\n"
     return text
 
 

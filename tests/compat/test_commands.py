@@ -29,6 +29,7 @@ SERVICE = {
 STATUS = {
     "version": "0.1.0", "pids": {"keeper": 1, "dataplane": 2, "control": None}, "uptime": 61.7, "workers": 2,
     "conns": 7, "capacity": 4096, "snapshot": 9, "huge_pages": 0, "longest_step_ns": [84_000, 1_200_000],
+    "steering": {"wan": {"tcp4": "hand-off: no"}, "lan": {"tcp4": "rss, ice, 512 slots", "udp4": "hand-off: no"}},
 }  # fmt: skip
 CONN = {
     "worker": 1, "proto": "tcp", "state": "TCP_EST", "remaining": 90, "age": 5, "cip": "10.1.1.1", "cport": 1111,
@@ -38,6 +39,7 @@ CONN = {
 PORT = {
     "id": 0, "name": "dpdk0", "kind": "xdp", "device": "veth0", "mac": "02:00:00:00:00:01", "mtu": 1500, "up": True,
     "speed": 10000, "duplex": "full", "mode": "native", "zero_copy": False, "exclusive": False, "queues": 1,
+    "steering": {"tcp4": "rss, i40e, 512 slots", "udp4": "hand-off: hashed by addresses only"},
     "stats": dict.fromkeys(
         ["ipackets", "opackets", "ibytes", "obytes", "ierrors", "oerrors", "imissed", "rx_nombuf"], 100
     ),
@@ -158,9 +160,9 @@ SHOWN: list[tuple[str, str]] = [
     ),
     (
         "fnat port show dpdk0",
-        "PORT   DEVICE  KIND  MODE    ZERO-COPY  EXCLUSIVE  UP    MTU  QUEUES  MAC              "
+        "PORT   DEVICE  KIND  MODE    ZERO-COPY  EXCLUSIVE  UP    MTU  QUEUES  STEERING      MAC              "
         "  IN PKTS  OUT PKTS  MISSED  FRAMES FREE\n"
-        "dpdk0  veth0   xdp   native  no         no         yes  1500       1  02:00:00:00:00:01"
+        "dpdk0  veth0   xdp   native  no         no         yes  1500       1  rss+hand-off  02:00:00:00:00:01"
         "      100       100     100           10\n",
     ),
     (
@@ -182,7 +184,8 @@ SHOWN: list[tuple[str, str]] = [
         "connections  7 of 4096\n"
         "snapshot     9\n"
         "huge pages   none\n"
-        "longest turn 84 us, 1200 us preempted\n",
+        "longest turn 84 us, 1200 us preempted\n"
+        "steering     wan hand-off, lan rss+hand-off\n",
     ),
     ("fnat metrics", "fnat_conns 7\n"),
     ("fnat version", "fnat 0.1.0\n"),
@@ -412,12 +415,12 @@ def test_run_hands_its_options_to_the_keeper(tmp_path: Any, monkeypatch: pytest.
     monkeypatch.setattr(keeper, "run", lambda options: given.append(options) or 0)
     monkeypatch.setattr(main, "_may_administer_network", lambda: True)
     line = f"fnat run --port wan=xdp:lo --workers 2 --socket {tmp_path}/s --state-dir {tmp_path}/d"
-    assert type_in(line + " --conns 5000 --idle spin") == (0, "", "")
+    assert type_in(line + " --conns 5000 --idle spin --cpus 1-3,5 --steering rss") == (0, "", "")
     assert given == [
         {
             "config": None, "ports": [{"name": "wan", "kind": "xdp", "device": "lo"}], "workers": 2,
             "socket": f"{tmp_path}/s", "state_dir": f"{tmp_path}/d", "node": None, "log": "info", "exclusive": [],
-            "conns": 5000, "idle": "spin",
+            "conns": 5000, "idle": "spin", "cpus": "1-3,5", "steering": "rss",
         }
     ]  # fmt: skip
 

@@ -181,7 +181,7 @@ STATS = {
 PORT = {
     "id": 0, "name": "dpdk0", "kind": "xdp", "device": "ens1f0", "mac": "a0:36:9f:74:ec:f0", "mtu": 1500, "up": True,
     "speed": 10000, "duplex": "full", "autoneg": True, "mode": "native", "zero_copy": False, "exclusive": True,
-    "queues": 4, "stats": STATS, "frames": {"avail": 8000, "inuse": 192},
+    "steering": dict.fromkeys(["tcp4", "udp4", "tcp6", "udp6"], "rss, i40e, 512 slots"), "queues": 4, "stats": STATS, "frames": {"avail": 8000, "inuse": 192},
 }  # fmt: skip
 VETH = {
     **PORT,
@@ -234,7 +234,22 @@ def test_the_rates_of_ports() -> None:
 def test_a_port_in_detail_and_in_colour() -> None:
     text = dpip.link_text([PORT], Show("link", verbose=True, color=True))
     assert "\x1b[32mUP\x1b[0m 10000" in text
-    assert text.endswith("    driver xdp device ens1f0 mode native zero-copy no exclusive yes\n")
+    assert text.endswith(
+        "    driver xdp device ens1f0 mode native zero-copy no exclusive yes\n    steering rss, i40e, 512 slots\n"
+    )
+
+
+def test_flows_that_are_steered_alike_are_named_together() -> None:
+    by_addresses = "hand-off: hashed by addresses only"
+    notes = {
+        "tcp4": "rss, ixgbe, 128 slots",
+        "udp4": by_addresses,
+        "tcp6": "rss, ixgbe, 128 slots",
+        "udp6": by_addresses,
+    }
+    assert dpip.link_text([{**PORT, "steering": notes}], Show("link", verbose=True)).endswith(
+        "    steering tcp4 tcp6 rss, ixgbe, 128 slots; udp4 udp6 hand-off: hashed by addresses only\n"
+    )
 
 
 WORKERS = [

@@ -117,7 +117,8 @@ ONE_ARM_SHOWN = [
         "2: dpdk1: socket 0 mtu 1500 rx-queue 1 tx-queue 1\n"
         "    UP 0 Mbps unknown-duplex unknown-nego\n"
         "    addr 02:00:00:00:00:02\n"
-        "    driver tap device  mode native zero-copy no exclusive no\n",
+        "    driver tap device  mode native zero-copy no exclusive no\n"
+        "    steering hand-off\n",
     ),
     (
         "ipvsadm -S",

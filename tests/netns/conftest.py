@@ -35,7 +35,7 @@ def balancer(request: pytest.FixtureRequest) -> Iterator[Balancer]:
     arms, workers = request.param
     with Topology(arms=arms, prefix="fntest", queues=workers) as top:
         top.start_servers()
-        balancer = Balancer(top, ("--workers", str(workers)), config=SHORT)
+        balancer = Balancer(top, ("--workers", str(workers)), config=SHORT, conns=200_000)
         balancer.start()
         balancer.configure(services=[("-t", HTTP)])
         balancer.serve("tcp", SINK)

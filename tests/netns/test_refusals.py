@@ -20,6 +20,10 @@ RUNS = [
     ("", None, "no port"),
     ("--port a=xdp:wan --port b=xdp:wan", None, "wan"),
     ("--port wan=xdp:wan --workers 2", None, "--workers 1"),
+    ("--port wan=xdp:wan --cpus 1-", None, "not a list of CPUs"),
+    ("--port wan=xdp:wan --cpus 4095", None, "cannot run on CPU 4095"),
+    ("--port wan=xdp:twin --workers 2 --steering rss", None, "port wan: no answers by RSS: veth shows no"),
+    ("--port wan=xdp:twin --workers 2 --steering ntuple", None, "port wan: veth has no flow rules switched on"),
     ("--port wan=xdp:wan --exclusive lan", None, "--exclusive lan"),
     ("--port averylongname=xdp:wan --exclusive averylongname", None, ".kni"),
     ("--port up=xdp:uplink --exclusive up", None, "default route"),
@@ -55,6 +59,9 @@ def top() -> Iterator[Topology]:
             top.ip("lb", "link", "add", name, "type", "veth", "peer", "name", f"{name}-peer")
             top.ip("lb", "link", "set", name, "up")
             top.ip("lb", "link", "set", f"{name}-peer", "up")
+        two = ("numrxqueues", "2", "numtxqueues", "2")
+        top.ip("lb", "link", "add", "twin", *two, "type", "veth", "peer", "name", "twin-peer", *two)
+        top.ip("lb", "link", "set", "twin", "up")
         top.ip("lb", "addr", "add", "10.77.0.1/24", "dev", "uplink")
         top.ip("lb", "route", "add", "default", "via", "10.77.0.2")
         top.ip("lb", "link", "set", "jumbo", "mtu", "9000")

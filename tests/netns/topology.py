@@ -270,6 +270,22 @@ class Topology:
         report: dict[str, Any] = json.loads(done.stdout)
         return report
 
+    def send_by(self, bridge: str, queue: int | None) -> None:
+        """The bridge sends to the balancer by this queue of its NIC, whatever the flow; None: as the kernel likes."""
+        for index in range(self.queues):
+            cpus = f"{(1 << (os.cpu_count() or 1)) - 1 if index == queue else 0:x}"
+            self.run("sw", "sh", "-c", f"echo {cpus} >/sys/class/net/lb-{bridge}/queues/tx-{index}/xps_cpus")
+
+    def lose(self, percent: int, proto: str = "tcp") -> None:
+        """Client and servers lose so many of a hundred packets that reach them; 0: none."""
+        for name in ("client", "rs1", "rs2"):
+            rules = "table ip loss\ndelete table ip loss\n"
+            if percent:
+                chain = "chain in {\ntype filter hook input priority 0\n"
+                chain += f"meta l4proto {proto} numgen random mod 100 < {percent} counter drop\n}}\n"
+                rules += f"table ip loss {{\n{chain}}}\n"
+            self.run(name, "nft", "-f", "-", stdin=rules)
+
     def talk(self) -> Conversation:
         """A long-lived HTTP connection of the client to the VIP."""
         return Conversation(self)

@@ -354,7 +354,8 @@ def test_control_process_serves_a_real_plane(tmp_path):
         path = tmp_path / "sock"
         options = {
             "config": str(conf), "ports": [], "workers": 1, "socket": str(path), "state_dir": str(state),
-            "node": None, "log": "info", "exclusive": [], "conns": 1024, "idle": "sleep",
+            "node": None, "log": "info", "exclusive": [], "conns": 1024, "idle": "sleep", "cpus": "auto",
+            "steering": "auto",
         }  # fmt: skip
         environment = {**os.environ, "FNAT_OPTIONS": json.dumps(options)}
         environment.pop("FNAT_KEEPER", None)

@@ -7,6 +7,7 @@ from fnat.engine import Engine
 from fnat.errors import ChangeError, EngineError
 from fnat.model import CHANGES, Config, Host, Key, Neighbour, Port, PortInfo, Route
 from fnat.state import Ids
+from fnat.steering import CannotSteer
 from tests.fakes import AddressStats, Conn, FakePlane, FakeSteering, Stats
 
 WAN = PortInfo(id=0, name="wan", device="", mac="02:00:00:00:00:01", mtu=1500)
@@ -22,14 +23,29 @@ SERVICE = [
 ]
 
 
+class FakeRules:
+    """Flow rules of a NIC; refuses the LIP 10.2.0.66."""
+
+    def __init__(self):
+        self.held = None
+
+    def hold(self, lips):
+        if "10.2.0.66" in lips:
+            raise CannotSteer("the NIC cannot", "use another")
+        self.held = set(lips)
+
+
 class House:
     """An engine on fakes."""
 
-    def __init__(self, ids=None, plane=None, steering=None, config=EMPTY, **how):
+    def __init__(self, ids=None, plane=None, steering=None, config=EMPTY, rules=None, **how):
         self.plane = plane or FakePlane(**how)
         self.ids = ids or Ids(None)
         self.steering = steering or {name: FakeSteering(name, self.plane.calls) for name in ("wan", "lan")}
-        self.engine = Engine(self.plane, self.steering, [WAN, LAN], self.ids, patience=0.05, startle=0.02)
+        self.rules = rules or {}
+        self.engine = Engine(
+            self.plane, self.steering, [WAN, LAN], self.ids, rules=self.rules, patience=0.05, startle=0.02
+        )
         self.engine.commit(config)
 
     def make(self, *changes):
@@ -368,6 +384,22 @@ def test_link_follows_the_kernel_and_the_operator(house):
     house.make({"op": "link.set", "port": "lan", "up": False})
     assert house.plane.ports[3][3] is False
     assert {v["name"]: v["up"] for v in house.engine.port_views()} == {"wan": True, "lan": False}
+
+
+def test_flow_rules_are_those_of_the_lips():
+    rules = FakeRules()
+    house = House(rules={"lan": rules})
+    assert rules.held == set(), "what an earlier run left goes"
+    house.make(*SERVICE)
+    assert rules.held == {"10.2.0.1"}
+    house.make({"op": "lip.add", "service": WEB, "addr": "10.2.0.2", "port": "lan"})
+    assert rules.held == {"10.2.0.1", "10.2.0.2"}
+    with pytest.raises(EngineError, match="port lan: the NIC cannot; use another"):
+        house.make({"op": "lip.add", "service": WEB, "addr": "10.2.0.66", "port": "lan"})
+    assert rules.held == {"10.2.0.1", "10.2.0.2"}
+    assert [lip.addr for lip in house.engine.config.services[0].lips] == ["10.2.0.1", "10.2.0.2"]
+    house.make({"op": "service.clear"})
+    assert rules.held == set()
 
 
 # ---- listings ----
