@@ -60,6 +60,11 @@ RESOURCES: dict[str, Any] = {
          "scope": "global", "proto": "kernel"},
     ],
     "/v1/neighbours": [{"addr": "10.0.0.254", "mac": "", "state": "SEND", "port": "dpdk0", "static": False}],
+    "/v1/headroom": {
+        "rows": [{"proto": "tcp", "vip": "10.0.0.1", "vport": 80, "lip": "10.0.9.1", "rip": "10.0.2.1", "rport": 8080,
+                  "used": 60_000, "free": 4_512, "busiest": 31_000, "share": 32_256, "full_in": 3_700.4}],
+        "ports_full_in": 3_700.4, "conns": 7, "capacity": 4096, "conns_full_in": None,
+    },
     "/metrics": "fnat_conns 7\n",
 }  # fmt: skip
 
@@ -159,6 +164,13 @@ SHOWN: list[tuple[str, str]] = [
         "  IN PKTS  OUT PKTS  MISSED  FRAMES FREE\n"
         "dpdk0  veth0   xdp   native  no         no         yes  1500       1  rss+hand-off  02:00:00:00:00:01"
         "      100       100     100           10\n",
+    ),
+    (
+        "fnat lip headroom tcp 10.0.0.1:80",
+        "PROTO  SERVICE      LIP       SERVER          USED  FREE  BUSIEST WORKER  FULL IN\n"
+        "tcp    10.0.0.1:80  10.0.9.1  10.0.2.1:8080  60000  4512  31000 of 32256  1h 1m\n"
+        "ports run out in      1h 1m\n"
+        "connections run out in never (7 of 4096)\n",
     ),
     ("fnat conn count", "7\n"),
     ("fnat conn count --proto tcp", "2\n"),

@@ -250,6 +250,21 @@ def test_failure_leaves_the_old_picture(house, method):
     assert len(house.plane.services) == 2
 
 
+def test_after_a_failure_between_changes_everything_is_told_anew(house):
+    """The host's routes move while the plane has no room; the next change finds a plane of which nothing is certain."""
+    services = dict(house.plane.services)
+    house.plane.fail = "put_routes"
+    house.engine.set_kernel_routes([Route(prefix="10.9.0.0/16", port="lan")])
+    assert "10.9.0.0/16" not in put_routes(house)
+    told = [call[0] for call in house.make({"op": "service.add", **DNS})]
+    assert told.count("put_service") == 2 and "put_addresses" in told and told[-1] == "publish"
+    assert "10.9.0.0/16" in put_routes(house)
+    assert services.items() <= house.plane.services.items() and len(house.plane.services) == 2
+    house.plane.of_service = {id: Stats(conns=5) for id in house.plane.services}
+    assert [s["stats"]["conns"] for s in house.engine.services()] == [5, 5], "counters go on"
+    assert [call[0] for call in house.make({"op": "service.del", **DNS})] == ["del_service", "publish"]
+
+
 def test_worker_that_does_not_follow_is_an_error(house):
     house.plane.workers_run = "stuck"
     with pytest.raises(EngineError) as caught:
