@@ -33,6 +33,29 @@ static int open_anonymous(u64 len, struct arena *out)
     return 0;
 }
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* madvise(2), Linux 6.1 */
+#endif
+
+/* Map the file at an address at which pages of this size can be used. */
+static void *map_aligned(int fd, u64 len, u64 page, int flags)
+{
+    u8 *room = mmap(NULL, len + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED)
+        return MAP_FAILED;
+    u8 *at = (u8 *)align_up((u64)(uintptr_t)room, page), *end = at + align_up(len, 4096);
+    if (mmap(at, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | flags, fd, 0) == MAP_FAILED) {
+        int error = errno;
+        munmap(room, len + page);
+        errno = error;
+        return MAP_FAILED;
+    }
+    if (at > room)
+        munmap(room, (size_t)(at - room));
+    munmap(end, (size_t)(room + len + page - end));
+    return at;
+}
+
 int arena_open(const char *dir, const char *name, u64 len, int flags, struct arena *out)
 {
     char path[512];
@@ -58,7 +81,8 @@ int arena_open(const char *dir, const char *name, u64 len, int flags, struct are
         rc = -EXDEV;
         goto close_file;
     }
-    len = flags & ARENA_CREATE ? align_up(len, huge ? huge : 4096) : (u64)st.st_size;
+    u64 unit = huge ? huge : len >= HUGE_PAGE ? HUGE_PAGE : 4096;
+    len = flags & ARENA_CREATE ? align_up(len, unit) : (u64)st.st_size;
     bool fresh = false;
     if (flags & ARENA_CREATE && ((u64)st.st_size != len || flags & ARENA_FRESH)) {
         fresh = true;
@@ -71,14 +95,16 @@ int arena_open(const char *dir, const char *name, u64 len, int flags, struct are
         rc = -EPROTO;
         goto close_file;
     }
-    void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED | (flags & ARENA_CREATE ? MAP_POPULATE : 0), fd, 0);
+    void *p = map_aligned(fd, len, huge ? huge : HUGE_PAGE, flags & ARENA_CREATE ? MAP_POPULATE : 0);
     if (p == MAP_FAILED) {
         rc = -errno;
         goto remove_file;
     }
     madvise(p, len, MADV_DONTFORK);
-    if (!huge)
-        madvise(p, len, MADV_HUGEPAGE);
+    /* tmpfs: what lies on small pages is gathered into huge ones now, whatever the system's setting for transparent ones. It takes
+     * a second for each GiB, once: the file keeps them. */
+    if (!huge && flags & ARENA_CREATE && len % HUGE_PAGE == 0 && !madvise(p, len, MADV_COLLAPSE))
+        huge = HUGE_PAGE;
     *out = (struct arena){p, len, fd, huge, fresh};
     return 0;
 

@@ -310,12 +310,10 @@ static always_inline void forward_passes(struct core *k, struct packet *pkts, u3
 {
     u8 elsewhere[BATCH];
     u32 n_elsewhere = 0;
-    for (u32 i = 0; i < n; i++) {
-        struct packet *p = &pkts[i];
-        if (i + HEADERS_AHEAD < n)
-            prefetch(pkts[i + HEADERS_AHEAD].data);
-        parse_packet(p);
-    }
+    for (u32 i = 0; i < n; i++)
+        prefetch(pkts[i].data);
+    for (u32 i = 0; i < n; i++)
+        parse_packet(&pkts[i]);
     stage_mark(clock, STAGE_PARSE);
     for (u32 i = 0; i < n; i++) {
         struct packet *p = &pkts[i];

@@ -21,7 +21,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { DUE_PER_TURN = 512, SWEEP_PER_TURN = 64 };
+enum {
+    DUE_PER_TURN = 512,
+    SWEEP_PER_TURN = 64,
+    LONG_RUN = 8 /* packets that are worth a call of their own, instead of being copied to a list */
+};
 
 /* ---- opening ---- */
 
@@ -196,20 +200,25 @@ static void adopt_steering(struct fnat_worker *w, u32 version)
         w->steering_version = version;
 }
 
+static void transmit(struct core *k, struct io_queue *io, struct packet *pkts, u32 n)
+{
+    u64 bytes = 0;
+    for (u32 i = 0; i < n; i++)
+        bytes += pkts[i].len;
+    u32 sent = io ? io_tx(io, pkts, n) : 0;
+    if (unlikely(!io))
+        for (u32 i = 0; i < n; i++)
+            frame_free(&k->pool, pkts[i].frame);
+    count_n(k, CNT_tx_packets, sent);
+    count_n(k, CNT_tx_bytes, bytes);
+    count_n(k, io ? DROP_tx_full : DROP_port_down, n - sent);
+}
+
 static void flush(struct core *k, struct tx_list *list)
 {
     if (!list->n)
         return;
-    u64 bytes = 0;
-    for (u32 i = 0; i < list->n; i++)
-        bytes += list->packets[i].len;
-    u32 sent = list->io ? io_tx(list->io, list->packets, list->n) : 0;
-    if (unlikely(!list->io))
-        for (u32 i = 0; i < list->n; i++)
-            frame_free(&k->pool, list->packets[i].frame);
-    count_n(k, CNT_tx_packets, sent);
-    count_n(k, CNT_tx_bytes, bytes);
-    count_n(k, list->io ? DROP_tx_full : DROP_port_down, list->n - sent);
+    transmit(k, list->io, list->packets, list->n);
     list->n = 0;
 }
 
@@ -220,15 +229,33 @@ static void send(struct core *k, struct tx_list *list, const struct packet *p)
     memcpy(&list->packets[list->n++], p, offsetof(struct packet, l3)); /* all that a driver reads */
 }
 
-static void dispatch(struct fnat_worker *w, const struct packet *pkts, u32 n)
+/* Packets from the first on that leave by the same port. */
+static u32 run_of(const struct packet *pkts, u32 n)
+{
+    u32 i = 1;
+    while (i < n && pkts[i].verdict == VERDICT_TX && pkts[i].out_port == pkts->out_port)
+        i++;
+    return i;
+}
+
+static void dispatch(struct fnat_worker *w, struct packet *pkts, u32 n)
 {
     struct core *k = &w->core;
     for (u32 i = 0; i < n; i++) {
-        const struct packet *p = &pkts[i];
+        struct packet *p = &pkts[i];
         switch (p->verdict) {
-        case VERDICT_TX:
-            send(k, &w->tx[p->out_port], p);
+        case VERDICT_TX: {
+            struct tx_list *list = &w->tx[p->out_port];
+            u32 run = run_of(p, n - i);
+            if (run < LONG_RUN) {
+                send(k, list, p);
+                break;
+            }
+            flush(k, list); /* what came before */
+            transmit(k, list->io, p, run);
+            i += run - 1;
             break;
+        }
         case VERDICT_PASS:
             send(k, &w->punt[p->in_port], p);
             break;
@@ -458,7 +485,7 @@ static bool is_idle(const struct core *k) { return !k->own_count && !k->sweep &&
 
 /* ---- how long turns take ---- */
 
-enum { LONG_STEP_NS = 16384 };
+enum { LONG_STEP_NS = 131072 };
 
 static long involuntary_switches(void)
 {

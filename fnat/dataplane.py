@@ -289,7 +289,7 @@ class DataPlane:
         if not info["huge_page_size"]:
             say(
                 "no huge pages: using ordinary ones (slower with many connections); reserve some with "
-                "`sysctl vm.nr_hugepages=N`"
+                "`sysctl vm.nr_hugepages=N` and mount a hugetlbfs, or use Linux 6.1 or newer"
             )
         if info["restored"]:
             say(f"took up {info['restored']} connections of the earlier run")
