@@ -36,8 +36,8 @@ from fnat.model import (
     ConnView,
     HeadroomRow,
     HeadroomView,
+    HostNeighbour,
     Key,
-    Neighbour,
     NeighbourView,
     PortInfo,
     PortStatsView,
@@ -239,7 +239,7 @@ class Engine:
         self._gone: dict[tuple[Kind, str], Entry] = {}  # entries that are not live
         self._routes_moved = False
         self._kernel_routes: list[Route] = []
-        self._kernel_neighbours: dict[tuple[str, str], str] = {}
+        self._kernel_neighbours: dict[tuple[str, str], HostNeighbour] = {}
         self._links: dict[str, Link] = {}
         self._sampled: dict[Kind, NDArray[np.uint64]] = {}
         self._sampled_at = 0.0
@@ -270,18 +270,25 @@ class Engine:
                 self._routes_moved = True
                 self._again()
 
-    def set_kernel_neighbours(self, neighbours: Sequence[Neighbour]) -> None:
-        """The host's resolved neighbours. One that the host forgets stays: workers probe for themselves."""
+    def set_kernel_neighbours(self, neighbours: Sequence[HostNeighbour]) -> None:
+        """The host's resolved neighbours. One that the host forgets stays, as workers probe for themselves; one that it
+        has for good is not probed, and goes with the host's."""
         with self._lock:
-            fresh = {(n.port, n.addr): n.mac for n in neighbours if n.port in self._port}
-            static = {(n.port, n.addr) for n in self.config.neighbours}
-            for (port, addr), mac in fresh.items():
-                if self._kernel_neighbours.get((port, addr)) != mac and (port, addr) not in static:
-                    try:
-                        self.plane.neigh_set(self._port[port].id, addr, mac)
-                    except OSError as error:
-                        log.error("neighbour %s on %s: %s", addr, port, error.strerror)
+            fresh = {(n.port, n.addr): n for n in neighbours if n.port in self._port}
+            given = {(n.port, n.addr) for n in self.config.neighbours}
+            for at, known in self._kernel_neighbours.items():
+                if known.permanent and at not in given and fresh.get(at) != known:
+                    self._set_neighbour(*at, "")
+            for at, neighbour in fresh.items():
+                if self._kernel_neighbours.get(at) != neighbour and at not in given:
+                    self._set_neighbour(*at, neighbour.mac, neighbour.permanent)
             self._kernel_neighbours = fresh
+
+    def _set_neighbour(self, port: str, addr: str, mac: str, static: bool = False) -> None:
+        try:
+            self.plane.neigh_set(self._port[port].id, addr, mac, static=static)
+        except OSError as error:
+            log.error("neighbour %s on %s: %s", addr, port, error.strerror)
 
     def set_kernel_link(self, port: str, *, up: bool, mtu: int, mac: str) -> None:
         """State of a port's NIC; in force at once when it changed."""
@@ -432,7 +439,8 @@ class Engine:
                 plane.neigh_set(port_id, addr, static, static=True)
                 continue
             with contextlib.suppress(FileNotFoundError):
-                plane.neigh_set(port_id, addr, self._kernel_neighbours.get((self._name[port_id], addr), ""))
+                known = self._kernel_neighbours.get((self._name[port_id], addr))
+                plane.neigh_set(port_id, addr, known.mac if known else "", static=known is not None and known.permanent)
 
     def _wait_for(self, snapshot: int) -> None:
         """Until every running worker uses the snapshot. Without a running worker it will be in force when one runs."""

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 from pyroute2 import AsyncIPRoute
 
-from fnat.model import Neighbour, PortInfo, Route
+from fnat.model import HostNeighbour, PortInfo, Route
 from fnat.paths import PUNT
 
 log = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ class Listener(Protocol):
     def set_kernel_routes(self, routes: Sequence[Route]) -> None:
         """All routes through the ports, whenever they have changed."""
 
-    def set_kernel_neighbours(self, neighbours: Sequence[Neighbour]) -> None:
-        """All neighbours on the ports whose MAC the kernel knows, whenever one is new or has another MAC."""
+    def set_kernel_neighbours(self, neighbours: Sequence[HostNeighbour]) -> None:
+        """All neighbours on the ports whose MAC the kernel knows, whenever one is new or differs."""
 
     def set_kernel_link(self, port: str, *, up: bool, mtu: int, mac: str) -> None:
         """A port's link has changed."""
@@ -74,7 +74,7 @@ class Mirror:
         self.mirror_routes = routes
         self.routes: list[Route] | None = None
         self.links: dict[str, tuple[bool, int, str]] = {}
-        self.neighbours: dict[tuple[str, str], Neighbour] = {}
+        self.neighbours: dict[tuple[str, str], HostNeighbour] = {}
         self.changed = asyncio.Event()  # routes or links
         self.new_neighbours = asyncio.Event()
         self.ready = asyncio.Event()  # set after the first whole picture
@@ -168,20 +168,23 @@ class Mirror:
         except ValidationError:
             return None  # an IPv6 gateway (RFC 5549), 127.0.0.0/8 on a port, …
 
-    def _neighbour(self, message: Mapping[str, Any]) -> Neighbour | None:
+    def _neighbour(self, message: Mapping[str, Any]) -> HostNeighbour | None:
         """A neighbour with a MAC on one of the ports, or None."""
         port = self.names.get(message["ifindex"])
         mac = message.get("lladdr")
         if port is None or message["family"] != _INET or not message["state"] & _HAS_MAC or not mac or mac == _NO_MAC:
             return None
         try:
-            return Neighbour(addr=str(message.get("dst")), mac=str(mac), port=port)
+            permanent = bool(message["state"] & _PERMANENT)
+            return HostNeighbour(addr=str(message.get("dst")), mac=str(mac), port=port, permanent=permanent)
         except ValidationError:
             return None
 
     def _neighbour_changed(self, message: Mapping[str, Any]) -> None:
         if message["event"] == "RTM_DELNEIGH":
-            self.neighbours.pop((str(message.get("dst")), self.names.get(message["ifindex"], "")), None)
+            gone = self.neighbours.pop((str(message.get("dst")), self.names.get(message["ifindex"], "")), None)
+            if gone is not None and gone.permanent:
+                self.new_neighbours.set()
             return
         neighbour = self._neighbour(message)
         if neighbour is not None and self.neighbours.get((neighbour.addr, neighbour.port)) != neighbour:

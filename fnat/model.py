@@ -205,6 +205,12 @@ class Neighbour(Frozen):
         return self.port, self.addr
 
 
+class HostNeighbour(Neighbour):
+    """A neighbour as the host's kernel knows it; a permanent one is not asked for again (ip-neighbour(8))."""
+
+    permanent: bool = False
+
+
 class Port(Frozen):
     """A NIC the balancer uses, by the operator's name. nic and mac must agree when both are given."""
 

@@ -5,7 +5,7 @@ import pytest
 from fnat import plan
 from fnat.engine import Engine
 from fnat.errors import ChangeError, EngineError
-from fnat.model import CHANGES, Config, Host, Key, Neighbour, Port, PortInfo, Route
+from fnat.model import CHANGES, Config, Host, HostNeighbour, Key, Port, PortInfo, Route
 from fnat.state import Ids
 from fnat.steering import CannotSteer
 from tests.fakes import AddressStats, Conn, FakePlane, FakeSteering, Stats
@@ -350,7 +350,7 @@ def test_gateway_outside_every_prefix_is_asked_for_with_the_packets_source(house
 
 
 def test_kernel_neighbours_are_told_when_new_and_static_ones_stay(house):
-    one = Neighbour(addr="10.2.0.9", mac="02:00:00:00:00:09", port="lan")
+    one = HostNeighbour(addr="10.2.0.9", mac="02:00:00:00:00:09", port="lan")
     house.engine.set_kernel_neighbours([one])
     assert house.plane.neighs[3, "10.2.0.9"] == ("02:00:00:00:00:09", False)
     before = len(house.plane.calls)
@@ -362,6 +362,20 @@ def test_kernel_neighbours_are_told_when_new_and_static_ones_stay(house):
     house.make({"op": "neigh.del", "addr": "10.2.0.9", "port": "lan"})
     assert house.plane.neighs[3, "10.2.0.9"] == ("02:00:00:00:00:0b", False)
     assert house.engine.neighbours("lan")[0]["state"] == "REACHABLE" and house.engine.neighbours("wan") == []
+
+
+def test_a_permanent_neighbour_of_the_host_is_static_until_the_host_drops_it(house):
+    one = HostNeighbour(addr="10.2.0.9", mac="02:00:00:00:00:09", port="lan", permanent=True)
+    house.engine.set_kernel_neighbours([one])
+    assert house.plane.neighs[3, "10.2.0.9"] == ("02:00:00:00:00:09", True)
+    house.make({"op": "neigh.add", "addr": "10.2.0.9", "mac": "02:00:00:00:00:0a", "port": "lan"})
+    house.make({"op": "neigh.del", "addr": "10.2.0.9", "port": "lan"})
+    assert house.plane.neighs[3, "10.2.0.9"] == ("02:00:00:00:00:09", True)
+    house.engine.set_kernel_neighbours([one.model_copy(update={"permanent": False})])
+    assert house.plane.neighs[3, "10.2.0.9"] == ("02:00:00:00:00:09", False)
+    house.engine.set_kernel_neighbours([one])
+    house.engine.set_kernel_neighbours([])
+    assert (3, "10.2.0.9") not in house.plane.neighs
 
 
 def test_static_neighbour_of_an_earlier_control_goes(house):
