@@ -11,13 +11,13 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "clock.h"
 #include "csum.h"
 #include "worker.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <time.h>
 
 enum { HUGE = 2 << 20, LEAST_PAYLOAD = 4, MOST_PAYLOAD = 1440, HEADERS = 54 + LEAST_PAYLOAD, WINDOW = 16384, LIVES_PACKETS = 6 };
 
@@ -59,21 +59,6 @@ struct gen_queue {
     struct generator *g;
     enum direction dir; /* of the packets this queue makes */
 };
-
-static u64 now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (u64)t.tv_sec * 1000000000 + (u64)t.tv_nsec;
-}
-
-/* What is measured is the CPU time of this thread: on a shared machine other processes' turns are not the worker's cost. */
-static u64 cpu_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (u64)t.tv_sec * 1000000000 + (u64)t.tv_nsec;
-}
 
 static inline u64 next_random(u64 *state) /* splitmix64 */
 {
@@ -281,7 +266,7 @@ static int set_up(struct generator *g, struct fnat_worker *w, u8 proto, u32 n_fl
     struct core *k = &w->core;
     *g = (struct generator){.pool = &k->pool, .proto = proto, .n_flows = n_flows, .random = 1, .fifo_len = k->pool.total};
     g->payload = payload, g->check_every = g->until_check = 1000;
-    worker_step(w, now_ns()); /* adopt the snapshot */
+    worker_step(w, monotonic_ns()); /* adopt the snapshot */
     if (!k->snap || w->n_queues || g->fifo_len < 2 * BATCH)
         return -EINVAL;
     g->fifo = malloc((u64)g->fifo_len * sizeof *g->fifo);
@@ -342,34 +327,34 @@ static void phase(struct generator *g, struct fnat_worker *w, u32 from, u32 to, 
     g->at = from, g->end = to, g->shape = shape;
     g->idle[dir] = false, g->idle[!dir] = true;
     while (g->at < g->end)
-        worker_step(w, now_ns());
+        worker_step(w, monotonic_ns());
     g->end = 0;
 }
 
 /* What the generator alone takes for such a phase. */
 static u64 phase_alone(struct generator *g, struct fnat_worker *w, u32 from, u32 to, enum direction dir, enum shape shape)
 {
-    u64 start = cpu_ns();
+    u64 start = thread_ns();
     g->at = from, g->end = to, g->shape = shape;
     g->idle[dir] = false;
     while (g->at < g->end) {
         unsigned n = io_rx(w->queues[dir].io, w->rx, BATCH);
         io_tx(w->queues[dir].io, w->rx, n);
-        (void)now_ns();
+        (void)monotonic_ns();
     }
     g->end = 0;
-    return cpu_ns() - start;
+    return thread_ns() - start;
 }
 
 /* Returns the time of the first packets, with the generator. */
 static u64 open_flows(struct generator *g, struct fnat_worker *w, u32 from, u32 to)
 {
     bool tcp = g->proto == PROTO_TCP;
-    u64 start = cpu_ns();
+    u64 start = thread_ns();
     g->learn = true;
     phase(g, w, from, to, TO_RS, tcp ? SHAPE_SYN : SHAPE_DATA);
     g->learn = false;
-    start = cpu_ns() - start;
+    start = thread_ns() - start;
     phase(g, w, from, to, TO_CLIENT, tcp ? SHAPE_SYNACK : SHAPE_DATA);
     if (tcp)
         phase(g, w, from, to, TO_RS, SHAPE_ACK);
@@ -398,13 +383,13 @@ static u64 expire_all(struct generator *g, struct fnat_worker *w)
         g->fifo_head = g->fifo_head + 1 == g->fifo_len ? 0 : g->fifo_head + 1;
     }
     ahead = (ahead / TICKS_PER_SECOND + 2) * 1000000000ull;
-    u64 start = cpu_ns();
+    u64 start = thread_ns();
     do {
         before = k->counters[CNT_conns_closed];
         for (u32 i = 0; i < 1024; i++)
-            worker_step(w, now_ns() + ahead);
+            worker_step(w, monotonic_ns() + ahead);
     } while (k->counters[CNT_conns_closed] != before || (k->header->conn_count && after_u32(k->tick, k->wheel->now)));
-    return cpu_ns() - start;
+    return thread_ns() - start;
 }
 
 static u64 still_taken(const struct core *k)
@@ -421,7 +406,7 @@ static u64 still_taken(const struct core *k)
 static u64 generator_alone(struct fnat_worker *w, u64 packets)
 {
     struct packet *pkts = w->rx;
-    u64 done = 0, start = cpu_ns();
+    u64 done = 0, start = thread_ns();
     while (done < packets)
         for (u32 side = 0; side < 2; side++) {
             stage_begin(w->clock);
@@ -429,17 +414,17 @@ static u64 generator_alone(struct fnat_worker *w, u64 packets)
             stage_mark(w->clock, STAGE_RX);
             done += io_tx(w->queues[side].io, pkts, n);
             stage_mark(w->clock, STAGE_TX);
-            (void)now_ns();
+            (void)monotonic_ns();
         }
-    return cpu_ns() - start;
+    return thread_ns() - start;
 }
 
 static u64 turns(struct fnat_worker *w, u64 ns)
 {
-    u64 until = now_ns() + ns, now, forwarded = w->core.counters[CNT_to_rs] + w->core.counters[CNT_to_client];
-    while ((now = now_ns()) < until)
+    u64 until = monotonic_ns() + ns, now, forwarded = w->core.counters[CNT_to_rs] + w->core.counters[CNT_to_client];
+    while ((now = monotonic_ns()) < until)
         for (u32 i = 0; i < 64; i++)
-            worker_step(w, i ? now_ns() : now);
+            worker_step(w, i ? monotonic_ns() : now);
     return w->core.counters[CNT_to_rs] + w->core.counters[CNT_to_client] - forwarded;
 }
 
@@ -459,13 +444,13 @@ static void measure_stages(struct fnat_worker *w, u64 ns, struct fnat_bench_resu
 {
     struct stage_clock with = {0}, alone = {0};
     double mark = cycles_of_a_mark();
-    u64 start_ns = now_ns(), start = stage_cycles();
+    u64 start_ns = monotonic_ns(), start = stage_cycles();
     w->clock = &with;
     u64 packets = turns(w, ns);
     w->clock = &alone;
     generator_alone(w, packets);
     w->clock = NULL;
-    double ps = 1000.0 * (double)(now_ns() - start_ns) / (double)(stage_cycles() - start);
+    double ps = 1000.0 * (double)(monotonic_ns() - start_ns) / (double)(stage_cycles() - start);
     for (enum stage s = 0; s < STAGES; s++) {
         double net = (double)with.cycles[s] - (double)alone.cycles[s] - mark * ((double)with.marks[s] - (double)alone.marks[s]);
         out->stage_ps[s] = net > 0 && packets ? (u64)(net * ps / (double)packets) : 0;
@@ -476,7 +461,7 @@ _Static_assert((int)FNAT_STAGES == (int)STAGES, "the door shows all stages");
 static u64 memory_floor(struct generator *g, struct core *k, u64 packets)
 {
     u32 buckets[BATCH], conns[BATCH], sum = 0;
-    u64 start = cpu_ns();
+    u64 start = thread_ns();
     for (u64 done = 0; done < packets; done += BATCH) {
         for (u32 i = 0; i < BATCH; i++) {
             u64 r = next_random(&g->random);
@@ -495,7 +480,7 @@ static u64 memory_floor(struct generator *g, struct core *k, u64 packets)
             store_relaxed(&c->last_seen, k->tick);
         }
     }
-    u64 ns = cpu_ns() - start;
+    u64 ns = thread_ns() - start;
     __asm__ volatile("" ::"r"(sum));
     return ns;
 }
@@ -524,9 +509,9 @@ int fnat_bench_nat(struct fnat_worker *w, const struct fnat_bench_options *o, st
 
     g.shape = SHAPE_DATA;
     g.idle[0] = g.idle[1] = false;
-    u64 start = cpu_ns();
+    u64 start = thread_ns();
     out->packets = turns(w, (u64)(o->seconds * 1e9));
-    out->ns = cpu_ns() - start;
+    out->ns = thread_ns() - start;
     out->verified = g.verified;
     out->mismatched = g.mismatched;
     u64 sample = out->packets < 20000000 ? out->packets : 20000000;
@@ -568,7 +553,7 @@ static void live_generator_alone(struct generator *g, struct fnat_worker *w, u32
         while (g->at < g->end) {
             unsigned got = io_rx(w->queues[order[i].dir].io, w->rx, BATCH);
             io_tx(w->queues[order[i].dir].io, w->rx, got);
-            (void)now_ns();
+            (void)monotonic_ns();
         }
     }
     g->end = 0;
@@ -623,15 +608,15 @@ int fnat_bench_cps(struct fnat_worker *w, double seconds, struct fnat_bench_resu
         return rc;
     *out = (struct fnat_bench_result){0};
 
-    u64 half = (u64)(seconds * 1e9) / 2, start = 0, cpu = 0, opened = 0, closed = 0, packets = 0, made = 0, begin = now_ns();
-    for (u64 now = begin;; now = now_ns()) { /* the first half warms up: connections begin to expire as fast as they open */
+    u64 half = (u64)(seconds * 1e9) / 2, start = 0, cpu = 0, opened = 0, closed = 0, packets = 0, made = 0, begin = monotonic_ns();
+    for (u64 now = begin;; now = monotonic_ns()) { /* the first half warms up: connections begin to expire as fast as they open */
         if (!start && now - begin >= half) {
-            start = now, cpu = cpu_ns();
+            start = now, cpu = thread_ns();
             opened = k->counters[CNT_conns_opened], closed = k->counters[CNT_conns_closed];
             packets = k->counters[CNT_to_rs] + k->counters[CNT_to_client], made = g.made;
         }
         if (start && now - start >= half) {
-            out->ns = cpu_ns() - cpu;
+            out->ns = thread_ns() - cpu;
             break;
         }
         renew_clients(&g, &next);
@@ -642,12 +627,12 @@ int fnat_bench_cps(struct fnat_worker *w, double seconds, struct fnat_bench_resu
     out->packets = k->counters[CNT_to_rs] + k->counters[CNT_to_client] - packets;
     out->dropped = g.made - made - out->packets;
     out->verified = g.verified, out->mismatched = g.mismatched;
-    u64 gen = cpu_ns();
+    u64 gen = thread_ns();
     for (u32 i = 0; i < 16; i++) {
         renew_clients(&g, &next);
         live_generator_alone(&g, w, WINDOW);
     }
-    gen = cpu_ns() - gen;
+    gen = thread_ns() - gen;
     out->generator_ns = (u64)((double)gen / (16.0 * WINDOW) * (double)out->opened);
     shut_down(&g, w);
     return 0;

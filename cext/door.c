@@ -2,13 +2,13 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "clock.h"
 #include "conn.h"
 #include "track.h"
 #include "worker.h"
 
 #include <errno.h>
 #include <stdlib.h>
-#include <time.h>
 
 /* ---- the plane ---- */
 
@@ -79,13 +79,6 @@ int fnat_put_addresses(struct fnat_plane *p, const struct fnat_address_spec *add
 int fnat_put_routes(struct fnat_plane *p, const struct fnat_route_spec *routes, uint32_t n) { return snapshot_put_routes(p, routes, n); }
 int64_t fnat_publish(struct fnat_plane *p) { return snapshot_publish(p); }
 int64_t fnat_adopted(const struct fnat_plane *p) { return snapshot_adopted(p); }
-
-static u64 monotonic_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (u64)t.tv_sec * 1000000000 + (u64)t.tv_nsec;
-}
 
 static u32 ticks(u64 ns) { return (u32)(ns / (1000000000 / TICKS_PER_SECOND)); }
 

@@ -216,8 +216,8 @@ const char *fnat_counter_help(uint32_t i);
 char fnat_counter_kind(uint32_t i);
 int fnat_counters(const struct fnat_plane *plane, uint32_t worker, uint64_t *out);
 
-/* How long turns take, by wall clock. [0]: turns that ran through, [1]: turns in which the kernel took the CPU away (an involuntary context
- * switch); this is looked up for turns of 131 us and more. */
+/* How long turns take, by wall clock. [0]: turns that ran through; [1]: turns during which the CPU was away: an involuntary context
+ * switch, or CPU time that a hypervisor took. Which it was is looked up for turns of 131 us and more; shorter ones count as [0]. */
 enum { FNAT_STEP_BUCKETS = 32 };
 struct fnat_step_stats {
     uint64_t count[2][FNAT_STEP_BUCKETS]; /* bucket i: 2^i <= ns < 2^(i+1) */

@@ -22,7 +22,6 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
-#include <time.h>
 
 enum { REMEMBERED = 1 << 20 }; /* sequence numbers that may be under way */
 enum { CHECK_EVERY = 64, PORTS_PER_CLIENT = 50000, FIRST_CPORT = 10000 };
@@ -60,13 +59,6 @@ struct fnat_traffic {
     u64 seen[REMEMBERED / 64];
     u64 sent_at[REMEMBERED]; /* ns */
 };
-
-static u64 monotonic_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (u64)t.tv_sec * 1000000000 + (u64)t.tv_nsec;
-}
 
 static inline u64 next_random(u64 *state) /* splitmix64 */
 {

@@ -9,6 +9,7 @@
 #endif
 #include "worker.h"
 
+#include "clock.h"
 #include "conn.h"
 #include "forward.h"
 #include "resolve.h"
@@ -18,7 +19,6 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/resource.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -444,13 +444,6 @@ struct frame_pool *fnat_worker_pool(struct fnat_worker *w) { return &w->core.poo
 
 int fnat_worker_step(struct fnat_worker *w, uint64_t now_ns) { return (int)worker_step(w, now_ns); }
 
-static u64 monotonic_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (u64)t.tv_sec * 1000000000 + (u64)t.tv_nsec;
-}
-
 /* Until a queue has something or the next tick is due. */
 static void sleep_until_work(struct fnat_worker *w, u64 now_ns)
 {
@@ -485,24 +478,35 @@ static bool is_idle(const struct core *k) { return !k->own_count && !k->sweep &&
 
 /* ---- how long turns take ---- */
 
-enum { LONG_STEP_NS = 131072 };
+/* A turn as long as this is looked into; what the CPU did is noted at least this often. */
+enum { LONG_STEP_NS = 131072, LOOK_EVERY_NS = 1000000, LOST_NS = 30000 };
 
-static long involuntary_switches(void)
+static void look(struct fnat_worker *w, u64 now)
 {
     struct rusage r;
     getrusage(RUSAGE_THREAD, &r);
-    return r.ru_nivcsw;
+    w->switches = r.ru_nivcsw;
+    w->looked_at = now;
+    w->cpu_at = thread_ns();
 }
 
-static void note_step(struct fnat_worker *w, u64 ns)
+/* Was the CPU away since the last look: given to somebody else, or taken by a hypervisor (which shows as missing CPU time)? */
+static bool was_away(struct fnat_worker *w, u64 now)
+{
+    long switches = w->switches;
+    u64 looked_at = w->looked_at, cpu_at = w->cpu_at;
+    look(w, now);
+    return w->switches != switches || now - looked_at > w->cpu_at - cpu_at + LOST_NS;
+}
+
+static void note_step(struct fnat_worker *w, u64 now, u64 ns)
 {
     struct fnat_step_stats *s = &w->core.header->steps;
     u32 kind = 0, bucket = 63 - (u32)__builtin_clzll(ns | 1);
-    if (unlikely(ns >= LONG_STEP_NS)) {
-        long switches = involuntary_switches();
-        kind = switches != w->switches;
-        w->switches = switches;
-    }
+    if (unlikely(ns >= LONG_STEP_NS))
+        kind = was_away(w, now);
+    else if (unlikely(now - w->looked_at > LOOK_EVERY_NS))
+        look(w, now);
     s->count[kind][min_u32(bucket, FNAT_STEP_BUCKETS - 1)]++;
     s->sum_ns[kind] += ns;
     if (unlikely(ns > s->max_ns[kind]))
@@ -513,16 +517,17 @@ int fnat_worker_run(struct fnat_worker *w, volatile int *stop, uint32_t spin_us)
 {
     u64 now = monotonic_ns(), last_work = now;
     store_relaxed(&w->core.header->cpu, (u32)sched_getcpu() + 1);
-    w->switches = involuntary_switches();
+    look(w, now);
     while (!*stop) {
         u32 n = worker_step(w, now);
         u64 after = monotonic_ns();
-        note_step(w, after - now);
+        note_step(w, after, after - now);
         if (n)
             last_work = after;
         else if (spin_us && after - last_work > spin_us * 1000ull && is_idle(&w->core)) {
             sleep_until_work(w, after);
             after = monotonic_ns();
+            look(w, after); /* asleep is not away */
         }
         now = after;
     }

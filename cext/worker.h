@@ -26,7 +26,8 @@ struct fnat_worker {
     u32 steering_version, steering_seq[LIP_MAPS];
     struct worker_queue queues[WORKER_QUEUES];
     u32 n_queues;
-    long switches;             /* involuntary context switches seen */
+    long switches;             /* involuntary context switches at the last look */
+    u64 looked_at, cpu_at;     /* monotonic and CPU time of that look */
     struct stage_clock *clock; /* NULL but while stages are measured */
     struct packet rx[BATCH];
     struct tx_list tx[FNAT_PORTS], punt[FNAT_PORTS];

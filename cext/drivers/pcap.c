@@ -6,12 +6,12 @@
  *
  * Unsatisfying: what was sent is counted, not looked at; a run with --verify looks at each packet, one at a time.
  */
+#include "../clock.h"
 #include "../fnat.h"
 #include "../io.h"
 
 #include <errno.h>
 #include <stdlib.h>
-#include <time.h>
 
 struct entry {
     u64 at;  /* offset in bytes[] */
@@ -140,20 +140,11 @@ void fnat_pcap_counts(const struct io_queue *queue, uint64_t *received, uint64_t
     *sent = load_relaxed(&q->sent);
 }
 
-/* CPU time of this thread: on a shared machine other processes' turns are nobody's cost. */
-static u64 cpu_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (u64)t.tv_sec * 1000000000u + (u64)t.tv_nsec;
-}
-
 uint64_t fnat_pcap_measure(struct io_queue *queue, uint64_t packets)
 {
     struct pcap_queue *q = (struct pcap_queue *)queue;
     struct packet pkts[BATCH];
-    u64 received = q->received, sent = q->sent, done = 0, start = cpu_ns();
+    u64 received = q->received, sent = q->sent, done = 0, start = thread_ns();
 
     while (done < packets) {
         unsigned got = pcap_rx(queue, pkts, BATCH);
@@ -163,7 +154,7 @@ uint64_t fnat_pcap_measure(struct io_queue *queue, uint64_t packets)
         pcap_tx(queue, pkts, got);
         done += got;
     }
-    u64 spent = cpu_ns() - start;
+    u64 spent = thread_ns() - start;
 
     q->received = received;
     q->sent = sent;
