@@ -27,6 +27,7 @@ FLAGS = [
     "-g",
     "-Wall",
     "-Wextra",
+    "-Werror=implicit-function-declaration",
     "-fno-strict-aliasing",
     "-flto=auto",
     "-fno-semantic-interposition",

@@ -233,6 +233,8 @@ static u32 local_port_reclaim(struct core *k, const struct snap_service *svc, co
             answer.daddr = get32(lip->addr);
             answer.dport = be16(lip_port_oldest(&k->lip, endpoint, lip->port, lip->addr, n));
             answer.hash = hash_flow4(&k->secret, get64(&answer.saddr), get32(&answer.sport), answer.proto);
+            if (!answer.dport)
+                break; /* no port of the endpoint is this worker's */
             u32 index = conn_find(k, &answer) >> 1;
             if (!index || !(k->conns[index].flags & CONN_FINISHED))
                 continue;
@@ -309,7 +311,7 @@ void conn_settle(struct core *k, u32 keep)
         if (k->conns[u->index].gen != u->gen || conntab_insert(&k->table, u->answer_hash, u->index << 1 | TO_CLIENT))
             continue; /* done, or closed meanwhile */
         conn_close(k, u->index);
-        if (u->packet->verdict == VERDICT_TX) {
+        if (u->packet && u->packet->verdict == VERDICT_TX) {
             k->counters[CNT_to_rs]--;
             u->packet->verdict = (u8)drop(k, u->packet, DROP_table_full);
         }
@@ -373,6 +375,8 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
         reason = DROP_table_full;
         goto give_port;
     }
+    if (p->proto == PROTO_TCP)
+        c->flags |= CONN_FIRST_LOOK;
     store_release(&c->gen, gen + 1);
     k->unsettled[k->unsettled_to++ % BATCH] = (struct unsettled){answer_hash, p, index, gen + 1};
     wheel_add(k->wheel, k->conns, index, k->tick + timeout_of(k, c, c->state));
@@ -426,10 +430,12 @@ void conn_enter(struct core *k, u32 index, u8 state)
     if (c->flags & CONN_HALF_OPEN && state != TCP_SYN_RECV)
         conn_half_open_ends(k, index);
     set_active(k, c, state == TCP_EST);
-    u32 first = c->opened + k->timeouts[TCP_SYN_RECV]; /* while this lies ahead, the wheel looks no later than then */
-    if (after < before && !(c->proto == PROTO_TCP && after_u32(first, k->tick) && !after_u32(first, k->tick + after))) {
+    u32 first = c->opened + k->timeouts[TCP_SYN_RECV];
+    bool looks_in_time = c->flags & CONN_FIRST_LOOK && after_u32(first, k->tick) && !after_u32(first, k->tick + after);
+    if (after < before && !looks_in_time) {
         wheel_remove(k->wheel, k->conns, index);
         wheel_add(k->wheel, k->conns, index, k->tick + after);
+        c->flags &= (u8)~CONN_FIRST_LOOK;
     }
 }
 
@@ -437,6 +443,7 @@ static void due_one(struct core *k, u32 index, u32 tick)
 {
     struct conn *c = &k->conns[index];
     u32 deadline = c->last_seen + timeout_of(k, c, c->state);
+    c->flags &= (u8)~CONN_FIRST_LOOK;
     if (after_u32(deadline, tick)) {
         wheel_add(k->wheel, k->conns, index, deadline);
         return;
@@ -496,7 +503,7 @@ static bool restore_one(struct core *k, u32 index)
         goto take_out_client_side;
     wheel_add(k->wheel, k->conns, index, c->last_seen + timeout_of(k, c, c->state));
     bool half_open = c->flags & CONN_HALF_OPEN;
-    c->flags &= (u8)~CONN_HALF_OPEN;
+    c->flags &= (u8) ~(CONN_HALF_OPEN | CONN_FIRST_LOOK);
     if (half_open)
         half_open_begins(k, index);
     gauges_take(k, c);

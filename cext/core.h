@@ -29,7 +29,7 @@ struct waiting {
 /* A connection opened by a packet of this batch whose answers cannot be found yet: see conn_settle. */
 struct unsettled {
     u64 answer_hash;
-    struct packet *packet;
+    struct packet *packet; /* NULL: it was not forwarded */
     u32 index, gen;
 };
 

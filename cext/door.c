@@ -28,6 +28,11 @@ int fnat_plane_create(const char *dir, const struct fnat_plane_config *config, i
         fnat_plane_close(p);
         return rc;
     }
+    for (u32 i = 0; i < p->config.workers && p->config.workers > 1; i++) {
+        p->lips[i] = &p->workers[i]->core.lip;
+        p->workers[i]->core.lip.crew = p->lips;
+        p->workers[i]->core.lip.contested = p->restored != 0; /* opened under whatever rules were in force then */
+    }
     *out = p;
     return 0;
 }

@@ -189,8 +189,8 @@ static bool may_open(const struct packet *p, const struct snap_address_slot *own
 
 /* Where else may the connection be? An answer from an RS belongs to the owner of its lport. What still is unknown there, or is
  * from a client and not a first packet, may be known to any worker (a sender changed its queue, a NIC its table): it goes
- * round once. Of UDP nobody can tell a first packet; where a NIC deals without a rule it goes round and comes back before it
- * opens. `hops`: 0 on arrival, 1 at the owner of the lport, then one more for each worker of the round. */
+ * round once. A first packet may be a repeated SYN or a later datagram: where a NIC deals without a rule it goes round and comes
+ * back before it opens. `hops`: 0 on arrival, 1 at the owner of the lport, then one more for each worker of the round. */
 static bool belongs_elsewhere(struct core *k, struct packet *p, const struct snap_address_slot *owned, u32 *to)
 {
     if (!k->handoff)
@@ -206,7 +206,7 @@ static bool belongs_elsewhere(struct core *k, struct packet *p, const struct sna
             return true;
         }
     }
-    if (opens && (p->proto == PROTO_TCP || !lip_rule(&k->lip, p->in_port, p->proto, 4)->loose))
+    if (opens && !lip_rule(&k->lip, p->in_port, p->proto, 4)->loose)
         return false;
     if (p->hops > k->workers - !opens)
         return false; /* it has been everywhere */
@@ -233,8 +233,13 @@ static enum verdict forward_first(struct core *k, struct packet *p, const struct
         return refuse(k, p);
     enum counter reason = conn_open(k, p, svc, owned->id, &index);
     conn_settle(k, UNSETTLED);
-    if (likely(!reason))
-        return forward_hit(k, p, index, TO_RS, NULL);
+    if (likely(!reason)) {
+        u64 forwarded = k->counters[CNT_to_rs];
+        enum verdict verdict = forward_hit(k, p, index, TO_RS, NULL);
+        if (unlikely(k->counters[CNT_to_rs] == forwarded)) /* answered, or it waits */
+            k->unsettled[(k->unsettled_to - 1) % BATCH].packet = NULL;
+        return verdict;
+    }
     if (reason == DROP_no_rs && svc->no_rs == FNAT_NO_RS_RESET && p->proto == PROTO_TCP)
         return answer_reset(k, p);
     return drop(k, p, reason);

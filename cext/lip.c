@@ -12,13 +12,33 @@ static u64 endpoint_hash(const struct lip_table *t, u8 proto, u8 family, u16 lip
 
 /* ---- whose ports ---- */
 
-static void set_rule(struct lip_table *t, struct lip_rule *rule, const struct steer_map *map)
+static void drop_map(struct lip_table *t, const struct steer_map *map)
 {
-    if (rule->map && rule->map != &t->by_mask)
-        free((void *)rule->map);
+    if (map && map != &t->by_mask)
+        free((void *)map);
+}
+
+static void set_rule(struct lip_table *t, struct lip_rule *rule, const struct steer_map *map, bool loose)
+{
+    const struct steer_map *before =
+        rule->before ? rule->before : rule->map; /* of several changes in a row the first counts, with the last */
+    if (rule->before)
+        drop_map(t, rule->map);
     if (!(u16)++t->rule_numbers)
         t->rule_numbers++; /* 0: none */
-    *rule = (struct lip_rule){.map = map, .number = t->rule_numbers};
+    *rule = (struct lip_rule){.map = map, .before = before, .number = t->rule_numbers, .loose = loose};
+}
+
+void lip_all_follow(struct lip_table *t)
+{
+    for (u32 i = 0; i < LIP_MAPS; i++) {
+        if (t->rules[i].before != t->rules[i].map)
+            drop_map(t, t->rules[i].before);
+        t->rules[i].before = NULL;
+    }
+    for (u32 w = 0; t->changing && t->crew && w < t->workers; w++)
+        t->contested |= load_relaxed(&t->crew[w]->marks->ports_used) != 0;
+    t->changing = false;
 }
 
 void lip_init(struct lip_table *t, u32 worker, u32 workers)
@@ -28,13 +48,15 @@ void lip_init(struct lip_table *t, u32 worker, u32 workers)
     t->worker = worker, t->workers = workers;
     steer_make(&t->by_mask, NULL, 0, worker, workers);
     for (u32 i = 0; i < LIP_MAPS; i++)
-        set_rule(t, &t->rules[i], &t->by_mask);
+        set_rule(t, &t->rules[i], &t->by_mask, false);
+    lip_all_follow(t);
 }
 
 void lip_close(struct lip_table *t)
 {
+    lip_all_follow(t);
     for (u32 i = 0; i < LIP_MAPS; i++)
-        set_rule(t, &t->rules[i], &t->by_mask);
+        drop_map(t, t->rules[i].map);
 }
 
 int lip_steer(struct lip_table *t, u8 port, u32 flow, const struct fnat_steering_spec *spec)
@@ -48,8 +70,8 @@ int lip_steer(struct lip_table *t, u8 port, u32 flow, const struct fnat_steering
         else
             rc = -ENOMEM;
     }
-    set_rule(t, &t->rules[port * FNAT_FLOWS + flow], map);
-    t->rules[port * FNAT_FLOWS + flow].loose = spec->loose;
+    set_rule(t, &t->rules[port * FNAT_FLOWS + flow], map, spec->loose);
+    t->changing = true;
     return rc;
 }
 
@@ -69,7 +91,8 @@ static const struct steer_map *steered(struct lip_table *t, struct endpoint *e, 
 u32 lip_find(const struct lip_table *t, u8 proto, u8 family, u16 lip_id, const u8 rip[16], u16 rport)
 {
     u64 h = endpoint_hash(t, proto, family, lip_id, rip, rport);
-    for (u32 i = t->heads[h & t->head_mask]; i; i = t->endpoints[i].next) {
+    u32 steps = 0; /* another worker's chains may change under our feet */
+    for (u32 i = t->heads[h & t->head_mask]; i && i <= t->endpoint_count && steps < 1024; i = t->endpoints[i].next, steps++) {
         const struct endpoint *e = &t->endpoints[i];
         if (e->lip_id == lip_id && e->rport == rport && e->proto == proto && e->family == family && same_addr(e->rip, rip))
             return i;
@@ -190,10 +213,30 @@ static u64 within(u32 base, u32 first, u32 last)
     return bits;
 }
 
+/* Ports of this word that are taken in another worker's map of the endpoint. That worker goes on meanwhile: what it takes now is its own
+ * by the rule all follow, so only what it holds from before matters, and that is only given back. */
+static u64 taken_elsewhere(const struct lip_table *t, const struct endpoint *e, u32 chunk, u32 word)
+{
+    u64 bits = 0;
+    for (u32 w = 0; w < t->workers; w++) {
+        const struct lip_table *o = t->crew[w];
+        if (o == t)
+            continue;
+        u32 i = lip_find(o, e->proto, e->family, e->lip_id, e->rip, e->rport);
+        u32 dir = i ? load_relaxed(&o->endpoints[i].dir[chunk / LIP_DIR_CHUNKS]) : 0;
+        u32 block = dir && dir <= o->block_count ? load_relaxed(&o->blocks[dir].chunk[chunk % LIP_DIR_CHUNKS]) : 0;
+        if (block && block <= o->block_count)
+            bits |= load_relaxed(&o->blocks[block].bits[word]);
+    }
+    return bits;
+}
+
 u16 lip_port_take(struct lip_table *t, u32 endpoint, u8 nic_port, const u8 lip[16])
 {
     struct endpoint *e = &t->endpoints[endpoint];
     const struct steer_map *map = steered(t, e, nic_port, lip);
+    const struct steer_map *before = t->changing ? lip_rule(t, nic_port, e->proto, e->family)->before : NULL;
+    u32 k_before = unlikely(before) ? steer_rest(before, e->rip, lip, e->rport) : 0;
     u32 start = e->cursor < t->first || e->cursor > t->last ? t->first : e->cursor;
     u32 chunk = start / LIP_CHUNK, word = start % LIP_CHUNK / 64;
     for (u32 n = 0; n <= t->last / LIP_CHUNK - t->first / LIP_CHUNK + 1u; n++, word = 0) {
@@ -202,6 +245,10 @@ u16 lip_port_take(struct lip_table *t, u32 endpoint, u8 nic_port, const u8 lip[1
             u32 base = chunk * LIP_CHUNK + word * 64;
             u64 taken = block ? t->blocks[block].bits[word] : 0;
             u64 free = ~taken & steer_owned(map, word, x) & within(base, n ? t->first : start, t->last);
+            if (unlikely(before))
+                free &= steer_owned(before, word, before->high[chunk] ^ k_before);
+            if (unlikely(t->contested) && free && t->crew)
+                free &= ~taken_elsewhere(t, e, chunk, word);
             if (!free)
                 continue;
             if (!block && !(block = chunk_block(t, e, chunk, true)))

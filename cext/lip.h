@@ -55,18 +55,24 @@ struct lip_table {
     } * marks;
     const struct hash_secret *secret;
     u32 worker, workers;
-    struct lip_rule { /* by NIC port and flow: how answers find their worker */
-        const struct steer_map *map;
+    struct lip_rule {                         /* by NIC port and flow: how answers find their worker */
+        const struct steer_map *map, *before; /* before: the rule until now, while a worker may still go by it */
         u32 number;
         bool loose; /* flows may change their queue */
     } rules[LIP_MAPS];
-    u32 rule_numbers; /* given out */
+    u32 rule_numbers;                    /* given out */
+    bool changing;                       /* a rule has a `before` */
+    bool contested;                      /* connections may hold ports that by the rules are another worker's: ask its map too */
+    const struct lip_table *const *crew; /* the tables of all workers; NULL with one */
     struct steer_map by_mask;
 };
 
 void lip_init(struct lip_table *t, u32 worker, u32 workers);
 void lip_close(struct lip_table *t);
-/* From now on answers that arrive on this NIC port are steered so. -ENOMEM: they are expected by mask. */
+/* From now on answers that arrive on this NIC port are steered so. -ENOMEM: they are expected by mask. Until lip_all_follow, which tells
+ * that every worker goes by it, only ports are given out that are this worker's by both rules. Connections keep the ports they have;
+ * a port that another worker's connection holds is not given out again. */
+void lip_all_follow(struct lip_table *t);
 int lip_steer(struct lip_table *t, u8 port, u32 flow, const struct fnat_steering_spec *spec);
 static inline const struct lip_rule *lip_rule(const struct lip_table *t, u8 port, u8 proto, u8 family)
 {

@@ -46,7 +46,8 @@ static u64 lay_out_worker(const struct fnat_plane_config *c, struct worker_map *
 {
     struct carver area = {m->arena.base, 0};
     m->bucket_count = conntab_buckets_for(c->conns);
-    m->block_count = c->conns / 64 + c->endpoints * 2 + 16;
+    /* Of the 512 ports of a block, 512 / workers are this worker's. */
+    m->block_count = (u32)max_u64(c->conns / 64, (u64)c->conns * c->workers / LIP_CHUNK) + c->endpoints * 2 + 16;
     u32 heads = 16;
     while (heads < c->endpoints)
         heads *= 2;

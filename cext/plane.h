@@ -85,6 +85,7 @@ struct worker_header {
     u32 layout, index;
     u32 active;                /* a process runs this worker */
     u32 snapshot_seq;          /* the snapshot in use */
+    u32 steering_seen;         /* the steering rules in use */
     u32 conn_free[CONN_LANES]; /* lists of free records through wheel_next, used in turn */
     u32 conn_take, conn_give;  /* whose turn it is */
     u32 conn_fresh;            /* records never used begin after this one */
@@ -131,9 +132,10 @@ struct fnat_plane {
     u8 *snapshots; /* the area that offsets in snapshots refer to */
     u64 snapshots_len;
     struct worker_map maps[FNAT_WORKERS];
-    struct fnat_worker *workers[FNAT_WORKERS]; /* only where the plane was created */
-    struct snapshot_builder *builder;          /* made at the first put */
-    struct handoff *handoff;                   /* likewise; NULL with one worker */
+    struct fnat_worker *workers[FNAT_WORKERS];  /* only where the plane was created */
+    struct snapshot_builder *builder;           /* made at the first put */
+    struct handoff *handoff;                    /* likewise; NULL with one worker */
+    const struct lip_table *lips[FNAT_WORKERS]; /* of the workers */
     bool owner;
     u32 restored;
 };

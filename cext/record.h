@@ -36,6 +36,7 @@ enum conn_flag {
     CONN_SHIFT_TS = 4,    /* timestamps are shifted by dts */
     CONN_QUIESCENT = 8,   /* service has expire-quiescent: check the member on every packet */
     CONN_ACTIVE = 16,     /* counted as active, else as inactive */
+    CONN_FIRST_LOOK = 64, /* the wheel still has the entry made at opening */
     CONN_FINISHED = 32,   /* both sides have closed and the last FIN is acknowledged: its local port may be reused */
 };
 

@@ -39,11 +39,14 @@ static always_inline u64 rewrite_tcp_numbers(const struct conn *c, enum directio
         return delta;
     if (unlikely(header != TIMESTAMPS_ALONE || get32(tcp + 1) != be32(0x0101080a)))
         return delta + rewrite_options(c, dir, tcp);
+    u8 *value = (u8 *)(tcp + 1) + 4, *echo = value + 4;
     if (!(c->flags & CONN_SHIFT_TS))
         return delta;
     if (dir == TO_RS)
-        return delta + rewrite_shift32((u8 *)(tcp + 1) + 4, c->dts);
-    return tcp->flags & TCP_ACK ? delta + rewrite_shift32((u8 *)(tcp + 1) + 8, 0u - c->dts) : delta;
+        delta += rewrite_shift32(value, c->dts);
+    else if (tcp->flags & TCP_ACK)
+        delta += rewrite_shift32(echo, 0u - c->dts);
+    return delta;
 }
 
 static inline bool rewrite_is_partial(const struct packet *p, u16 csum)

@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <time.h>
 
 enum { UNIT = 64, PAGE_UNITS = SNAP_PAGE * sizeof(union snap_slot) / UNIT, ADDRESS_IDS = 65536 };
 
@@ -195,10 +196,22 @@ static bool keep_old_snapshot(struct fnat_plane *p, struct snapshot_builder *b, 
     return true;
 }
 
+/* What a worker still uses beside the newest snapshot is known to nobody but the control process that has gone. */
+static bool all_are_up_to_date(const struct fnat_plane *p)
+{
+    enum { TRIES = 2000 };
+    for (int i = 0; i < TRIES; i++, nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL))
+        if (snapshot_adopted(p) == (s64)(load_acquire(&p->header->snapshot) >> 32))
+            return true;
+    return false;
+}
+
 static struct snapshot_builder *builder_of(struct fnat_plane *p)
 {
     if (p->builder)
         return p->builder;
+    if (!all_are_up_to_date(p))
+        return NULL;
     struct snapshot_builder *b = calloc(1, sizeof *b);
     if (!b)
         return NULL;

@@ -15,6 +15,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "clock.h"
 #include "csum.h"
 #include "fnat.h"
 #include "io.h"
@@ -312,7 +313,7 @@ static void turns_until(struct fnat_traffic *t, u64 until, volatile int *stop)
     while ((now = monotonic_ns()) < until && !*stop && !(t->opening && t->opened == t->spec.flows)) {
         if (!fnat_traffic_step(t, now))
             nanosleep(&(struct timespec){.tv_nsec = IDLE_NS}, NULL);
-        if (t->opening && t->open_at == t->spec.flows && t->r.sent == t->r.returned + (u64)t->written_off)
+        if (t->opening && t->open_at == t->spec.flows && t->r.sent <= t->r.returned + (u64)t->written_off)
             t->open_at = 0; /* once more for those that were lost */
     }
 }

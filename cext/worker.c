@@ -196,8 +196,21 @@ static void adopt_steering(struct fnat_worker *w, u32 version)
             w->steering_seq[i] = seq;
         }
     }
-    if (all)
-        w->steering_version = version;
+    if (!all)
+        return;
+    w->steering_version = version;
+    store_release(&w->core.header->steering_seen, version);
+}
+
+/* Does every worker that runs go by the steering rules of now? */
+static bool all_follow(const struct fnat_worker *w)
+{
+    for (u32 i = 0; i < w->plane->config.workers; i++) {
+        const struct worker_header *h = w->plane->maps[i].header;
+        if (load_acquire(&h->active) && load_acquire(&h->steering_seen) != w->steering_version)
+            return false;
+    }
+    return true;
 }
 
 static void transmit(struct core *k, struct io_queue *io, struct packet *pkts, u32 n)
@@ -371,6 +384,8 @@ u32 worker_step(struct fnat_worker *w, u64 now_ns)
     u32 steering = load_acquire(&w->plane->header->steering);
     if (unlikely(steering != w->steering_version))
         adopt_steering(w, steering);
+    if (unlikely(k->lip.changing) && all_follow(w))
+        lip_all_follow(&k->lip);
     if (unlikely(!k->snap))
         return 0;
     for (u32 i = 0; i < w->n_queues; i++) {

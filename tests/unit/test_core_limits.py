@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packets import ACK, FIN, PARTIAL, RST, SYN, TCP, UDP
 from reference import MASK, later
-from rig import CLIENT, LAN, LIP, LIP2, LIP_IDS, MACS, RS1, RS2, SECOND, VIP, WAN, Rig, Twin
+from rig import CLIENT, LAN, LIP, LIP2, LIP_IDS, MACS, RS1, RS2, SECOND, TIMEOUTS, VIP, WAN, Rig, Twin
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cases"))
 from talk import Core, Talk
@@ -48,6 +48,22 @@ def test_in_a_full_table_a_syn_takes_the_place_of_the_oldest_half_open() -> None
     assert [c.cport for c in rig.conns() if c.cip == "198.51.100.0" and c.cport < 1030] == []
     rig.wait(12)
     rig.check_empty()
+
+
+@pytest.mark.parametrize("lived", [0.5, 9, 17, 25, 29])
+@pytest.mark.parametrize("syn_timeout", [10, 30])
+def test_a_closed_connection_goes_in_time_however_long_it_lived(lived: float, syn_timeout: int) -> None:
+    core = Core()
+    core.plane.put_settings({**TIMEOUTS, "TCP_EST": 7440, "SYN_RECV": syn_timeout}, True)
+    core.plane.publish()
+    talk = Talk(core).establish()
+    core.wait(lived)
+    talk.from_client(FIN | ACK)
+    talk.from_rs(FIN | ACK)
+    talk.ack()
+    assert core.state() == "TIME_WAIT"
+    core.wait(TIMEOUTS["TIME_WAIT"] + 1)
+    assert core.state() == ""
 
 
 FULL = {  # what each of four old connections has become -> which go, in this order, and which never do

@@ -299,6 +299,37 @@ def test_a_udp_flow_that_changes_its_queue(workers, loose):
     crew.close()
 
 
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_port_in_use_is_not_given_out_again_under_another_rule(stops):
+    """All ports are worker 0's, then all are worker 1's, while worker 0 has connections. stops: workers learn of it apart."""
+    crew = Crew(2)
+    lports = []
+    for owner in (0, 1):
+        crew.plane.put_steering(LAN, "udp4", Rule(MICROSOFT, (owner, owner)))
+        if stops and owner:
+            crew.workers[1].step(crew.now)
+            crew.queues[1, WAN].put(wire.udp(CLIENT, 2999, VIP, 53, b"too early"))
+            crew.workers[1].step(crew.now)
+            assert crew.queues[1, LAN].take() is None, "no port is worker 1's by both rules"
+            assert crew.counter("no_lip_port") == 1
+        for i in range(8):
+            [(_, _, frame)] = crew.put(owner, WAN, wire.udp(CLIENT, 2000 + 100 * owner + i, VIP, 53, b"x"))
+            lports.append(wire.read(frame).sport)
+    assert len(set(lports)) == 16
+    crew.close()
+
+
+def test_a_repeated_syn_by_another_queue_is_the_same_connection():
+    crew = Crew(2)
+    crew.plane.put_steering(WAN, "tcp4", Rule(loose=True))
+    lports = set()
+    for worker in (0, 1, 0):
+        [(_, _, frame)] = crew.put(worker, WAN, wire.tcp(CLIENT, 5000, VIP, 80, wire.SYN, seq=7))
+        lports.add(wire.read(frame).sport)
+    assert len(lports) == crew.counter("conns") == 1
+    crew.close()
+
+
 def test_an_unserved_datagram_is_refused_where_it_came_in():
     crew = Crew(3)
     crew.plane.put_steering(WAN, "udp4", Rule(loose=True))
