@@ -494,7 +494,7 @@ def plot_sweep(axis: Any, rows: list[Row]) -> None:
         points = [(row["conns"], row[key]) for row in rows if row.get(key) is not None]
         if points:
             axis.plot(*zip(*points, strict=True), "--" if key == "floor_ns" else "-", marker="o", label=text)
-    axis.set(xscale="log", xlabel="connections", ylabel="ns", title="In memory, one worker, UDP", ylim=(0, None))
+    axis.set(xscale="log", yscale="log", xlabel="connections", ylabel="ns", title="In memory, one worker, UDP")
     if rows:
         axis.legend()
     axis.grid(alpha=0.3)
