@@ -78,10 +78,9 @@ def test_quiet_balancer_sleeps_and_is_awake_at_once(own_balancer: Balancer) -> N
     own_balancer.topology.curl()
     idle.first_packet(own_balancer.topology)  # MAC addresses are known from now on
     time.sleep(1)
-    reports = [idle.measure(own_balancer, seconds) for seconds in (5, 1, 1)]  # the machine may pause, too
-    assert reports[0]["total_percent"] < 3, reports
-    assert all(report["first_packet_us"] is not None for report in reports), reports
-    assert min(report["first_packet_us"] for report in reports) < 1000, reports
+    report = idle.measure(own_balancer, 5)
+    assert report["total_percent"] < 3, report
+    assert report["first_packet_us"] is not None and report["first_packet_us"] < 1000, report
 
 
 def test_second_fnat_is_refused(own_balancer: Balancer) -> None:
