@@ -40,8 +40,8 @@ def test_stages_cover_the_way_of_a_packet() -> None:
     said = figures(["nat", "--seconds", "0.2", "--conns", "1000", "--stages"])
     stages = said["stages"]
     assert isinstance(stages, dict) and tuple(stages) == STAGES
-    assert all(ns >= 0 for ns in stages.values()), stages
-    assert sum(stages[name] for name in ("parse", "hash", "find", "conn", "rewrite", "neighbour")) > 1, stages
+    for name in ("parse", "hash", "find", "conn", "rewrite", "neighbour"):
+        assert 0 < stages[name] < said["ns_per_packet"] * 10, stages  # type: ignore[operator]
 
 
 def test_whole_lives_leave_nothing() -> None:
