@@ -382,23 +382,22 @@ static u64 jump(struct fnat_worker *w, u64 *ahead, u64 ns)
     return thread_ns() - start;
 }
 
-/* The clock jumps behind every deadline. Returns the time that ending all connections takes, the wheel's empty ticks taken out. */
-static u64 expire_all(struct generator *g, struct fnat_worker *w)
+/* All connections end by time. They were last seen in the `age` ns before now: the clock jumps to just before the first deadline, then goes
+ * on behind the last one. Returns the time of the second part, the wheel's empty ticks taken out. */
+static u64 expire_all(struct generator *g, struct fnat_worker *w, u64 age)
 {
+    enum { MARGIN_NS = 2000000000 };
     struct core *k = &w->core;
-    u64 longest = 0, ahead = 0;
-    for (u32 s = g->proto == PROTO_TCP ? 0 : UDP_NONE; s < (g->proto == PROTO_TCP ? UDP_NONE : CONN_STATES); s++)
-        longest = longest > k->timeouts[s] ? longest : k->timeouts[s];
-    longest = (longest / TICKS_PER_SECOND + 2) * 1000000000ull;
+    u64 timeout = (u64)k->timeouts[g->proto == PROTO_TCP ? TCP_EST : UDP_NORM] * (1000000000 / TICKS_PER_SECOND), ahead = 0;
     g->idle[0] = g->idle[1] = g->ending = true;
     for (; g->fifo_count; g->fifo_count--) { /* ends that are told to both sides need frames */
         frame_free(g->pool, g->fifo[g->fifo_head]);
         g->fifo_head = g->fifo_head + 1 == g->fifo_len ? 0 : g->fifo_head + 1;
     }
-    u64 full = jump(w, &ahead, longest);
-    if (k->header->conn_count) /* resets that found no room wait for a later turn */
-        full += jump(w, &ahead, 2000000000);
-    u64 empty = jump(w, &ahead, longest);
+    jump(w, &ahead, timeout - min_u64(timeout, age + MARGIN_NS));
+    u64 full = jump(w, &ahead, age + 2ull * MARGIN_NS), empty = jump(w, &ahead, age + 2ull * MARGIN_NS);
+    while (k->header->conn_count) /* resets that found no room wait for a later turn */
+        full += jump(w, &ahead, MARGIN_NS);
     return full - min_u64(full, empty);
 }
 
@@ -506,6 +505,7 @@ int fnat_bench_nat(struct fnat_worker *w, const struct fnat_bench_options *o, st
     if (rc)
         return rc;
     *out = (struct fnat_bench_result){.conns = o->conns, .opened = k->counters[CNT_conns_opened]};
+    u64 began = monotonic_ns();
     for (u32 from = 0; from < o->conns; from += 4096)
         out->open_ns += open_flows(&g, w, from, min_u32(from + 4096, o->conns));
     u32 some = min_u32(o->conns, 1 << 20);
@@ -530,7 +530,7 @@ int fnat_bench_nat(struct fnat_worker *w, const struct fnat_bench_options *o, st
     if (o->stages)
         measure_stages(w, (u64)(o->seconds * 1e9), out);
     out->dropped = k->counters[CNT_rx_packets] - received - (k->counters[CNT_to_rs] + k->counters[CNT_to_client] - forwarded);
-    out->expire_ns = expire_all(&g, w);
+    out->expire_ns = expire_all(&g, w, monotonic_ns() - began);
     out->left = still_taken(k);
     shut_down(&g, w);
     return 0;
