@@ -253,13 +253,21 @@ static u32 endpoint_of(const struct core *k, const struct conn *c)
 
 /* ---- next hops ---- */
 
-static u32 next_hop(struct core *k, u32 addr)
+/* The neighbour this flow goes by to the address; equal-cost routes share the flows. */
+static u32 next_hop(struct core *k, u8 family, const u8 addr[16], u32 flow)
 {
-    const struct fnat_route_spec *route = fib4_lookup(&k->fib, addr);
-    if (!route || route->kind != FNAT_ROUTE_UNICAST)
+    const struct fib_hop *hop = fib_lookup(&k->fib, family, addr, flow);
+    if (!hop || hop->kind != FNAT_ROUTE_UNICAST)
         return 0;
-    struct addr16 hop = addr16_4(get32(route->gateway) ? get32(route->gateway) : addr);
-    return neigh_get(&k->neigh, route->port, 4, hop.b);
+    return neigh_get_link(&k->neigh, neigh_link(hop->port, hop->mtu_class), family, hop->on_link ? addr : hop->gateway);
+}
+
+/* Both ways of a connection: neighbour ids by direction, 0 where there is none. The flow is the client's, whose hash is known at opening. */
+static void next_hops(struct core *k, const struct conn *c, u64 hash, u32 hops[2])
+{
+    struct addr16 rip = addr16_4(c->a.v4.rip), cip = addr16_4(c->a.v4.cip);
+    hops[TO_RS] = next_hop(k, 4, rip.b, (u32)hash);
+    hops[TO_CLIENT] = next_hop(k, 4, cip.b, (u32)hash);
 }
 
 /* ---- TCP identity ---- */
@@ -365,9 +373,10 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
         identity_take(k, p, c, endpoint);
     deltas_fill(c);
 
-    c->next_hop[TO_RS] = (u16)next_hop(k, c->a.v4.rip);
-    c->next_hop[TO_CLIENT] = (u16)next_hop(k, c->a.v4.cip);
-    if (!c->next_hop[TO_RS] || !c->next_hop[TO_CLIENT]) {
+    u32 hops[2];
+    next_hops(k, c, p->hash, hops);
+    c->next_hop[TO_RS] = (u16)hops[TO_RS], c->next_hop[TO_CLIENT] = (u16)hops[TO_CLIENT];
+    if (!hops[TO_RS] || !hops[TO_CLIENT]) {
         reason = DROP_no_route;
         goto give_port;
     }
@@ -477,11 +486,11 @@ void conn_sweep_routes(struct core *k, u32 budget)
         struct conn *c = &k->conns[k->sweep];
         if (!conn_live(c))
             continue;
-        u32 to_rs = next_hop(k, c->a.v4.rip), to_client = next_hop(k, c->a.v4.cip);
-        if (to_rs)
-            c->next_hop[TO_RS] = (u16)to_rs;
-        if (to_client)
-            c->next_hop[TO_CLIENT] = (u16)to_client;
+        u32 hops[2];
+        next_hops(k, c, conn_hash(k, c, TO_RS), hops);
+        for (u32 dir = 0; dir < 2; dir++)
+            if (hops[dir])
+                c->next_hop[dir] = (u16)hops[dir];
     }
     if (k->sweep > k->header->conn_fresh)
         k->sweep = 0;

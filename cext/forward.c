@@ -99,6 +99,7 @@ static always_inline enum verdict forward_hit(struct core *k, struct packet *p, 
     struct conn *c = &k->conns[index];
     struct neigh_entry *hop = &k->neigh.entries[c->next_hop[dir]];
     u64 word = load_relaxed(&hop->word);
+    u32 link = neigh_word_link(word);
     u8 port = neigh_word_port(word);
     const struct ip4_header *ip = (const struct ip4_header *)(p->data + p->l3);
 
@@ -108,10 +109,10 @@ static always_inline enum verdict forward_hit(struct core *k, struct packet *p, 
     }
     if (unlikely(ip->ttl <= 1))
         return answer_icmp_error(k, p, ICMP_TIME_EXCEEDED, 0, 0, p->daddr, DROP_ttl);
-    if (unlikely(p->l3_len > k->ports[port].mtu)) {
-        if (!k->ports[port].mtu)
+    if (unlikely(p->l3_len > k->link_mtu[link])) {
+        if (!k->link_mtu[link])
             return drop(k, p, DROP_port_down);
-        return too_big(k, p, k->ports[port].mtu);
+        return too_big(k, p, k->link_mtu[link]);
     }
 
     account(k, c, p, dir);
@@ -156,10 +157,10 @@ static enum verdict pass(struct core *k, struct packet *p, enum counter otherwis
 }
 
 /* Does a kni_host route carve this address out for the host? */
-static bool is_hosts(const struct core *k, u32 addr)
+static bool is_hosts(const struct core *k, u8 family, const u8 addr[16])
 {
-    const struct fnat_route_spec *route = k->snap->has_host_routes ? fib4_lookup(&k->fib, addr) : NULL;
-    return route && route->kind == FNAT_ROUTE_HOST;
+    const struct fib_hop *hop = k->snap->has_host_routes ? fib_lookup(&k->fib, family, addr, 0) : NULL;
+    return hop && hop->kind == FNAT_ROUTE_HOST;
 }
 
 static enum verdict refuse(struct core *k, struct packet *p)
@@ -248,7 +249,7 @@ static enum verdict forward_first(struct core *k, struct packet *p, const struct
 __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, struct packet *p)
 {
     const struct snap_address_slot *owned = owned4(k, p->daddr);
-    if (!owned || is_hosts(k, p->daddr))
+    if (!owned || is_hosts(k, owned->family, owned->addr))
         return pass(k, p, DROP_not_ours);
     if (is_martian(p->saddr, p->daddr))
         return drop(k, p, DROP_martian);
