@@ -119,8 +119,8 @@ int fnat_neigh_set(struct fnat_plane *p, uint8_t port, uint8_t family, const uin
         neigh_forget(&t, id, tick);
         return 0;
     }
-    u32 id = neigh_get(&t, port, family, addr);
-    if (!id)
+    u32 id = neigh_find(&t, port, family, addr);
+    if (!id && !(id = neigh_get(&t, port, family, addr)))
         return -ENOSPC;
     neigh_learn(&t, id, mac, (u8)(NEIGH_REACHABLE | (state & FNAT_NEIGH_STATIC ? NEIGH_STATIC : 0)), tick);
     return 0;
