@@ -184,14 +184,14 @@ static int give_classes(struct building *b, u32 n, u16 mtus[FIB_MTUS])
             fresh++;
         while (spare < FIB_MTUS && wanted[spare])
             spare++;
-        u32 class = fresh < FIB_MTUS ? fresh : spare;
-        if (class == FIB_MTUS)
+        u32 next = fresh < FIB_MTUS ? fresh : spare;
+        if (next == FIB_MTUS)
             return -E2BIG;
-        if (mtus[class])
-            b->class_of[mtus[class]] = 0;
-        mtus[class] = mtu;
-        wanted[class] = true;
-        b->class_of[mtu] = (u8)class;
+        if (mtus[next])
+            b->class_of[mtus[next]] = 0;
+        mtus[next] = mtu;
+        wanted[next] = true;
+        b->class_of[mtu] = (u8)next;
     }
     return 0;
 }
