@@ -150,7 +150,8 @@ static u32 take_space_for_routes(struct fnat_plane *p, struct snapshot_builder *
 {
     u32 units = units_of(bytes), at = 0;
     reclaim(p, b);
-    b->low_end = b->units - (u32)min_u64(units * 9ull / 4 + 64, b->units / 4 * 3ull);
+    u64 room = 2ull * units + units / 4; /* the next one may be a little larger */
+    b->low_end = room < b->units ? b->units - (u32)room : 1;
     if (old < b->low_end + (b->units - b->low_end) / 2)
         at = find_run_back(b, b->low_end, b->units, units);
     if (!at)
