@@ -199,6 +199,23 @@ def test_a_large_table_is_built_in_no_time_and_fits() -> None:
     plane.close()
 
 
+def test_services_that_come_and_go_leave_room_for_routes() -> None:
+    """Blobs of all sizes walk through the area for long; then a large table still finds a place in one piece."""
+    plane = Plane.create(None, conns=16, services=600, members=600 * 20, endpoints=4, frames=0, snapshot_mib=6)
+    dice = random.Random(6)
+    routes = full_table(dice, 80_000, 20_000)
+    plane.put_addresses([(1, VIP, "vip", 0), (2, "10.0.0.11", "lip", 0)])
+    publish(plane, routes)
+    for _ in range(3):
+        for _ in range(6000):
+            i = dice.randrange(600)
+            members = [(20 * i + n, RS1, 1024 + n, 1) for n in range(1 + dice.randrange(20))]
+            plane.put_service(i, VIP, 1024 + i, 6, members=members, lips=[2])
+            plane.publish()
+        publish(plane, routes[dice.randrange(5000) :])
+    plane.close()
+
+
 def test_a_table_that_does_not_fit_leaves_the_old_one(plane: Plane) -> None:
     publish(plane, [("0.0.0.0/0", GATEWAY, "", 1, 0, 0, "unicast")])
     plane.put_routes(full_table(random.Random(4), 100_000, 0))
