@@ -24,7 +24,8 @@ enum { HUGE = 2 << 20, LEAST_PAYLOAD = 4, MOST_PAYLOAD = 1440, HEADERS = 54 + LE
 struct flow {
     u32 cip, vip, rip, lip;
     u16 cport, vport, rport, lport;
-    u32 spare[2];
+    u32 isn; /* of the SYN as the RS sees it, network order */
+    u32 spare;
 };
 _Static_assert(sizeof(struct flow) == 32, "two flows a line");
 
@@ -111,6 +112,7 @@ static void make_template(struct generator *g, struct template *t, enum directio
     if (g->proto == PROTO_TCP) {
         struct tcp_header *tcp = (struct tcp_header *)l4;
         tcp->seq = be32(shape == SHAPE_SYN || shape == SHAPE_SYNACK ? 0 : 1 + g->payload);
+        tcp->ack = dir == TO_RS && shape != SHAPE_SYN ? be32(1 + g->payload) : 0; /* to the client: write_frame */
         tcp->offset = 5 << 4;
         tcp->flags = shape_flags[shape];
         tcp->window = 0xffff;
@@ -134,7 +136,12 @@ static inline void write_frame(const struct generator *g, u8 *data, u32 id, cons
     u8 *l4 = (u8 *)(ip + 1);
     put32(l4, ports);
     put32(l4 + l4_size(g), id);
-    u16 sum = csum_fold(t->sum_l4 + addrs + ports + id);
+    u32 ack = 0;
+    if (g->proto == PROTO_TCP && dir == TO_CLIENT) {
+        ack = be32(be32(f->isn) + 1 + g->payload);
+        put32(l4 + offsetof(struct tcp_header, ack), ack);
+    }
+    u16 sum = csum_fold(t->sum_l4 + addrs + ports + id + ack);
     put16(l4 + (g->proto == PROTO_TCP ? offsetof(struct tcp_header, csum) : offsetof(struct udp_header, csum)),
           sum == 0xffff ? 0xffff : (u16)~sum);
 }
@@ -215,6 +222,7 @@ static unsigned gen_tx(struct io_queue *queue, struct packet *pkts, unsigned n)
                 f->lip = ip->src, f->rip = ip->dst;
                 memcpy(&f->lport, l4, 2);
                 memcpy(&f->rport, l4 + 2, 2);
+                f->isn = g->proto == PROTO_TCP ? get32(l4 + offsetof(struct tcp_header, seq)) : 0;
             }
         }
         if (unlikely(--g->until_check == 0)) {

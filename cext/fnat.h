@@ -60,7 +60,10 @@ void fnat_plane_info(const struct fnat_plane *plane, struct fnat_plane_info *out
 
 enum { FNAT_SCHED_RR = 0, FNAT_SCHED_WRR = 1 };
 enum { FNAT_NO_RS_DROP = 0, FNAT_NO_RS_RESET = 1 };
-enum { FNAT_SVC_EXPIRE_QUIESCENT = 1 };
+enum {
+    FNAT_SVC_EXPIRE_QUIESCENT = 1,
+    FNAT_SVC_ONE_PACKET = 2, /* UDP: every datagram of a client is scheduled anew */
+};
 
 struct fnat_member_spec {
     uint8_t rip[16];

@@ -35,6 +35,7 @@ enum packet_kind {
     KIND_ICMP,     /* any ICMP over IPv4 */
     KIND_FRAGMENT, /* IPv4 fragment, the first one included */
     KIND_OTHER4,   /* another IP protocol */
+    KIND_ROUTED,   /* IPv4 with a source route, whatever it carries */
     KIND_ARP,
     KIND_OTHER, /* not IPv4, not ARP */
 };

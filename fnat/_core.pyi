@@ -184,6 +184,7 @@ class Plane:
         scheduler: str = "rr",
         no_rs_reset: bool = False,
         expire_quiescent: bool = False,
+        one_packet: bool = False,
         conn_timeout: int = 0,
         half_open: int = 0,
         members: list[tuple[int, str, int, int]] = ...,
