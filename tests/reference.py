@@ -181,7 +181,7 @@ class Conn:
         default_factory=lambda: [1 << 30, 1 << 30]
     )  # by sender: what the receiver can take at most
     finished: bool = False  # both sides have closed; its local port may be taken when none is free
-    next_seq: list[int | None] = field(default_factory=lambda: [None, None])  # by sender, in the sender's own numbers
+    next_seq: list[int] = field(default_factory=lambda: [0, 0])  # by sender, in the sender's own numbers
     packets: list[int] = field(default_factory=lambda: [0, 0])
     bytes: list[int] = field(default_factory=lambda: [0, 0])
 
@@ -511,9 +511,8 @@ class Reference:
             if f.flags & ACK:
                 return state
             if state == "SYN_RECV" and not conn.synack_seen:
-                first = conn.next_seq[_CLIENT] is None
                 conn.next_seq[_CLIENT] = end
-                conn.windows[_RS] = window_in(f) if first else max(window_in(f), conn.windows[_RS])
+                conn.windows[_RS] = max(window_in(f), conn.windows[_RS])
             conn.doubt |= state in _LIVING
             return state
         if not f.flags & ACK:
@@ -529,6 +528,8 @@ class Reference:
         conn.windows[_CLIENT] = window_in(f)
         if scale_of(f) is None:
             conn.windows[_RS] = 1 << 16
+        if anew:  # the RS has forgotten all that it knew
+            self.wild.add((conn.lip[0], conn.rs))
         return "TCP_EST" if anew else state
 
     def _remember(self, frame: bytes, conn: Conn) -> None:
@@ -541,10 +542,11 @@ class Reference:
         if conn.received is None:
             conn.received = Received(f.seq)
         leaps = is_first(f.flags) and f.seq != conn.received.isn
-        conn.received.take(f.seq, len(f.payload) + bool(f.flags & SYN) + bool(f.flags & FIN))
+        if is_first(f.flags) or conn.state != "SYN_RECV":  # before the handshake is over nothing but the SYN is taken
+            conn.received.take(f.seq, len(f.payload) + bool(f.flags & SYN) + bool(f.flags & FIN))
         seen = conn.received.next
         floor.seq = seen if floor.seq is None or later(seen, floor.seq) else floor.seq
-        leaps |= ((conn.next_seq[_CLIENT] or 0) + (conn.dseq or 0) - seen) & MASK > 1 << 30
+        leaps |= (conn.next_seq[_CLIENT] + (conn.dseq or 0) - seen) & MASK > 1 << 30
         if conn.stamped and f.ts is not None:
             conn.first_stamp = conn.first_stamp or (f.ts[0], self.now)
             fastest = conn.first_stamp[0] + (self.now - conn.first_stamp[1]) // 1_000_000 + 1
@@ -670,6 +672,7 @@ class Reference:
         if conn.proto == TCP:
             conn.stamped = f.ts is not None
             conn.dseq, conn.dts = None, None if conn.stamped else 0
+            conn.windows[_RS] = window_in(f)
         if not self._free_ports(conn, service):
             finished = [c for c in self.conns if self._shares_ports(c, conn, service) and c.finished]
             if not finished:
@@ -794,7 +797,7 @@ class Reference:
         self._close(conn)
         if conn.state != "TCP_EST":
             return
-        client, server = conn.next_seq[_CLIENT] or 0, conn.next_seq[_RS] or 0
+        client, server = conn.next_seq[_CLIENT], conn.next_seq[_RS]
         self._own_reset(conn.lip, conn.rs, (client + (conn.dseq or 0)) & MASK, server)
         self._own_reset(conn.vip, conn.client, server, client)
 
@@ -806,8 +809,8 @@ class Reference:
     def question(self, conn: Conn) -> tuple[int, bytes] | None:
         """The segment that asks: its number lies just below the window, so a living RS answers and changes nothing (RFC 9293
         3.10.7.4). None: there is no way to the RS."""
-        seq = (conn.next_seq[_CLIENT] or 0) + (conn.dseq or 0) - conn.windows[_CLIENT] - 1
-        return self._own_segment(conn.lip, conn.rs, ACK, seq & MASK, conn.next_seq[_RS] or 0)
+        seq = conn.next_seq[_CLIENT] + (conn.dseq or 0) - conn.windows[_CLIENT] - 1
+        return self._own_segment(conn.lip, conn.rs, ACK, seq & MASK, conn.next_seq[_RS])
 
     def asked(self, conn: Conn, port: int, frame: bytes) -> None:
         conn.doubt = False
@@ -953,7 +956,7 @@ def nonsense(flags: int) -> bool:
 
 def acknowledges(conn: Conn, sent: int, ack: int) -> bool:
     """In a handshake: the last of what one side has sent, not more bytes than its packets had."""
-    return ((conn.next_seq[sent] or 0) - ack) & MASK <= conn.bytes[sent]
+    return (conn.next_seq[sent] - ack) & MASK <= conn.bytes[sent]
 
 
 def scale_of(f: wire.Frame) -> int | None:
