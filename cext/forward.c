@@ -47,7 +47,7 @@ static inline void fetch_conn(const struct core *k, const struct packet *p)
 {
     const struct conn *c = &k->conns[p->conn >> 1];
     prefetch_near(c);
-    if (p->kind == KIND_TCP)
+    if (p->kind == KIND_TCP || p->family == 6)
         prefetch_near((const u8 *)c + CACHE_LINE);
 }
 
@@ -101,12 +101,27 @@ static always_inline void follow_tcp(struct core *k, struct conn *c, u32 index, 
         follow_turn(k, c, index, p, dir);
 }
 
-rare static enum verdict too_big(struct core *k, struct packet *p, u16 mtu)
+/* Bytes of the packet when it leaves: the headers of both families differ. */
+static always_inline u32 leaving_len(const struct conn *c, const struct packet *p)
+{
+    if (likely(c->families == FAMILIES_44 || c->families == FAMILIES_66))
+        return p->l3_len;
+    return p->l3_len - (u32)(p->l4 - p->l3) + (p->family == 4 ? (u32)sizeof(struct ip6_header) : (u32)sizeof(struct ip4_header));
+}
+
+/* The sender is told what it may send: RFC 1191, RFC 8201; in its own family's bytes. */
+rare static enum verdict too_big(struct core *k, struct packet *p, u32 leaving, u16 mtu)
 {
     const struct ip4_header *ip = (const struct ip4_header *)(p->data + p->l3);
-    if (!(be16(ip->frag) & IP4_DF))
+    if (p->family == 4 && !(be16(ip->frag) & IP4_DF))
         return drop(k, p, DROP_mtu);
-    return answer_icmp_error(k, p, ICMP_UNREACHABLE, ICMP_FRAG_NEEDED, be32(mtu), p->daddr, DROP_mtu); /* RFC 1191 */
+    return answer_error(k, p, ERROR_TOO_BIG, mtu + p->l3_len - leaving, DROP_mtu);
+}
+
+static inline u8 hops_left(const struct packet *p)
+{
+    const u8 *l3 = p->data + p->l3;
+    return p->family == 4 ? ((const struct ip4_header *)l3)->ttl : ((const struct ip6_header *)l3)->hop_limit;
 }
 
 static always_inline enum verdict forward_hit(struct core *k, struct packet *p, u32 index, enum direction dir, struct stage_clock *clock)
@@ -114,19 +129,20 @@ static always_inline enum verdict forward_hit(struct core *k, struct packet *p, 
     struct conn *c = &k->conns[index];
     struct neigh_entry *hop = &k->neigh.entries[c->next_hop[dir]];
     u64 word = load_relaxed(&hop->word);
+    u32 link = neigh_word_link(word);
     u8 port = neigh_word_port(word);
-    const struct ip4_header *ip = (const struct ip4_header *)(p->data + p->l3);
+    u32 leaving = leaving_len(c, p);
 
     if (unlikely(c->flags & CONN_QUIESCENT && !load_relaxed(&k->plane_members[c->member].usable))) {
         conn_close(k, index);
         return drop(k, p, DROP_quiesced);
     }
-    if (unlikely(ip->ttl <= 1))
-        return answer_icmp_error(k, p, ICMP_TIME_EXCEEDED, 0, 0, p->daddr, DROP_ttl);
-    if (unlikely(p->l3_len > k->ports[port].mtu)) {
-        if (!k->ports[port].mtu)
+    if (unlikely(hops_left(p) <= 1))
+        return answer_error(k, p, ERROR_TTL, 0, DROP_ttl);
+    if (unlikely(leaving > k->link_mtu[link])) {
+        if (!k->link_mtu[link])
             return drop(k, p, DROP_port_down);
-        return too_big(k, p, k->ports[port].mtu);
+        return too_big(k, p, leaving, k->link_mtu[link]);
     }
 
     account(k, c, p, dir);
@@ -144,7 +160,7 @@ static always_inline enum verdict forward_hit(struct core *k, struct packet *p, 
     if (unlikely(!hop->used))
         hop->used = 1;
     put64(p->data, word); /* the MAC; the rest of the word is written over */
-    put64(p->data + 6, k->ports[port].source4);
+    put64(p->data + 6, likely(conn_family(c, !dir) == 4) ? k->ports[port].source4 : k->ports[port].source6);
     p->out_port = port;
     k->counters[CNT_to_rs + dir]++;
     stage_mark(clock, STAGE_NEIGHBOUR);
@@ -154,19 +170,28 @@ _Static_assert(CNT_to_client == CNT_to_rs + TO_CLIENT, "counters in the order of
 
 /* ---- a packet of no known connection ---- */
 
-/* A source that no host on a wire may have: RFC 1122 3.2.1.3, or one of our own addresses. */
-static bool is_martian(const struct core *k, u32 saddr)
+/* A source that no host on another link may use: RFC 1122 3.2.1.3; RFC 4291 2.5.2, 2.5.3, 2.5.5.2, 2.5.6, 2.7; or one of our own addresses. */
+static bool is_martian(const struct core *k, const struct packet *p)
 {
-    u32 a = be32(saddr);
-    return a >> 24 == 0 || a >> 24 == 127 || a >= 0xe0000000 || owned4(k, saddr);
+    struct addr16 src = packet_src(p);
+    if (owned(k, p->family, src.b))
+        return true;
+    if (p->family == 6) {
+        static const u8 low[15], mapped[12] = {[10] = 0xff, [11] = 0xff};
+        const u8 *a = src.b;
+        return (!memcmp(a, low, sizeof low) && a[15] <= 1) || !memcmp(a, mapped, sizeof mapped) || a[0] == 0xff ||
+               (a[0] == 0xfe && (a[1] & 0xc0) == 0x80);
+    }
+    u32 a = be32(p->saddr);
+    return a >> 24 == 0 || a >> 24 == 127 || a >= 0xe0000000;
 }
 
 /* What nobody sends who wants a connection. 0: nothing wrong. */
 static enum counter unwelcome(const struct core *k, const struct packet *p)
 {
-    if (p->saddr == p->daddr)
+    if (p->family == 6 ? same_addr(packet_src6(p), packet_dst6(p)) : p->saddr == p->daddr)
         return DROP_land;
-    if (is_martian(k, p->saddr))
+    if (is_martian(k, p))
         return DROP_martian;
     if (p->kind == KIND_ROUTED)
         return DROP_source_route;
@@ -181,17 +206,17 @@ static enum verdict pass(struct core *k, struct packet *p, enum counter otherwis
 {
     if (!k->ports[p->in_port].punt)
         return drop(k, p, otherwise);
-    if (p->kind == KIND_TCP || p->kind == KIND_UDP)
+    if (p->family == 4 && (p->kind == KIND_TCP || p->kind == KIND_UDP))
         rewrite_complete_if_partial(k, p); /* a TAP has no way to say that hardware should do it */
     count(k, CNT_passed);
     return VERDICT_PASS;
 }
 
 /* Does a kni_host route carve this address out for the host? */
-static bool is_hosts(const struct core *k, u32 addr)
+static bool is_hosts(const struct core *k, u8 family, const u8 addr[16])
 {
-    const struct fnat_route_spec *route = k->snap->has_host_routes ? fib4_lookup(&k->fib, addr) : NULL;
-    return route && route->kind == FNAT_ROUTE_HOST;
+    const struct fib_hop *hop = k->snap->has_host_routes ? fib_lookup(&k->fib, family, addr, 0) : NULL;
+    return hop && hop->kind == FNAT_ROUTE_HOST;
 }
 
 static enum verdict refuse(struct core *k, struct packet *p)
@@ -200,7 +225,7 @@ static enum verdict refuse(struct core *k, struct packet *p)
         return drop(k, p, DROP_no_service);
     if (p->proto == PROTO_TCP)
         return answer_reset(k, p);
-    return answer_icmp_error(k, p, ICMP_UNREACHABLE, ICMP_PORT_UNREACHABLE, 0, p->daddr, DROP_no_service);
+    return answer_error(k, p, ERROR_PORT, 0, DROP_no_service);
 }
 
 /* Give the packet to another worker, to look in its own table. */
@@ -229,8 +254,8 @@ static bool belongs_elsewhere(struct core *k, struct packet *p, const struct sna
         return false;
     bool answer = owned->kind & FNAT_ADDR_LIP, opens = may_open(p, owned);
     if (answer && !p->hops) {
-        const struct steer_map *map = lip_rule(&k->lip, owned->port, p->proto, 4)->map;
-        struct addr16 rip = addr16_4(p->saddr), lip = addr16_4(p->daddr);
+        const struct steer_map *map = lip_rule(&k->lip, owned->port, p->proto, p->family)->map;
+        struct addr16 rip = packet_src(p), lip = packet_dst(p);
         *to = steer_owner(map, be16(p->dport), steer_rest(map, rip.b, lip.b, p->sport));
         p->hops = 1;
         if (*to != k->index) {
@@ -238,7 +263,7 @@ static bool belongs_elsewhere(struct core *k, struct packet *p, const struct sna
             return true;
         }
     }
-    if (opens && !lip_rule(&k->lip, p->in_port, p->proto, 4)->loose)
+    if (opens && !lip_rule(&k->lip, p->in_port, p->proto, p->family)->loose)
         return false;
     if (p->hops > k->workers - !opens)
         return false; /* it has been everywhere */
@@ -254,8 +279,8 @@ static bool belongs_elsewhere(struct core *k, struct packet *p, const struct sna
 
 static enum verdict forward_first(struct core *k, struct packet *p, const struct snap_address_slot *owned)
 {
-    struct addr16 vip = addr16_4(p->daddr);
-    const struct snap_service *svc = snapshot_service(k->snap, k->area, &k->secret, vip.b, p->dport, p->proto, 4);
+    struct addr16 vip = packet_dst(p);
+    const struct snap_service *svc = snapshot_service(k->snap, k->area, &k->secret, vip.b, p->dport, p->proto, p->family);
     u32 index;
     if (p->proto == PROTO_TCP && !track_is_first(p->tcp_flags))
         return drop(k, p, DROP_no_conn);
@@ -279,8 +304,9 @@ static enum verdict forward_first(struct core *k, struct packet *p, const struct
 
 __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, struct packet *p)
 {
-    const struct snap_address_slot *owned = owned4(k, p->daddr);
-    if (!owned || is_hosts(k, p->daddr))
+    struct addr16 dst = packet_dst(p);
+    const struct snap_address_slot *mine = owned(k, p->family, dst.b);
+    if (!mine || is_hosts(k, p->family, dst.b))
         return pass(k, p, DROP_not_ours);
     enum counter reason = unwelcome(k, p);
     if (unlikely(reason))
@@ -289,10 +315,10 @@ __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, st
     case KIND_TCP:
     case KIND_UDP: {
         u32 to;
-        return belongs_elsewhere(k, p, owned, &to) ? hand_off(k, p, to) : forward_first(k, p, owned);
+        return belongs_elsewhere(k, p, mine, &to) ? hand_off(k, p, to) : forward_first(k, p, mine);
     }
     case KIND_ICMP:
-        return p->data[p->l4] == ICMP_ECHO ? answer_echo(k, p) : drop(k, p, DROP_icmp);
+        return p->data[p->l4] == (p->family == 4 ? ICMP_ECHO : ICMP6_ECHO) ? answer_echo(k, p) : drop(k, p, DROP_icmp);
     case KIND_FRAGMENT:
         return drop(k, p, DROP_fragment);
     default:
@@ -302,10 +328,25 @@ __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, st
 
 /* ---- one packet, then a batch ---- */
 
+static always_inline bool is_candidate(const struct core *k, u32 ref, const struct packet *p)
+{
+    const struct conn *c = &k->conns[ref >> 1];
+    if (likely(p->family == 4))
+        return conn_is4(c, ref & 1, p);
+    return conn_is(k, c, ref & 1, 6, p->proto, get32(&p->sport), packet_src6(p), packet_dst6(p));
+}
+
+static always_inline u64 hash_of(const struct core *k, const struct packet *p)
+{
+    if (likely(p->family == 4))
+        return hash_flow4(&k->secret, get64(&p->saddr), get32(&p->sport), p->proto);
+    return hash_flow6(&k->secret, packet_src6(p), packet_dst6(p), get32(&p->sport), p->proto);
+}
+
 static always_inline enum verdict forward_flow(struct core *k, struct packet *p, struct stage_clock *clock)
 {
     u32 ref = p->conn;
-    if (unlikely(!ref || !conn_is4(&k->conns[ref >> 1], ref & 1, p)))
+    if (unlikely(!ref || !is_candidate(k, ref, p)))
         ref = conn_find(k, p); /* the first candidate was another's, or an earlier packet of the batch changed the table */
     p->conn = ref;
     if (unlikely(!ref))
@@ -357,7 +398,7 @@ static always_inline void forward_passes(struct core *k, struct packet *pkts, u3
         struct packet *p = &pkts[i];
         if (unlikely(p->kind != KIND_TCP && p->kind != KIND_UDP))
             continue;
-        p->hash = hash_flow4(&k->secret, get64(&p->saddr), get32(&p->sport), p->proto);
+        p->hash = hash_of(k, p);
         prefetch(first_bucket(k, p));
     }
     stage_mark(clock, STAGE_HASH);
