@@ -212,7 +212,7 @@ class Twin(Rig):
             if (c.proto, c.cip, c.cport, c.vip, c.vport, c.rip, c.rport) != key:
                 continue
             if conn.state in ONE_PACKET and (
-                (c.proto, *conn.rs, c.lip, c.lport) in self.reference.by_key or c.in_bytes != sent.total
+                (c.proto, *conn.rs, c.lip, c.lport) in self.reference.by_key or c.in_bytes not in (0, sent.total)
             ):
                 continue  # another datagram of this client
             return Choice(c.lip, c.lport)
