@@ -140,16 +140,27 @@ class LocalAddress(Frozen):
     port: PortName
 
 
+def _one_packet_is_udp(service: Any) -> Any:
+    """Validator of what has proto and one_packet."""
+    if service.one_packet and service.proto != "udp":
+        raise ValueError("one_packet is for UDP services only")
+    return service
+
+
 class Service(ServiceRef):
-    """A VIP:port with its RSs and LIPs. half_open None: HALF_OPEN_DEFAULT, 0: unlimited."""
+    """A VIP:port with its RSs and LIPs. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet: every datagram is scheduled
+    anew (UDP only)."""
 
     scheduler: Scheduler = "wrr"
     conn_timeout: Seconds = 0
     no_rs: NoRs = "drop"
     expire_quiescent: bool = False
+    one_packet: bool = False
     half_open: HalfOpen | None = None
     lips: tuple[LocalAddress, ...] = ()
     servers: tuple[RealServer, ...] = ()
+
+    _one_packet = model_validator(mode="after")(_one_packet_is_udp)
 
 
 class Address(Frozen):
@@ -229,11 +240,11 @@ class Timeouts(Frozen):
     fin_wait: Annotated[Seconds, Field(ge=1)] = 600
     time_wait: Annotated[Seconds, Field(ge=1)] = 7
     close: Annotated[Seconds, Field(ge=1)] = 3
-    close_wait: Annotated[Seconds, Field(ge=1)] = 600
+    close_wait: Annotated[Seconds, Field(ge=1)] = 900
     last_ack: Annotated[Seconds, Field(ge=1)] = 30
     listen: Annotated[Seconds, Field(ge=1)] = 120
     synack: Annotated[Seconds, Field(ge=1)] = 30
-    udp_none: Annotated[Seconds, Field(ge=1)] = 2
+    udp_none: Annotated[Seconds, Field(ge=1)] = 10  # resolvers ask again after 5 s
     udp_oneway: Annotated[Seconds, Field(ge=1)] = 300  # RFC 4787 REQ-5: at least 2 min, 5 min recommended
     udp_normal: Annotated[Seconds, Field(ge=1)] = 300
     udp_last: Annotated[Seconds, Field(ge=1)] = 2
@@ -435,7 +446,10 @@ class ServiceAdd(ServiceRef):
     conn_timeout: Seconds = 0
     no_rs: NoRs = "drop"
     expire_quiescent: bool = False
+    one_packet: bool = False
     half_open: HalfOpen | None = None
+
+    _one_packet = model_validator(mode="after")(_one_packet_is_udp)
 
 
 class ServiceSet(ServiceRef):
@@ -446,7 +460,10 @@ class ServiceSet(ServiceRef):
     conn_timeout: Seconds = 0
     no_rs: NoRs = "drop"
     expire_quiescent: bool = False
+    one_packet: bool = False
     half_open: HalfOpen | None = None
+
+    _one_packet = model_validator(mode="after")(_one_packet_is_udp)
 
 
 class ServiceDel(ServiceRef):
@@ -692,6 +709,7 @@ class ServiceView(TypedDict):
     conn_timeout: int
     no_rs: str
     expire_quiescent: bool
+    one_packet: bool
     half_open: int | None
     stats: StatsView
     rate: RateView
