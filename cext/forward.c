@@ -174,7 +174,7 @@ _Static_assert(CNT_to_client == CNT_to_rs + TO_CLIENT, "counters in the order of
 static bool is_martian(const struct core *k, const struct packet *p)
 {
     struct addr16 src = packet_src(p);
-    if (owned(k, p->family, src.b))
+    if (!k->snap->settings.own_sources && owned(k, p->family, src.b))
         return true;
     if (p->family == 6) {
         static const u8 low[15], mapped[12] = {[10] = 0xff, [11] = 0xff};

@@ -17,7 +17,7 @@
  *    gone answers that one with an exact RST. So nothing is closed on a doubt. If neither side speaks for the timeout `close`, the worker asks
  *    the RS by a segment below its window (RFC 9293 3.10.7.4 wants an ACK for it): a living one answers and nothing has happened; a dead one
  *    answers with an exact RST. Silence leaves the ordinary timeouts.
- *  - FIN counts if nothing has been sent beyond it and it begins within the window. One that was believed wrongly is unmasked by what
+ *  - FIN counts if it lies beyond all that has been sent, within the window. One that was believed wrongly is unmasked by what
  *    its sender sends afterwards: the state goes back.
  *  - SYN inside a living connection moves nothing: the RS's challenge ACK decides. It raises a doubt, and only under a doubt is a SYN-ACK believed: an RS
  *    that has forgotten the connection begins anew with its client.
@@ -190,9 +190,9 @@ u8 track_follow(struct conn *c, enum direction dir, const struct packet *p)
             return state;
         state = table[dir][EVENT_ACK][state];
     }
-    bool fits = within_window(c, dir, s.seq), beyond = track_advance(c, dir, s.end), last = beyond || s.end == c->next_seq[dir];
+    bool fits = within_window(c, dir, s.seq), beyond = track_advance(c, dir, s.end);
     if (s.flags & TCP_FIN)
-        return fits && last ? table[dir][EVENT_FIN][state] : state;
+        return fits && beyond ? table[dir][EVENT_FIN][state] : state;
     if (unlikely(beyond)) { /* it has not finished after all */
         if (state == (dir == TO_RS ? TCP_CLOSE_WAIT : TCP_FIN_WAIT))
             return TCP_EST;

@@ -178,11 +178,17 @@ class Plane:
     def info(self) -> PlaneInfo: ...
     # control: nothing is in force before publish()
     def put_settings(
-        self, timeouts: dict[str, int], unserved_reset: bool, lports: tuple[int, int] = (1024, 65535)
+        self,
+        timeouts: dict[str, int],
+        unserved_reset: bool,
+        lports: tuple[int, int] = (1024, 65535),
+        *,
+        own_sources: bool = False,
     ) -> None:
         """Seconds by state name (see STATES); a state left out keeps its built-in default.
 
-        lports: first and last local port."""
+        lports: first and last local port. own_sources: an owned address may be the source of a first packet, which
+        else is dropped as `martian`."""
     def put_port(self, id: int, name: str, mac: str, mtu: int, *, up: bool = True, exclusive: bool = False) -> None: ...
     def put_service(
         self,
@@ -211,8 +217,8 @@ class Plane:
         """The whole list of (prefix "10.0.0.0/8", gateway or "", src or "", port id, mtu, metric, kind).
 
         kind is "unicast", "host" (hand to the host) or "unreachable". Of equal prefixes the lowest metric wins;
-        unicast routes with the same one share the flows. mtu 0: the port's. EINVAL what cannot be; E2BIG more than 64 equal-cost
-        routes to a prefix or 255 different MTUs. ValueError: gateway or src of the other family."""
+        unicast routes with the same one share the flows. mtu 0: the port's. EINVAL what cannot be; E2BIG more than 64
+        equal-cost routes to a prefix or 255 different MTUs. ValueError: gateway or src of the other family."""
     def route_get(self, addr: str, flow: int = 0) -> Hop | None:
         """The way of a flow (any 32-bit number) by the snapshot this plane published last; None: no route."""
     def publish(self) -> int: ...

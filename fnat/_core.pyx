@@ -64,7 +64,7 @@ cdef extern from "fnat.h" nogil:
     struct fnat_settings:
         uint32_t timeouts[15]
         uint16_t lport_first, lport_last
-        uint8_t unserved
+        uint8_t unserved, own_sources
     struct fnat_steering_spec:
         uint8_t mode, loose, key_len
         uint16_t slots
@@ -457,10 +457,11 @@ cdef class Plane:
         fnat_plane_info_get(self.handle(), &info)
         return info_dict(&info)
 
-    def put_settings(self, timeouts, unserved_reset, lports=(1024, 65535)):
+    def put_settings(self, timeouts, unserved_reset, lports=(1024, 65535), *, own_sources=False):
         cdef fnat_settings s
         memset(&s, 0, sizeof(s))
-        defaults = (2, 7440, 10, 10, 600, 7, 3, 600, 30, 120, 30, 2, 300, 300, 2)
+        s.own_sources = own_sources
+        defaults = (2, 7440, 10, 10, 600, 7, 3, 900, 30, 120, 30, 10, 300, 300, 2)
         for i, name in enumerate(STATES):
             s.timeouts[i] = timeouts.get(name, defaults[i])
         unknown = set(timeouts) - set(STATES)

@@ -120,6 +120,12 @@ class ServiceRef(Frozen):
     def key(self) -> Key:
         return Key(self.proto, self.vip, self.vport)
 
+    @model_validator(mode="after")
+    def _one_packet_is_udp(self) -> Self:
+        if getattr(self, "one_packet", False) and self.proto != "udp":
+            raise ValueError("one_packet is for UDP services only")
+        return self
+
 
 class RealServer(Frozen):
     """A server of a service; weight 0 gets no new connections."""
@@ -140,16 +146,9 @@ class LocalAddress(Frozen):
     port: PortName
 
 
-def _one_packet_is_udp(service: Any) -> Any:
-    """Validator of what has proto and one_packet."""
-    if service.one_packet and service.proto != "udp":
-        raise ValueError("one_packet is for UDP services only")
-    return service
-
-
 class Service(ServiceRef):
-    """A VIP:port with its RSs and LIPs. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet: every datagram is scheduled
-    anew (UDP only)."""
+    """A VIP:port with its RSs and LIPs. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only): every
+    datagram is scheduled anew."""
 
     scheduler: Scheduler = "wrr"
     conn_timeout: Seconds = 0
@@ -159,8 +158,6 @@ class Service(ServiceRef):
     half_open: HalfOpen | None = None
     lips: tuple[LocalAddress, ...] = ()
     servers: tuple[RealServer, ...] = ()
-
-    _one_packet = model_validator(mode="after")(_one_packet_is_udp)
 
 
 class Address(Frozen):
@@ -449,8 +446,6 @@ class ServiceAdd(ServiceRef):
     one_packet: bool = False
     half_open: HalfOpen | None = None
 
-    _one_packet = model_validator(mode="after")(_one_packet_is_udp)
-
 
 class ServiceSet(ServiceRef):
     """Only the fields that are given change."""
@@ -462,8 +457,6 @@ class ServiceSet(ServiceRef):
     expire_quiescent: bool = False
     one_packet: bool = False
     half_open: HalfOpen | None = None
-
-    _one_packet = model_validator(mode="after")(_one_packet_is_udp)
 
 
 class ServiceDel(ServiceRef):

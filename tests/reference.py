@@ -490,7 +490,7 @@ class Reference:
         if beyond:
             conn.next_seq[sender] = end
         if f.flags & FIN:
-            return next_state(state, sender, FIN, conn.synack_seen) if fits and (beyond or end == known) else state
+            return next_state(state, sender, FIN, conn.synack_seen) if fits and beyond else state
         if beyond and state == "TIME_WAIT":  # who sends more has not finished after all
             conn.finished = False
             return ("FIN_WAIT", "CLOSE_WAIT")[sender]

@@ -322,7 +322,8 @@ def _sockpair(text: str) -> Change:
 HELP = """\
 Usage: fnat-ipvsadm COMMAND [OPTIONS]      the FullNAT part of DPVS's ipvsadm
 
-  -A --add-service     SERVICE [-s SCHED] [-o] [--conn-timeout SEC] [--expire-quiescent] [--no-rs drop|reset] [--half-open N]
+  -A --add-service     SERVICE [-s SCHED] [-o] [--conn-timeout SEC] [--expire-quiescent] [--no-rs drop|reset]
+                       [--half-open N]
   -E --edit-service    SERVICE, and only what shall change
   -D --delete-service  SERVICE
   -C --clear           delete all services
@@ -343,7 +344,7 @@ SERVICE is -t VIP:PORT (TCP) or -u VIP:PORT (UDP).
 SCHED is rr or wrr; wrr when left out. WEIGHT is 0..65535, 1 when left out. -b (FullNAT) is the only mode
 and may be left out.
 --conn-timeout replaces the established timeout of TCP and all timeouts of UDP; 0 means the general ones.
--o --ops: UDP only; every datagram of a client goes to a server chosen anew, and the next one's answer may come from another.
+-o --ops: UDP only; every datagram of a client goes to a server chosen anew.
 --no-rs: a SYN when no server is usable is dropped or answered with RST.
 --half-open: most half-open connections, 0 = no limit.
 Addresses are always printed as numbers, with or without -n. -lnc shows the seconds left; its [N] is the worker.
