@@ -112,7 +112,7 @@ static void make_template(struct generator *g, struct template *t, enum directio
     if (g->proto == PROTO_TCP) {
         struct tcp_header *tcp = (struct tcp_header *)l4;
         tcp->seq = be32(shape == SHAPE_SYN || shape == SHAPE_SYNACK ? 0 : 1 + g->payload);
-        tcp->ack = dir == TO_RS && shape != SHAPE_SYN ? be32(1 + g->payload) : 0; /* to the client: write_frame */
+        tcp->ack = dir == TO_RS && shape != SHAPE_SYN ? be32(1 + g->payload) : 0; /* of the SYN-ACK: write_frame */
         tcp->offset = 5 << 4;
         tcp->flags = shape_flags[shape];
         tcp->window = 0xffff;
@@ -137,7 +137,7 @@ static inline void write_frame(const struct generator *g, u8 *data, u32 id, cons
     put32(l4, ports);
     put32(l4 + l4_size(g), id);
     u32 ack = 0;
-    if (g->proto == PROTO_TCP && dir == TO_CLIENT) {
+    if (g->shape == SHAPE_SYNACK) { /* of what comes later nobody looks at it */
         ack = be32(be32(f->isn) + 1 + g->payload);
         put32(l4 + offsetof(struct tcp_header, ack), ack);
     }
