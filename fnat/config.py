@@ -59,6 +59,7 @@ _SERVICE_KEYS = (
     "no_rs",
     "conn_timeout",
     "expire_quiescent",
+    "one_packet",
     "limits",
     "lips",
     "rs",
@@ -379,7 +380,9 @@ class _Reader:
             )
         limits = self.table(f"{path}.limits", table.get("limits", {}))
         self.keys(f"{path}.limits", limits, "service.*.limits")
-        fields: dict[str, Any] = {k: table[k] for k in ("scheduler", "no_rs", "expire_quiescent") if k in table}
+        fields: dict[str, Any] = {
+            k: table[k] for k in ("scheduler", "no_rs", "expire_quiescent", "one_packet") if k in table
+        }
         if "half_open" in limits:
             fields["half_open"] = self.count(f"{path}.limits.half_open", limits["half_open"])
         if "conn_timeout" in table:
@@ -579,6 +582,8 @@ def _dump_service(service: Service, port: str | None, all_lips: tuple[LocalAddre
         f"conn_timeout = {service.conn_timeout}",
     ]
     lines.append(f"expire_quiescent = {str(service.expire_quiescent).lower()}")
+    if service.one_packet:
+        lines.append("one_packet = true")
     if service.half_open is not None:
         lines.append(f"limits = {{ half_open = {service.half_open} }}")
     if service.lips != all_lips:

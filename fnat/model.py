@@ -120,6 +120,12 @@ class ServiceRef(Frozen):
     def key(self) -> Key:
         return Key(self.proto, self.vip, self.vport)
 
+    @model_validator(mode="after")
+    def _one_packet_is_udp(self) -> Self:
+        if getattr(self, "one_packet", False) and self.proto != "udp":
+            raise ValueError("one_packet is for UDP services only")
+        return self
+
 
 class RealServer(Frozen):
     """A server of a service; weight 0 gets no new connections."""
@@ -141,12 +147,14 @@ class LocalAddress(Frozen):
 
 
 class Service(ServiceRef):
-    """A VIP:port with its RSs and LIPs. half_open None: HALF_OPEN_DEFAULT, 0: unlimited."""
+    """A VIP:port with its RSs and LIPs. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only): every
+    datagram is scheduled anew."""
 
     scheduler: Scheduler = "wrr"
     conn_timeout: Seconds = 0
     no_rs: NoRs = "drop"
     expire_quiescent: bool = False
+    one_packet: bool = False
     half_open: HalfOpen | None = None
     lips: tuple[LocalAddress, ...] = ()
     servers: tuple[RealServer, ...] = ()
@@ -229,11 +237,11 @@ class Timeouts(Frozen):
     fin_wait: Annotated[Seconds, Field(ge=1)] = 600
     time_wait: Annotated[Seconds, Field(ge=1)] = 7
     close: Annotated[Seconds, Field(ge=1)] = 3
-    close_wait: Annotated[Seconds, Field(ge=1)] = 600
+    close_wait: Annotated[Seconds, Field(ge=1)] = 900
     last_ack: Annotated[Seconds, Field(ge=1)] = 30
     listen: Annotated[Seconds, Field(ge=1)] = 120
     synack: Annotated[Seconds, Field(ge=1)] = 30
-    udp_none: Annotated[Seconds, Field(ge=1)] = 2
+    udp_none: Annotated[Seconds, Field(ge=1)] = 10  # resolvers ask again after 5 s
     udp_oneway: Annotated[Seconds, Field(ge=1)] = 300  # RFC 4787 REQ-5: at least 2 min, 5 min recommended
     udp_normal: Annotated[Seconds, Field(ge=1)] = 300
     udp_last: Annotated[Seconds, Field(ge=1)] = 2
@@ -435,6 +443,7 @@ class ServiceAdd(ServiceRef):
     conn_timeout: Seconds = 0
     no_rs: NoRs = "drop"
     expire_quiescent: bool = False
+    one_packet: bool = False
     half_open: HalfOpen | None = None
 
 
@@ -446,6 +455,7 @@ class ServiceSet(ServiceRef):
     conn_timeout: Seconds = 0
     no_rs: NoRs = "drop"
     expire_quiescent: bool = False
+    one_packet: bool = False
     half_open: HalfOpen | None = None
 
 
@@ -692,6 +702,7 @@ class ServiceView(TypedDict):
     conn_timeout: int
     no_rs: str
     expire_quiescent: bool
+    one_packet: bool
     half_open: int | None
     stats: StatsView
     rate: RateView

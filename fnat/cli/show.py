@@ -79,7 +79,8 @@ def services(rows: Iterable[Row]) -> Table:
             bad.add(len(lines))
         rate, stats = row["rate"], row["stats"]
         timeout = f"{row['conn_timeout']}s" if row["conn_timeout"] else None
-        lines.append((*_name(row), row["scheduler"], len(row["servers"]), usable, len(row["lips"]), stats["active"],
+        scheduler = row["scheduler"] + (" ops" if row.get("one_packet") else "")
+        lines.append((*_name(row), scheduler, len(row["servers"]), usable, len(row["lips"]), stats["active"],
                       stats["inactive"], rate["cps"], rate["in_pps"], rate["out_pps"], rate["in_bps"], rate["out_bps"],
                       stats["conns"], timeout, row["no_rs"]))  # fmt: skip
     return Table(columns, lines, frozenset(bad))

@@ -59,7 +59,6 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "persistent": _PERSIST, "netmask": _PERSIST, "persistent-conn": _PERSIST, "pe": _PERSIST,
     "gatewaying": _MODE, "ipip": _MODE, "masquerading": _MODE, "snat": _MODE,
     "u-threshold": _LIMIT, "l-threshold": _LIMIT, "thresholds": _LIMIT,
-    "ops": ("one-packet scheduling is not in fnat", "leave it out, or give the UDP service a short --conn-timeout"),
     "synproxy": ("the SYN proxy is not in fnat", "leave it out and limit half-open connections with --half-open"),
     "hash-target": ("hashing schedulers are not in fnat", "leave it out and use -s rr or -s wrr"),
     "quic": ("QUIC server routing is not in fnat", "leave it out"),
@@ -76,7 +75,7 @@ _OFF = {
 }
 
 _SERVICE = {"tcp-service", "udp-service"}
-_SHAPE = {"scheduler", "conn-timeout", "expire-quiescent", "no-rs", "half-open"}
+_SHAPE = {"scheduler", "conn-timeout", "expire-quiescent", "ops", "no-rs", "half-open"}
 _READS: dict[str, set[str]] = {
     "add-service": _SERVICE | _SHAPE,
     "edit-service": _SERVICE | _SHAPE,
@@ -238,6 +237,10 @@ def _shape(options: dict[str, str]) -> Change:
         fields["conn_timeout"] = number(options["conn-timeout"], "--conn-timeout", 0, 31535999)
     if "expire-quiescent" in options:
         fields["expire_quiescent"] = True
+    if "ops" in options:
+        fields["one_packet"] = True
+        if "udp-service" not in options:
+            raise Usage("--ops is for UDP services only", "leave it out, or name the service with -u")
     if "no-rs" in options:
         fields["no_rs"] = options["no-rs"]
         if options["no-rs"] not in ("drop", "reset"):
@@ -319,7 +322,8 @@ def _sockpair(text: str) -> Change:
 HELP = """\
 Usage: fnat-ipvsadm COMMAND [OPTIONS]      the FullNAT part of DPVS's ipvsadm
 
-  -A --add-service     SERVICE [-s SCHED] [--conn-timeout SEC] [--expire-quiescent] [--no-rs drop|reset] [--half-open N]
+  -A --add-service     SERVICE [-s SCHED] [-o] [--conn-timeout SEC] [--expire-quiescent] [--no-rs drop|reset]
+                       [--half-open N]
   -E --edit-service    SERVICE, and only what shall change
   -D --delete-service  SERVICE
   -C --clear           delete all services
@@ -340,6 +344,7 @@ SERVICE is -t VIP:PORT (TCP) or -u VIP:PORT (UDP).
 SCHED is rr or wrr; wrr when left out. WEIGHT is 0..65535, 1 when left out. -b (FullNAT) is the only mode
 and may be left out.
 --conn-timeout replaces the established timeout of TCP and all timeouts of UDP; 0 means the general ones.
+-o --ops: UDP only; every datagram of a client goes to a server chosen anew.
 --no-rs: a SYN when no server is usable is dropped or answered with RST.
 --half-open: most half-open connections, 0 = no limit.
 Addresses are always printed as numbers, with or without -n. -lnc shows the seconds left; its [N] is the worker.
@@ -384,7 +389,8 @@ def service_name(service: Row) -> str:
 
 
 def _flags(service: Row) -> str:
-    flags = f" conn-timeout {service['conn_timeout']}" if service.get("conn_timeout") else ""
+    flags = " ops" if service.get("one_packet") else ""
+    flags += f" conn-timeout {service['conn_timeout']}" if service.get("conn_timeout") else ""
     flags += " expire-quiescent" if service.get("expire_quiescent") else ""
     flags += " no-rs reset" if service.get("no_rs") == "reset" else ""
     return flags + (f" half-open {service['half_open']}" if service.get("half_open") is not None else "")
@@ -440,6 +446,7 @@ def save_text(services: Iterable[Row]) -> str:
         name = f"-{service['proto'][0]} {service['vip']}:{service['vport']}"
         shape = f" --conn-timeout {service['conn_timeout']}" if service.get("conn_timeout") else ""
         shape += " --expire-quiescent" if service.get("expire_quiescent") else ""
+        shape += " --ops" if service.get("one_packet") else ""
         shape += f" --no-rs {service['no_rs']}" if service.get("no_rs", "drop") != "drop" else ""
         shape += f" --half-open {service['half_open']}" if service.get("half_open") is not None else ""
         lines.append(f"-A {name} -s {service['scheduler']}{shape}")

@@ -19,7 +19,7 @@ WEB = {"proto": "tcp", "vip": "10.0.0.1", "vport": 80}
 ZERO = {"conns": 0, "in_packets": 0, "out_packets": 0, "in_bytes": 0, "out_bytes": 0, "active": 0, "inactive": 0}
 CALM = {"cps": 0, "in_pps": 0, "out_pps": 0, "in_bps": 0, "out_bps": 0}
 SERVICE = {
-    **WEB, "scheduler": "rr", "conn_timeout": 0, "no_rs": "drop", "expire_quiescent": False, "half_open": None,
+    **WEB, "scheduler": "rr", "conn_timeout": 0, "no_rs": "drop", "expire_quiescent": False, "one_packet": False, "half_open": None,
     "stats": {**ZERO, "conns": 12, "active": 3, "inactive": 4}, "rate": {**CALM, "cps": 5},
     "lips": [{"addr": "10.0.9.1", "port": "dpdk0", "conns": 7, "conflicts": 0}],
     "servers": [

@@ -48,6 +48,8 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
         "-A -t 192.168.100.254:80 -j disable --proxy-protocol disable --dest-check=disable",
         {"op": "service.add", **WEB, "scheduler": "wrr"},
     ),
+    ("-A -ou 192.168.100.253:53 -s rr", {"op": "service.add", **DNS, "scheduler": "rr", "one_packet": True}),
+    ("-E -u 192.168.100.253:53 --ops", {"op": "service.set", **DNS, "one_packet": True}),
     ("-E -t 192.168.100.254:80 -s rr", {"op": "service.set", **WEB, "scheduler": "rr"}),
     ("-E -t 192.168.100.254:80 --conn-timeout=0", {"op": "service.set", **WEB, "conn_timeout": 0}),
     ("-D -u 192.168.100.253:53", {"op": "service.del", **DNS}),
@@ -127,8 +129,8 @@ REFUSED: list[tuple[str, str]] = [
     ("-A -t 10.0.0.1:80 --hash-target sip", "--hash-target: hashing schedulers are not in fnat"),
     ("-A -t 10.0.0.1:80 --proxy-protocol v2", "--proxy-protocol v2: the PROXY protocol is not in fnat"),
     ("-A -t 10.0.0.1:80 --dest-check=default", "--dest-check default: passive health checks are not in fnat"),
-    ("-A -u 10.0.0.1:80 --ops", "--ops: one-packet scheduling is not in fnat"),
-    ("-A -t 10.0.0.1:80 -o", "-o: one-packet scheduling is not in fnat"),
+    ("-A -t 10.0.0.1:80 -o", "--ops is for UDP services only; leave it out, or name the service with -u"),
+    ("-a -u 10.0.0.1:80 -r 10.0.0.2 -o", "--ops means nothing with --add-server"),
     ("-A -t 10.0.0.1:80 --pe sip", "--pe: persistence is not in fnat"),
     ("-A -t 10.0.0.1:80 -s wlc", "scheduler wlc is not in fnat; use -s rr or -s wrr"),
     ("-A -t 10.0.0.1:80 -s mh", "scheduler mh is not in fnat"),
@@ -217,7 +219,7 @@ def service(
     proto, vip, vport = name.split(":")
     made = {
         "proto": proto, "vip": vip, "vport": int(vport), "scheduler": "rr", "conn_timeout": 0, "no_rs": "drop",
-        "expire_quiescent": False, "half_open": None, "stats": stats(0, 0, 0, 0, 0, 0, 0), "rate": rate(0, 0, 0, 0, 0),
+        "expire_quiescent": False, "one_packet": False, "half_open": None, "stats": stats(0, 0, 0, 0, 0, 0, 0), "rate": rate(0, 0, 0, 0, 0),
         "lips": lips or [], "servers": servers,
     }  # fmt: skip
     return {**made, **more}
@@ -250,6 +252,7 @@ def test_the_listing_of_services() -> None:
             scheduler="wrr",
             conn_timeout=30,
             expire_quiescent=True,
+            one_packet=True,
             no_rs="reset",
             half_open=9,
         ),
@@ -262,7 +265,7 @@ def test_the_listing_of_services() -> None:
         "TCP  192.168.88.1:80 rr\n"
         "  -> 192.168.88.30:80             FullNat 1      0          8         \n"
         "  -> 192.168.88.68:80             FullNat 65535  1234567890 8         \n"
-        "UDP  192.168.88.2:53 wrr conn-timeout 30 expire-quiescent no-rs reset half-open 9\n"
+        "UDP  192.168.88.2:53 wrr ops conn-timeout 30 expire-quiescent no-rs reset half-open 9\n"
     )
     unsorted = ipvsadm.services_text(STATUS, services, Listing("services", sort=False)).splitlines()
     assert [line.split()[1] for line in unsorted[3:]] == [
@@ -370,6 +373,7 @@ def test_what_is_saved_can_be_restored() -> None:
             scheduler="wrr",
             conn_timeout=30,
             expire_quiescent=True,
+            one_packet=True,
             no_rs="reset",
             half_open=100,
         ),
@@ -380,7 +384,7 @@ def test_what_is_saved_can_be_restored() -> None:
         "-P -t 192.168.100.254:80 -z 192.168.100.200 -F dpdk0\n"
         "-a -t 192.168.100.254:80 -r 192.168.100.2:8080 -b -w 0\n"
         "-a -t 192.168.100.254:80 -r 192.168.100.3:80 -b -w 5\n"
-        "-A -u 192.168.100.253:53 -s wrr --conn-timeout 30 --expire-quiescent --no-rs reset --half-open 100\n"
+        "-A -u 192.168.100.253:53 -s wrr --conn-timeout 30 --expire-quiescent --ops --no-rs reset --half-open 100\n"
     )
     assert parse_rules("# all of it\n\n-C\n" + saved).changes == [
         {"op": "service.clear"},
@@ -390,7 +394,7 @@ def test_what_is_saved_can_be_restored() -> None:
         {"op": "server.add", "service": WEB, "rip": "192.168.100.3", "rport": 80, "weight": 5},
         {
             "op": "service.add", **DNS, "scheduler": "wrr", "conn_timeout": 30, "expire_quiescent": True,
-            "no_rs": "reset", "half_open": 100,
+            "one_packet": True, "no_rs": "reset", "half_open": 100,
         },
     ]  # fmt: skip
 

@@ -89,6 +89,7 @@ def test_config_becomes_specs(house):
         "scheduler": "wrr",
         "no_rs_reset": False,
         "expire_quiescent": False,
+        "one_packet": False,
         "conn_timeout": 0,
         "half_open": 8192,
         "lips": [ids["10.2.0.1"]],
