@@ -55,10 +55,10 @@ def endpoint(text: str, what: str) -> tuple[str, int]:
     """ADDR:PORT or [ADDR]:PORT, both compulsory, port 1..65535."""
     host, port = split(text, what)
     if port in ("", "0"):
-        bare = f" (brackets: [{host}]:80)" if ":" in text and not text.startswith("[") else ""
+        like = "[ADDRESS]:PORT" if ":" in host else "ADDRESS:PORT"
         raise Usage(
             f"{what} {text!r} has no port",
-            f"write ADDRESS:PORT or [IPV6]:PORT{bare} with a port from 1 to 65535 (port 0 does not exist in fnat)",
+            f"write {like} with a port from 1 to 65535 (port 0 does not exist in fnat)",
         )
     return address(host, what), number(port, f"port of {what}", 1, 65535)
 
