@@ -601,8 +601,10 @@ class Engine:
         return [self._entry("address", addr).id for addr in lips]
 
     def _routes_in_force(self, config: Config) -> list[Route]:
-        """Given routes, those that addresses with a prefix make, and the kernel's for prefixes that nobody gave."""
-        routes = [*config.routes, *_connected(config.addresses)]
+        """Given routes, those that addresses with a prefix make, and the kernel's for prefixes that nobody gave. Two of
+        one prefix and metric would share the connections: only the kernel's may."""
+        connected = (route for route in _connected(config.addresses) if route.key not in config.routes.by_key)
+        routes = [*config.routes, *connected]
         if config.host.routes == "kernel":
             given = {route.prefix for route in routes}
             routes += [route for route in self._kernel_routes if route.prefix not in given]

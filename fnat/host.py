@@ -35,6 +35,7 @@ from fnat.paths import PUNT
 log = logging.getLogger(__name__)
 
 SETTLE = 0.05  # seconds from a change to the reading of the picture
+MOST_HOPS = 64  # of a multipath route; fib.h
 RETRY = 1.0  # seconds until the next try when netlink fails
 _MAIN, _UNICAST, _CLONED = 254, 1, 0x200  # linux/rtnetlink.h
 _HOP_IS_DEAD, _HOP_HAS_NO_LINK = 0x1, 0x10  # RTNH_F_*
@@ -166,7 +167,8 @@ class Mirror:
         if message["tos"] or message["src_len"] or message["flags"] & _CLONED:
             return []
         family = _FAMILIES[message["family"]]
-        prefix = f"{message['dst']}/{message['dst_len']}" if message.get("dst") else ANY[family]
+        to = message.get("dst")
+        prefix = f"{to}/{message['dst_len']}" if to else ANY[family]
         first = network(prefix).network_address
         if first.is_multicast or (family == 6 and first.is_link_local):
             return []
@@ -181,14 +183,14 @@ class Mirror:
                 route = Route(
                     prefix=prefix,
                     gateway=hop.get("gateway"),
-                    port=self.names[hop["oif"]],
+                    port=self.names[hop.get("oif")],
                     src=_global(message.get("prefsrc")),
                     mtu=max(LEAST_MTU[family], min(mtu, MAX_MTU)) if mtu else 0,
                     metric=message.get("priority") or 0,
                 )
                 if route not in made:
                     made.append(route)
-        return sorted(made, key=lambda r: (r.gateway or "", r.port or ""))
+        return sorted(made, key=lambda r: (r.gateway or "", r.port or ""))[:MOST_HOPS]
 
     def _neighbour(self, message: Mapping[str, Any]) -> HostNeighbour | None:
         """A neighbour with a MAC on one of the ports, or None."""
