@@ -395,7 +395,7 @@ class DataPlane:
         mac, mtu = device_mac(device), device_mtu(device)
         attachment = xdp.attach(device, exclusive=exclusive)
         self.attached.append(device)
-        self.groups.append(Groups(device))
+        self.groups.append(Groups(device, exclusive=exclusive))
         self.undo.callback(self.groups[-1].close)
         zero_copy = True
         queues = xdp.queue_count(device)

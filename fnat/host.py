@@ -183,7 +183,7 @@ class Mirror:
                 route = Route(
                     prefix=prefix,
                     gateway=hop.get("gateway"),
-                    port=self.names[hop.get("oif")],
+                    port=self.names[int(hop.get("oif") or 0)],
                     src=_global(message.get("prefsrc")),
                     mtu=max(LEAST_MTU[family], min(mtu, MAX_MTU)) if mtu else 0,
                     metric=message.get("priority") or 0,

@@ -405,7 +405,13 @@ def test_the_listing_of_ipv6_addresses_and_neighbours() -> None:
     assert dpip.addr_text([{**ADDRESSES[0], "addr": "2001::1", "plen": 64}], Show("addr")) == (
         "inet6 2001::1/64 scope global dpdk0\n     valid_lft forever preferred_lft forever\n"
     )
-    row = {"addr": "fe80::200:5eff:fe10:1", "mac": "02:00:5e:10:00:01", "state": "DELAY", "port": "wan", "static": False}
+    row = {
+        "addr": "fe80::200:5eff:fe10:1",
+        "mac": "02:00:5e:10:00:01",
+        "state": "DELAY",
+        "port": "wan",
+        "static": False,
+    }
     assert dpip.neigh_text([row]) == (
         f"ip: fe80::200:5eff:fe10:1{'':27} mac: 02:00:5e:10:00:01   state: DELAY         dev: wan  core: 0\n"
     )

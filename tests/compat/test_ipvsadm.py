@@ -413,7 +413,16 @@ def test_ipv6_stands_in_brackets_where_a_port_follows() -> None:
     assert figures[0] == "TCP  [2001:db8::1]:443                   0        0        0        0        0"
     assert figures[2] == "  -> [2001:db8:88::4]:80                 0        0        0        0        0"
     conns = [
-        conn(0, "tcp", "TCP_EST", 9, "[2001:db8::28]:51540", "[2001:db8::1]:443", "192.168.88.241:1030", "192.168.88.30:80"),
+        conn(
+            0,
+            "tcp",
+            "TCP_EST",
+            9,
+            "[2001:db8::28]:51540",
+            "[2001:db8::1]:443",
+            "192.168.88.241:1030",
+            "192.168.88.30:80",
+        ),
         conn(1, "udp", "UDP_NORM", 9, "10.0.0.28:5154", "10.0.0.1:53", "[2001:db8::241]:1030", "[2001:db8::4]:53"),
     ]
     assert ipvsadm.conns_text(conns) == (

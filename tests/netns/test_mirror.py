@@ -1,6 +1,6 @@
 """The host mirror and the solicited-node groups against a real kernel, in a namespace of their own.
 
-    a veth pair, wan ====== far; the kernel's routes and neighbours are made with `ip`
+a veth pair, wan ====== far; the kernel's routes and neighbours are made with `ip`
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ip addr add 10.0.0.7/24 dev wan
 
 def in_namespace(setup: str, program: str) -> Any:
     """What a Python program prints as JSON, in a new network namespace after shell commands."""
-    script = f"set -e\n{SETUP}{setup}exec {sys.executable} -c \"$PROGRAM\"\n"
+    script = f'set -e\n{SETUP}{setup}exec {sys.executable} -c "$PROGRAM"\n'
     done = subprocess.run(
         ["unshare", "--net", "sh", "-c", script],
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PROGRAM": textwrap.dedent(program)},
@@ -102,7 +102,9 @@ ip nexthop add id 9 group 1/2
 ip -6 route add 2001:db8:e::/48 nhid 9
 """
     whole, down = (routes for routes, _ in mirror("true", "ip link set lan down", setup=setup))
-    assert [route for route in whole if route[0] in ("2001:db8:f::/48", "10.9.0.0/16", "10.8.0.0/16", "2001:db8:e::/48")] == [
+    assert [
+        route for route in whole if route[0] in ("2001:db8:f::/48", "10.9.0.0/16", "10.8.0.0/16", "2001:db8:e::/48")
+    ] == [
         ["10.8.0.0/16", "10.0.0.1", "wan", None, 0, 0],  # the appended one is a spare
         ["10.9.0.0/16", "10.0.0.1", "wan", None, 1300, 0],
         ["10.9.0.0/16", "10.1.0.1", "lan", None, 1300, 0],
@@ -152,18 +154,39 @@ GROUPS = """
 
 def groups(*held: list[str] | None) -> list[list[str]]:
     """Solicited-node groups of the device after each set of addresses; None: the kernel's IPv6 ends there."""
-    answer: list[list[str]] = in_namespace("ip addr flush dev wan\n", f"HELD = {list(held)!r}\n" + textwrap.dedent(GROUPS))
+    answer: list[list[str]] = in_namespace(
+        "ip addr flush dev wan\n", f"HELD = {list(held)!r}\n" + textwrap.dedent(GROUPS)
+    )
     return answer
 
 
 def test_groups_come_and_go_with_the_addresses() -> None:
     one, both, same, none, closed = groups(
-        ["2001:db8::9"], ["2001:db8::9", "fd00::12:3456"], ["2001:db8::9", "fd00::9"], [],
+        ["2001:db8::9"],
+        ["2001:db8::9", "fd00::12:3456"],
+        ["2001:db8::9", "fd00::9"],
+        [],
     )
     assert one == ["33:33:ff:00:00:09", "ff02::1:ff00:9"]
     assert both == ["33:33:ff:00:00:09", "33:33:ff:12:34:56", "ff02::1:ff00:9", "ff02::1:ff12:3456"]
     assert same == one, "two addresses of one group"
     assert none == closed == []
+
+
+def test_an_exclusive_port_lets_all_groups_through() -> None:
+    program = """
+        import json, subprocess
+        from fnat.groups import Groups
+        def let_through():
+            return json.loads(subprocess.check_output(["ip", "-d", "-j", "link", "show", "dev", "wan"]))[0]["allmulti"]
+        answers = [let_through()]
+        there = Groups("wan", exclusive=True)
+        there.hold(["2001:db8::9"])
+        answers.append(let_through())
+        there.close()
+        print(json.dumps([*answers, let_through()]))
+    """
+    assert in_namespace("", program) == [0, 1, 0]
 
 
 def test_groups_end_with_the_holder() -> None:

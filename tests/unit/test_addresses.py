@@ -61,4 +61,4 @@ def test_brackets_are_whole_and_of_ipv6(text):
 
 def test_ipv4_stands_before_ipv6_and_numbers_in_order():
     wanted = ["9.0.0.1", "10.0.0.1", "::2", "2001:db8::9", "2001:db8::10", "fd00::"]
-    assert sorted(wanted[::-1], key=addresses.order) == wanted
+    assert sorted({*wanted}, key=addresses.order) == wanted

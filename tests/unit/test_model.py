@@ -41,7 +41,10 @@ REFUSED = [
     ({"op": "route.add", "prefix": "fd00::/129", "port": "lan"}, "not an IPv6 prefix"),
     ({"op": "route.add", "prefix": "fd00::/8", "gateway": "10.0.0.1"}, "gateway 10.0.0.1 is not an IPv6 address"),
     ({"op": "route.add", "prefix": "10.0.0.0/8", "gateway": "fe80::1"}, "gateway fe80::1 is not an IPv4 address"),
-    ({"op": "route.add", "prefix": "fd00::/8", "src": "10.0.0.1", "port": "lan"}, "src 10.0.0.1 is not an IPv6 address"),
+    (
+        {"op": "route.add", "prefix": "fd00::/8", "src": "10.0.0.1", "port": "lan"},
+        "src 10.0.0.1 is not an IPv6 address",
+    ),
     ({"op": "route.add", "prefix": "fd00::/8", "mtu": 1279, "port": "lan"}, "less than IPv6's 1280"),
     ({"op": "route.add", "prefix": "10.0.0.0/8", "mtu": 67, "port": "lan"}, "less than IPv4's 68"),
     ({"op": "route.add", "prefix": "10.0.0.0/8", "mtu": 3501, "port": "lan"}, "too large"),

@@ -221,9 +221,9 @@ services = st.lists(
 addresses = st.dictionaries(hosts(0), st.sampled_from([24, 32])).map(
     lambda d: tuple(Address(addr=a, plen=p, port="wan") for a, p in d.items())
 )
-routes = st.dictionaries(st.tuples(few, st.sampled_from(["10.{}.0.0/16", "2001:db8:{}::/48"])), st.sampled_from(["wan", "lan"])).map(
-    lambda d: tuple(Route(prefix=net.format(n), port=p, scope="link") for (n, net), p in d.items())
-)
+routes = st.dictionaries(
+    st.tuples(few, st.sampled_from(["10.{}.0.0/16", "2001:db8:{}::/48"])), st.sampled_from(["wan", "lan"])
+).map(lambda d: tuple(Route(prefix=net.format(n), port=p, scope="link") for (n, net), p in d.items()))
 neighbours = st.dictionaries(hosts(0), few).map(
     lambda d: tuple(Neighbour(addr=a, mac=f"02:00:00:00:00:0{m}", port="wan") for a, m in d.items())
 )
