@@ -23,12 +23,12 @@ import contextlib
 import logging
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import ValidationError
 from pyroute2 import AsyncIPRoute
 
-from fnat.addresses import ANY, LEAST_MTU, Family, host, network
+from fnat.addresses import ANY, LEAST_MTU, Family, host
 from fnat.model import MAX_MTU, HostNeighbour, PortInfo, Route
 from fnat.paths import PUNT
 
@@ -60,6 +60,47 @@ class Listener(Protocol):
         """A port's link has changed."""
 
 
+class _Heard(NamedTuple):
+    """What a message says of a route."""
+
+    family: Family
+    to: str | None
+    plen: int
+    src: str | None
+    mtu: int
+    metric: int
+    hops: tuple[tuple[str | None, str], ...]  # gateway, port
+
+
+def _routes(heard: _Heard) -> list[Route]:
+    """A Route for each hop; [] for prefixes that are no business of forwarding."""
+    prefix = f"{heard.to}/{heard.plen}" if heard.to else ANY[heard.family]
+    if _is_local(prefix):
+        return []
+    made: list[Route] = []
+    for gateway, port in heard.hops:
+        with contextlib.suppress(ValidationError):  # 127.0.0.0/8 on a port, …
+            route = Route(
+                prefix=prefix,
+                gateway=gateway,
+                port=port,
+                src=_global(heard.src),
+                mtu=max(LEAST_MTU[heard.family], min(heard.mtu, MAX_MTU)) if heard.mtu else 0,
+                metric=heard.metric,
+            )
+            if route not in made:
+                made.append(route)
+    return sorted(made, key=lambda r: (r.gateway or "", r.port or ""))[:MOST_HOPS]
+
+
+def _is_local(prefix: str) -> bool:
+    """Multicast, or link-local of IPv6; from the first group of digits, as a table may have a million prefixes."""
+    if ":" in prefix:
+        first = int(prefix.partition(":")[0] or "0", 16)
+        return first & 0xFFC0 == 0xFE80 or first >> 8 == 0xFF
+    return 224 <= int(prefix.partition(".")[0]) < 240
+
+
 def _global(source: str | None) -> str | None:
     """A preferred source that may be owned: one of a link cannot, nor 127.0.0.1."""
     with contextlib.suppress(ValueError):
@@ -86,6 +127,7 @@ class Mirror:
         self.names = self.nics | _host_taps(ports)  # where routes and neighbours of a port are
         self.mirror_routes = routes
         self.routes: list[Route] | None = None
+        self.made: dict[_Heard, list[Route]] = {}  # by what was heard: reading all routes again costs little
         self.links: dict[str, tuple[bool, int, str]] = {}
         self.neighbours: dict[tuple[str, str], HostNeighbour] = {}
         self.changed = asyncio.Event()  # routes or links
@@ -151,46 +193,40 @@ class Mirror:
         if not self.mirror_routes:
             return
         routes: dict[tuple[str, int], list[Route]] = {}
+        before, self.made = self.made, {}
         for family in _FAMILIES:
             async for message in await reader.get_routes(family=family, table=_MAIN):
-                if hops := self._routes(message):  # a second one of a prefix and metric is a spare, not a hop
+                if (heard := self._heard(message)) is None:
+                    continue
+                hops = self.made[heard] = before.get(heard) or _routes(heard)
+                if hops:  # a second one of a prefix and metric is a spare, not a hop
                     routes.setdefault(hops[0].key, hops)
         found = [route for key in sorted(routes) for route in routes[key]]
         if found != self.routes:
             self.routes = found
             await asyncio.to_thread(self.listener.set_kernel_routes, found)
 
-    def _routes(self, message: Mapping[str, Any]) -> list[Route]:
-        """A route's hops through the ports, the best known ones; [] for what is not ours."""
+    def _heard(self, message: Mapping[str, Any]) -> _Heard | None:
+        """A route through one of the ports, or None."""
         if message["type"] != _UNICAST or (message.get("table") or message["table"]) != _MAIN:
-            return []
+            return None
         if message["tos"] or message["src_len"] or message["flags"] & _CLONED:
-            return []
-        family = _FAMILIES[message["family"]]
-        to = message.get("dst")
-        prefix = f"{to}/{message['dst_len']}" if to else ANY[family]
-        first = network(prefix).network_address
-        if first.is_multicast or (family == 6 and first.is_link_local):
-            return []
-        hops: Sequence[Mapping[str, Any]] = message.get("multipath") or [message]
-        ours = [hop for hop in hops if hop.get("oif") in self.names and not (hop.get("via") or hop.get("encap"))]
-        alive = [hop for hop in ours if not hop["flags"] & (_HOP_IS_DEAD | _HOP_HAS_NO_LINK)]
+            return None
+        several: Sequence[Mapping[str, Any]] = message.get("multipath") or [message]
+        hops = [hop for hop in several if hop.get("oif") in self.names and not (hop.get("via") or hop.get("encap"))]
+        alive = [hop for hop in hops if not hop["flags"] & (_HOP_IS_DEAD | _HOP_HAS_NO_LINK)]
+        if not hops:
+            return None
         metrics: Mapping[str, Any] = message.get("metrics") or {}
-        mtu = metrics.get("mtu") or 0
-        made = []
-        for hop in alive or ours:
-            with contextlib.suppress(ValidationError):  # 127.0.0.0/8 on a port, …
-                route = Route(
-                    prefix=prefix,
-                    gateway=hop.get("gateway"),
-                    port=self.names[int(hop.get("oif") or 0)],
-                    src=_global(message.get("prefsrc")),
-                    mtu=max(LEAST_MTU[family], min(mtu, MAX_MTU)) if mtu else 0,
-                    metric=message.get("priority") or 0,
-                )
-                if route not in made:
-                    made.append(route)
-        return sorted(made, key=lambda r: (r.gateway or "", r.port or ""))[:MOST_HOPS]
+        return _Heard(
+            _FAMILIES[message["family"]],
+            message.get("dst"),
+            message["dst_len"],
+            message.get("prefsrc"),
+            metrics.get("mtu") or 0,
+            message.get("priority") or 0,
+            tuple((hop.get("gateway"), self.names[int(hop.get("oif") or 0)]) for hop in alive or hops),
+        )
 
     def _neighbour(self, message: Mapping[str, Any]) -> HostNeighbour | None:
         """A neighbour with a MAC on one of the ports, or None."""
