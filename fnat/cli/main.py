@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = Path("/etc/fnat/fnat.toml")
 MINIMUM_KERNEL = (5, 11)  # oldest kernel that the AF_XDP driver supports
+_REJECT = 0x0200  # RTF_REJECT, linux/route.h
 PORT_KINDS = ("xdp", "tap")
 
 
@@ -211,11 +212,12 @@ def _may_administer_network() -> bool:
 
 def _carries_default_route(device: str) -> bool:
     """proc(5) /proc/net/route: interface, destination, …, mask (column 7); ipv6_route: destination, length, …,
-    interface (column 9)."""
+    flags (column 8), interface."""
     rows = _table("route")[1:]
     if any(row[0] == device and row[1] == row[7] == "00000000" for row in rows):
         return True
-    return any(row[9] == device and set(row[0]) == {"0"} and row[1] == "00" for row in _table("ipv6_route"))
+    rows = [row for row in _table("ipv6_route") if not int(row[8], 16) & _REJECT]
+    return any(row[9] == device and set(row[0]) == {"0"} and row[1] == "00" for row in rows)
 
 
 def _table(name: str) -> list[list[str]]:

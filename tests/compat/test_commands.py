@@ -443,6 +443,26 @@ def test_run_refuses_on_this_machine(machine: dict[str, Any], said: str, monkeyp
     assert said in err
 
 
+ZERO6 = "0" * 32
+TABLES: list[tuple[str, dict[str, str], bool]] = [
+    ("IPv4", {"route": "Iface Destination …\nwan 00000000 0100000A 0003 0 0 0 00000000 0 0 0\n"}, True),
+    ("IPv4 of another", {"route": "Iface Destination …\nlan 00000000 0100000A 0003 0 0 0 00000000 0 0 0\n"}, False),
+    ("IPv6", {"ipv6_route": f"{ZERO6} 00 {ZERO6} 00 {ZERO6} 00000400 1 0 00000003 wan\n"}, True),
+    ("IPv6 of another", {"ipv6_route": f"{ZERO6} 00 {ZERO6} 00 {ZERO6} 00000400 1 0 00000003 lan\n"}, False),
+    ("IPv6, unreachable", {"ipv6_route": f"{ZERO6} 00 {ZERO6} 00 {ZERO6} ffffffff 1 0 00200200 wan\n"}, False),
+    ("a part of IPv6", {"ipv6_route": f"{ZERO6} 01 {ZERO6} 00 {ZERO6} 00000400 1 0 00000001 wan\n"}, False),
+    ("none", {}, False),
+]
+
+
+@pytest.mark.parametrize(("tables", "carries"), [row[1:] for row in TABLES], ids=[row[0] for row in TABLES])
+def test_the_default_route_is_looked_for_in_both_families(
+    tables: dict[str, str], carries: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "_table", lambda name: [line.split() for line in tables.get(name, "").splitlines()])
+    assert main._carries_default_route("wan") is carries
+
+
 def test_run_hands_its_options_to_the_keeper(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     monkeypatch.setattr(keeper, "run", lambda options: given.append(options) or 0)
