@@ -1,8 +1,11 @@
 """The engine with both families: LIPs by the family of the RSs, who asks for next hops, equal-cost routes, groups."""
 
+import os
+import signal
+
 import pytest
 
-from fnat import plan
+from fnat import control, plan
 from fnat.engine import Engine
 from fnat.model import CHANGES, Config, HostNeighbour, Port, PortInfo, Route
 from fnat.state import Ids
@@ -170,3 +173,16 @@ def test_connections_are_found_by_prefixes_of_both_families(house):
     assert house.engine.conn_count(cip="2001:db8:c::/48") == 1
     assert house.engine.conn_count(cip="10.0.0.0/8", rip="2001:db8:1::/48") == 1
     assert house.engine.conn_count(cip="2001:db8:d::/48") == 0
+
+
+def test_the_data_plane_is_asked_by_way_of_the_keeper_and_nobody_else(monkeypatch):
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda *what: sent.append(what))
+    monkeypatch.delenv("FNAT_KEEPER", raising=False)
+    control._ask_to_look()
+    monkeypatch.setenv("FNAT_KEEPER", "1")
+    control._ask_to_look()
+    assert sent == []
+    monkeypatch.setenv("FNAT_KEEPER", str(os.getppid()))
+    control._ask_to_look()
+    assert sent == [(os.getppid(), signal.SIGUSR1)]
