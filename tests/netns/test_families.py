@@ -1,12 +1,13 @@
 """Both families through a running balancer, and families that cross, with the kernels' own ND and a real client.
 
-    client 2001:db8:a::28  --- wan ---  balancer  --- lan ---  rs1 192.168.100.2, 2001:db8:b::2
-           10.0.0.28                    VIP6 2001:db8:a::100   (both answer HTTP on port 8080)
-                                        LIP6 2001:db8:b::200
+client 2001:db8:a::28  --- wan ---  balancer  --- lan ---  rs1 192.168.100.2, 2001:db8:b::2
+       10.0.0.28                    VIP6 2001:db8:a::100   (both answer HTTP on port 8080)
+                                    LIP6 2001:db8:b::200
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -141,6 +142,19 @@ def test_routes_and_neighbours_of_the_kernel_are_shown(balancer: Balancer) -> No
     assert "inet6" not in balancer.dpip("route show")
     top.ip("lb", "-6", "route", "del", "2001:db8:f::/48")
     wait_until(lambda: "2001:db8:f::/48" not in balancer.dpip("-6 route show"), "it is gone")
+
+
+def test_clients_behind_a_router_that_is_known_by_its_link_local_address(balancer: Balancer) -> None:
+    top, far = balancer.topology, "2001:db8:c::28"
+    top.ip("client", "addr", "add", f"{far}/128", "dev", "lo", "nodad")
+    shown = json.loads(top.run("client", "ip", "-j", "-6", "addr", "show", "dev", "eth0", "scope", "link").stdout)
+    router = shown[0]["addr_info"][0]["local"]
+    top.ip("lb", "-6", "route", "add", "2001:db8:c::/64", "via", router, "dev", "wan", "mtu", "1400")
+    line = f"inet6 2001:db8:c::/64 via {router} dev dpdk1 mtu 1400 scope global metric 1024"
+    wait_until(lambda: line in balancer.dpip("-6 route show"), "the kernel's route is there")
+    for url, seen in ((f"http://[{VIP6}]:81/", LIP6), (f"http://[{VIP6}]:80/", LIPS[0])):
+        assert top.run("client", "curl", "-sS", "--fail", "-g", "-m", "5", "--interface", far, url).stdout == seen
+    assert router in balancer.dpip("-6 neigh show")
 
 
 def test_control_may_die(balancer: Balancer) -> None:
