@@ -148,7 +148,7 @@ def test_clients_behind_a_router_that_is_known_by_its_link_local_address(balance
     top, far = balancer.topology, "2001:db8:c::28"
     top.ip("client", "addr", "add", f"{far}/128", "dev", "lo", "nodad")
     shown = json.loads(top.run("client", "ip", "-j", "-6", "addr", "show", "dev", "eth0", "scope", "link").stdout)
-    router = shown[0]["addr_info"][0]["local"]
+    router = next(info["local"] for row in shown for info in row.get("addr_info", ()) if "local" in info)
     top.ip("lb", "-6", "route", "add", "2001:db8:c::/64", "via", router, "dev", "wan", "mtu", "1400")
     line = f"inet6 2001:db8:c::/64 via {router} dev dpdk1 mtu 1400 scope global metric 1024"
     wait_until(lambda: line in balancer.dpip("-6 route show"), "the kernel's route is there")
