@@ -13,8 +13,8 @@ A route's preferred source is told as `src`. It is the kernel's address as a rul
 solicitations from it go to the kernel; so the engine asks from it only where fnat owns it.
 
 Unsatisfying: policy rules, TOS and other tables are not looked at; all hops of a multipath route weigh the same; a hop
-through another family's gateway (RFC 5549) or an encapsulation is left out; of several routers that advertise themselves
-with one metric the first is used, whether it can be reached or not.
+through another family's gateway (RFC 5549) or an encapsulation is left out; of several routers that advertise
+themselves with one metric the first is used, whether it can be reached or not.
 """
 
 from __future__ import annotations
