@@ -499,9 +499,7 @@ class Engine:
         if whole or change.addresses or self._routes_moved or (config.routes, host) != (base.routes, base.host):
             addresses = was.addresses.copy()
             _update(addresses, change.addresses)
-            in_force = self._routes_in_force(config)
-            links = _on_link(in_force)
-            routes = [self._route_spec(route, links, addresses) for route in in_force]
+            routes = self._route_specs(self._routes_in_force(config), addresses)
             change.routes = routes if routes != was.routes or whole else None
             self._routes_moved = False
         neighbours = {(self._port[n.port].id, n.addr): n.mac for n in config.neighbours}
@@ -610,13 +608,20 @@ class Engine:
             routes += [route for route in self._kernel_routes if route.prefix not in given]
         return routes
 
-    def _route_spec(self, route: Route, links: Links, addresses: Mapping[str, AddressSpec]) -> RouteSpec:
-        """Arguments of one route for put_routes."""
-        assert route.port is not None
-        host = route.scope in ("kni_host", "host")
-        src = "" if host else self._asker(route, links, addresses)
-        kind = "host" if host else "unicast"
-        return route.prefix, route.gateway or "", src, self._port[route.port].id, route.mtu, route.metric, kind
+    def _route_specs(self, routes: Sequence[Route], addresses: Mapping[str, AddressSpec]) -> list[RouteSpec]:
+        """Arguments of put_routes. A full table goes by few gateways: who asks is found once for each."""
+        links, askers = _on_link(routes), dict[tuple[str, str, str | None], str]()
+        specs = []
+        for route in routes:
+            assert route.port is not None
+            kind, src = "host", ""
+            if route.scope not in ("kni_host", "host"):
+                at = route.port, route.gateway or route.prefix, route.src
+                kind, known = "unicast", askers.get(at)
+                src = askers[at] = self._asker(route, links, addresses) if known is None else known
+            port = self._port[route.port].id
+            specs.append((route.prefix, route.gateway or "", src, port, route.mtu, route.metric, kind))
+        return specs
 
     def _asker(self, route: Route, links: Links, addresses: Mapping[str, AddressSpec]) -> str:
         """Who asks for the next hop (ARP, ND): the route's src if it is owned, else an owned address on the port inside
