@@ -157,6 +157,29 @@ def test_clients_behind_a_router_that_is_known_by_its_link_local_address(balance
     assert router in balancer.dpip("-6 neigh show")
 
 
+ADVERTISE = """\
+import socket
+with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock:
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+    lifetime = 1800
+    message = bytes([134, 0, 0, 0, 64, 0]) + lifetime.to_bytes(2, "big") + bytes(8)
+    sock.sendto(message, ("ff02::1", 0, 0, socket.if_nametoindex("eth0")))
+"""  # RFC 4861, 4.2
+
+
+def test_the_host_keeps_its_own_ipv6(balancer: Balancer) -> None:
+    """Its neighbours find it, it finds them, and a router that advertises itself to all nodes becomes its route and ours."""
+    top = balancer.topology
+    for name, device, address in (("client", "eth0", "2001:db8:a::7"), ("lb", "wan", CLIENT6)):
+        top.ip(name, "-6", "neigh", "flush", "dev", device)
+        assert "2 received" in top.run(name, "ping", "-6", "-c2", "-i0.1", "-W2", address).stdout
+    top.run("client", sys.executable, "-c", ADVERTISE)
+    wait_until(lambda: "proto ra" in top.run("lb", "ip", "-6", "route", "show", "default").stdout, "the host has heard")
+    wait_until(lambda: "inet6 ::/0 via fe80::" in balancer.dpip("-6 route show"), "so have we")
+    top.ip("lb", "-6", "route", "del", "default")
+    wait_until(lambda: "::/0" not in balancer.dpip("-6 route show"), "it is gone")
+
+
 def test_control_may_die(balancer: Balancer) -> None:
     before = groups(balancer, "wan")
     pid = balancer.pids()["control"]
