@@ -76,7 +76,9 @@ def split(text: str) -> tuple[str, str]:
         return address, rest[1:]
     if text.count(":") > 1:
         return text, ""
-    address, _, port = text.partition(":")
+    address, colon, port = text.partition(":")
+    if colon and not port:
+        raise ValueError(f"{text!r} is not ADDRESS:PORT")
     return address, port
 
 

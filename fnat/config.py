@@ -424,7 +424,7 @@ class _Reader:
         try:
             address, port = words.split(text)
         except ValueError as error:
-            self.fail("FN-1104", path, str(error), "write it like [2001:db8::1]:80")
+            self.fail("FN-1104", path, str(error), "write it like 10.0.0.1:80 or [2001:db8::1]:80")
         if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
             problem, like = f"{text!r} is not ADDRESS:PORT", "10.0.0.1:80 or [2001:db8::1]:80"
             self.fail("FN-1104", path, problem, f"write it like {like}; ports are 1..65535")

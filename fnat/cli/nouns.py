@@ -522,11 +522,7 @@ def _filters(function: F) -> F:
     for option in (
         click.option("--state", metavar="STATE", help="TCP_EST, SYN_RECV, UDP_NORM, …"),
         click.option("--lip", metavar="LIP[:PORT]", help="Only from this local address."),
-        click.option(
-            "--client",
-            metavar="CIP[/PLEN][:PORT]",
-            help="Only of this client, or of a network of them.",
-        ),
+        click.option("--client", metavar="CIP[/PLEN][:PORT]", help="Only of this client, or of a network of them."),
         click.option("--rs", metavar="RIP[:PORT]", help="Only to this server."),
         click.option("--service", "--vip", metavar="VIP[:PORT]", help="Only of this service."),
         click.option("--proto", type=click.Choice(["tcp", "udp"])),

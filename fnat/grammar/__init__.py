@@ -68,7 +68,7 @@ def split(text: str, what: str) -> tuple[str, str]:
     try:
         return addresses.split(text)
     except ValueError as error:
-        raise Usage(f"{what} {error}", "write it like [2001:db8::1]:80") from None
+        raise Usage(f"{what} {error}", "write it like 192.0.2.1:80 or [2001:db8::1]:80") from None
 
 
 def network(text: str, family: Family | None = None) -> tuple[str, int]:

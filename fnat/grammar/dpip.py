@@ -155,6 +155,8 @@ def parse(words: Sequence[str]) -> Command:
     verb = line.take(f"a command after {what}")
     if verb == "help":
         return Word("help")
+    if what == "link" and line.family == 6:
+        raise Usage("-6 means nothing with link", "leave it out")
     verb = _ALIASES.get(verb, verb)
     command = _OBJECTS[what](verb, line)
     line.end()

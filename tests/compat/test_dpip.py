@@ -157,6 +157,7 @@ REFUSED: list[tuple[str, str]] = [
     ("route add 10.0.0.1 dev wan local", "route local is not in fnat; say scope host"),
     ("-f ipx route show", "-f ipx: no such family; say inet or inet6"),
     ("-4 -6 route show", "both families given"),
+    ("-6 link show", "-6 means nothing with link"),
     ("-6 -f inet route show", "both families given"),
     ("-6 addr add 10.0.0.1 dev wan", "address 10.0.0.1 is not an IPv6 address"),
     ("-4 addr add 2001::1/64 dev wan", "address 2001::1 is not an IPv4 address"),

@@ -169,6 +169,8 @@ REFUSED: list[tuple[str, str]] = [
     ("-A -6 -f 1", "-6: -6 is for firewall marks, which fnat has not; name an IPv6 service with -t [ADDRESS]:PORT"),
     ("-A -t [2001::1]", "service '[2001::1]' has no port; write [ADDRESS]:PORT"),
     ("-A -t 2001::1:80", "service '2001::1:80' has no port; write [ADDRESS]:PORT"),
+    ("-a -t 10.0.0.1:80 -r 10.0.0.2:", "server '10.0.0.2:' is not ADDRESS:PORT"),
+    ("-a -t 10.0.0.1:80 -r [2001::2]:", "server '[2001::2]:' is not [ADDRESS]:PORT"),
     ("-A -t [2001::1]:0", "service '[2001::1]:0' has no port"),
     ("-A -t [2001::1:80", "service '[2001::1:80' is not [ADDRESS]:PORT"),
     ("-A -t [2001::x]:80", "service '2001::x' is not an IPv6 address"),

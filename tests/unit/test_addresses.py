@@ -53,8 +53,10 @@ def test_an_endpoint_is_taken_apart(text, parts):
         assert addresses.endpoint(host, int(port)) == text
 
 
-@pytest.mark.parametrize("text", ["[2001:db8::1", "[2001:db8::1]80", "[2001:db8::1]:", "[10.0.0.1]:80", "[]:80"])
-def test_brackets_are_whole_and_of_ipv6(text):
+@pytest.mark.parametrize(
+    "text", ["10.0.0.1:", "[2001:db8::1", "[2001:db8::1]80", "[2001:db8::1]:", "[10.0.0.1]:80", "[]:80"]
+)
+def test_an_endpoint_is_whole_and_brackets_are_of_ipv6(text):
     with pytest.raises(ValueError, match="is not"):
         addresses.split(text)
 
