@@ -11,19 +11,36 @@ static void swap_macs(struct core *k, struct packet *p)
     p->out_port = p->in_port;
 }
 
-static void swap_addresses(struct ip4_header *ip)
+static void swap_addresses(struct packet *p)
 {
-    u32 src = get32(&ip->src);
-    put32(&ip->src, get32(&ip->dst));
-    put32(&ip->dst, src);
+    u8 *l3 = p->data + p->l3, src[16];
+    u32 at = p->family == 4 ? offsetof(struct ip4_header, src) : offsetof(struct ip6_header, src), len = p->family == 4 ? 4 : 16;
+    memcpy(src, l3 + at, len);
+    memcpy(l3 + at, l3 + at + len, len);
+    memcpy(l3 + at + len, src, len);
 }
 
-static enum verdict send_back(struct core *k, struct packet *p, struct ip4_header *ip, u16 total)
+/* Pseudo-header sum of the packet as it is now. */
+static u64 pseudo(const struct packet *p, u8 proto, u16 l4_len)
 {
-    ip->total_len = be16(total);
-    ip->ttl = 64;
-    ip->csum = 0;
-    ip->csum = csum_ip4(ip, (ip->version_ihl & 15) * 4u);
+    const u8 *l3 = p->data + p->l3;
+    return p->family == 4 ? csum_pseudo4(get32(l3 + 12), get32(l3 + 16), proto, l4_len) : csum_pseudo6(l3 + 8, proto, l4_len);
+}
+
+/* total: bytes from the IP header on. */
+static enum verdict send_back(struct core *k, struct packet *p, u16 total)
+{
+    if (p->family == 4) {
+        struct ip4_header *ip = (struct ip4_header *)(p->data + p->l3);
+        ip->total_len = be16(total);
+        ip->ttl = 64;
+        ip->csum = 0;
+        ip->csum = csum_ip4(ip, (ip->version_ihl & 15) * 4u);
+    } else {
+        struct ip6_header *ip = (struct ip6_header *)(p->data + p->l3);
+        ip->payload_len = be16((u16)(total - sizeof *ip));
+        ip->hop_limit = 64;
+    }
     swap_macs(k, p);
     p->len = (u16)(ETH_HEADER + total);
     if (p->len < ETH_MIN_FRAME) {
@@ -35,21 +52,19 @@ static enum verdict send_back(struct core *k, struct packet *p, struct ip4_heade
 
 enum verdict answer_echo(struct core *k, struct packet *p)
 {
-    struct ip4_header *ip = (struct ip4_header *)(p->data + p->l3);
     struct icmp_header *icmp = (struct icmp_header *)(p->data + p->l4);
     u16 from = get16(icmp);
-    icmp->type = ICMP_ECHO_REPLY;
+    icmp->type = p->family == 4 ? ICMP_ECHO_REPLY : ICMP6_ECHO_REPLY;
     icmp->csum = csum_apply(icmp->csum, csum_delta16(from, get16(icmp)));
-    swap_addresses(ip);
+    swap_addresses(p);
     count(k, CNT_echo_replies_sent);
     count(k, CNT_answered);
-    return send_back(k, p, ip, p->l3_len);
+    return send_back(k, p, p->l3_len);
 }
 
 /* RFC 9293 3.5.2: a segment for a port that does not exist. */
 enum verdict answer_reset(struct core *k, struct packet *p)
 {
-    struct ip4_header *ip = (struct ip4_header *)(p->data + p->l3);
     struct tcp_header *tcp = (struct tcp_header *)(p->data + p->l4);
     u32 end = be32(get32(&tcp->seq)) + p->payload + !!(p->tcp_flags & TCP_SYN) + !!(p->tcp_flags & TCP_FIN);
     u16 sport = tcp->sport;
@@ -66,30 +81,52 @@ enum verdict answer_reset(struct core *k, struct packet *p)
     }
     tcp->offset = 5 << 4;
     tcp->window = tcp->urgent = tcp->csum = 0;
-    ip->frag = be16(IP4_DF);
-    swap_addresses(ip);
-    tcp->csum = (u16)~csum_fold(csum_pseudo4(get32(&ip->src), get32(&ip->dst), PROTO_TCP, sizeof *tcp) + csum_partial(tcp, sizeof *tcp));
+    if (p->family == 4)
+        ((struct ip4_header *)(p->data + p->l3))->frag = be16(IP4_DF);
+    swap_addresses(p);
+    tcp->csum = (u16)~csum_fold(pseudo(p, PROTO_TCP, sizeof *tcp) + csum_partial(tcp, sizeof *tcp));
     count(k, CNT_resets_sent);
     count(k, CNT_answered);
-    return send_back(k, p, ip, (u16)(p->l4 - p->l3 + sizeof *tcp));
+    return send_back(k, p, (u16)(p->l4 - p->l3 + sizeof *tcp));
 }
 
-enum verdict answer_icmp_error(struct core *k, struct packet *p, u8 type, u8 code, u32 rest, u32 from, enum counter reason)
+/* What the errors are called in both families, and how much of the packet they may quote: RFC 1812 4.3.2.3, RFC 4443 2.4 (c). */
+static const struct {
+    u8 type, code;
+} errors4[] = {[ERROR_TTL] = {ICMP_TIME_EXCEEDED, 0},
+               [ERROR_TOO_BIG] = {ICMP_UNREACHABLE, ICMP_FRAG_NEEDED},
+               [ERROR_PORT] = {ICMP_UNREACHABLE, ICMP_PORT_UNREACHABLE}},
+  errors6[] = {[ERROR_TTL] = {ICMP6_TIME_EXCEEDED, 0},
+               [ERROR_TOO_BIG] = {ICMP6_TOO_BIG, 0},
+               [ERROR_PORT] = {ICMP6_UNREACHABLE, ICMP6_PORT_UNREACHABLE}};
+
+enum verdict answer_error(struct core *k, struct packet *p, enum error what, u32 mtu, enum counter reason)
 {
-    u16 quoted = p->l3_len < 548 ? p->l3_len : 548; /* RFC 1812 4.3.2.3: at most 576 bytes in all */
-    u8 *l3 = p->data + p->l3;
-    struct ip4_header quoted_ip;
-    memcpy(&quoted_ip, l3, sizeof quoted_ip);
-    memmove(l3 + sizeof(struct ip4_header) + sizeof(struct icmp_header), l3, quoted);
-    struct ip4_header *ip = (struct ip4_header *)l3;
-    struct icmp_header *icmp = (struct icmp_header *)(ip + 1);
-    *ip = (struct ip4_header){.version_ihl = 0x45, .tos = 0xc0, .proto = PROTO_ICMP, .src = from, .dst = quoted_ip.src};
-    *icmp = (struct icmp_header){.type = type, .code = code, .rest = rest};
-    icmp->csum = (u16)~csum_fold(csum_partial(icmp, sizeof *icmp + quoted));
+    bool v4 = p->family == 4;
+    u16 l3 = v4 ? sizeof(struct ip4_header) : sizeof(struct ip6_header),
+        most = (u16)((v4 ? 576 : IP6_MIN_MTU) - l3 - sizeof(struct icmp_header));
+    u16 quoted = p->l3_len < most ? p->l3_len : most;
+    u8 *data = p->data + p->l3;
+    struct addr16 from = packet_dst(p), to = packet_src(p);
+    memmove(data + l3 + sizeof(struct icmp_header), data, quoted);
+    struct icmp_header *icmp = (struct icmp_header *)(data + l3);
+    *icmp = (struct icmp_header){
+        .type = v4 ? errors4[what].type : errors6[what].type, .code = v4 ? errors4[what].code : errors6[what].code, .rest = be32(mtu)};
+    u16 len = (u16)(sizeof *icmp + quoted);
+    if (v4) {
+        struct ip4_header *ip = (struct ip4_header *)data;
+        *ip = (struct ip4_header){.version_ihl = 0x45, .tos = 0xc0, .proto = PROTO_ICMP, .src = get32(from.b), .dst = get32(to.b)};
+    } else {
+        struct ip6_header *ip = (struct ip6_header *)data;
+        *ip = (struct ip6_header){.version_class_flow = be32(6u << 28), .next = PROTO_ICMP6};
+        memcpy(ip->src, from.b, 16);
+        memcpy(ip->dst, to.b, 16);
+    }
+    icmp->csum = (u16)~csum_fold((v4 ? 0 : pseudo(p, PROTO_ICMP6, len)) + csum_partial(icmp, len));
     count(k, reason);
     count(k, CNT_icmp_errors_sent);
     p->reason = (u8)reason;
-    return send_back(k, p, ip, (u16)(sizeof *ip + sizeof *icmp + quoted));
+    return send_back(k, p, (u16)(l3 + len));
 }
 
 /* ---- packets out of nothing ---- */
@@ -197,23 +234,35 @@ bool answer_link(struct core *k, struct packet *p, u32 neigh)
 /* The next sequence number the receiver expects: acceptable to every stack, challenge ACKs included (RFC 5961 3.2). */
 void answer_reset_side(struct core *k, const struct conn *c, enum direction dir)
 {
-    struct packet *p = neigh_word_usable(neigh_load(&k->neigh, c->next_hop[dir])) ? own_packet(k, ETH_MIN_FRAME) : NULL;
+    bool to_rs = dir == TO_RS, v4 = conn_family(c, !dir) == 4;
+    u16 l3 = v4 ? sizeof(struct ip4_header) : sizeof(struct ip6_header);
+    u16 len = (u16)(ETH_HEADER + l3 + sizeof(struct tcp_header));
+    struct packet *p =
+        neigh_word_usable(neigh_load(&k->neigh, c->next_hop[dir])) ? own_packet(k, len < ETH_MIN_FRAME ? ETH_MIN_FRAME : len) : NULL;
     if (!p)
         return;
-    put16(p->data + 12, be16(ETH_TYPE_IP4));
-    struct ip4_header *ip = (struct ip4_header *)(p->data + ETH_HEADER);
-    struct tcp_header *tcp = (struct tcp_header *)(ip + 1);
-    bool to_rs = dir == TO_RS;
-    *ip = (struct ip4_header){.version_ihl = 0x45, .total_len = be16(40), .frag = be16(IP4_DF), .ttl = 64, .proto = PROTO_TCP};
-    ip->src = to_rs ? c->a.v4.lip : c->a.v4.vip;
-    ip->dst = to_rs ? c->a.v4.rip : c->a.v4.cip;
-    ip->csum = csum_ip4(ip, sizeof *ip);
+    struct addr16 src = to_rs ? conn_lip(k, c) : conn_vip(k, c), dst = to_rs ? conn_rip(c) : conn_cip(c);
+    p->l3 = ETH_HEADER;
+    p->family = v4 ? 4 : 6;
+    put16(p->data + 12, be16(v4 ? ETH_TYPE_IP4 : ETH_TYPE_IP6));
+    if (v4) {
+        struct ip4_header *ip = (struct ip4_header *)(p->data + ETH_HEADER);
+        *ip = (struct ip4_header){.version_ihl = 0x45, .total_len = be16(40), .frag = be16(IP4_DF), .ttl = 64, .proto = PROTO_TCP};
+        ip->src = get32(src.b), ip->dst = get32(dst.b);
+        ip->csum = csum_ip4(ip, sizeof *ip);
+    } else {
+        struct ip6_header *ip = (struct ip6_header *)(p->data + ETH_HEADER);
+        *ip = (struct ip6_header){.version_class_flow = be32(6u << 28), .payload_len = be16(20), .next = PROTO_TCP, .hop_limit = 64};
+        memcpy(ip->src, src.b, 16);
+        memcpy(ip->dst, dst.b, 16);
+    }
+    struct tcp_header *tcp = (struct tcp_header *)(p->data + ETH_HEADER + l3);
     *tcp = (struct tcp_header){.offset = 5 << 4, .flags = TCP_RST | TCP_ACK};
     tcp->sport = to_rs ? c->lport : c->vport;
     tcp->dport = to_rs ? c->rport : c->cport;
     tcp->seq = be32(to_rs ? c->next_seq[TO_RS] + c->dseq : c->next_seq[TO_CLIENT]);
     tcp->ack = be32(to_rs ? c->next_seq[TO_CLIENT] : c->next_seq[TO_RS]);
-    tcp->csum = (u16)~csum_fold(csum_pseudo4(ip->src, ip->dst, PROTO_TCP, sizeof *tcp) + csum_partial(tcp, sizeof *tcp));
+    tcp->csum = (u16)~csum_fold(pseudo(p, PROTO_TCP, sizeof *tcp) + csum_partial(tcp, sizeof *tcp));
     answer_link(k, p, c->next_hop[dir]);
     count(k, CNT_resets_sent);
 }

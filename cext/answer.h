@@ -7,9 +7,10 @@
 /* Turn the received packet into its answer, in place, back the way it came. */
 rare enum verdict answer_echo(struct core *k, struct packet *p);
 rare enum verdict answer_reset(struct core *k, struct packet *p);
-/* An ICMP error about this packet, from `from` (network order), RFC 792 and RFC 1812 4.3.2. The packet's own drop reason is `reason`:
- * it is counted, the error goes out in its frame. */
-rare enum verdict answer_icmp_error(struct core *k, struct packet *p, u8 type, u8 code, u32 rest, u32 from, enum counter reason);
+/* An ICMP error about this packet, from the address it was sent to: RFC 792, RFC 1812 4.3.2, RFC 4443. The packet's own drop reason is
+ * `reason`: it is counted, the error goes out in its frame. mtu: what its sender may send, for ERROR_TOO_BIG. */
+enum error { ERROR_TTL, ERROR_TOO_BIG, ERROR_PORT };
+rare enum verdict answer_error(struct core *k, struct packet *p, enum error what, u32 mtu, enum counter reason);
 rare enum verdict answer_arp(struct core *k, struct packet *p);
 
 /* Ask for a neighbour; to its last known MAC when `unicast`. */

@@ -194,7 +194,7 @@ static void set_active(struct core *k, struct conn *c, bool active)
 
 /* ---- local ports ---- */
 
-/* Take a port on one of the service's LIPs, in turn. Sets lip_id, lip and lport. Returns the endpoint; 0: none free. */
+/* Take a port on one of the service's LIPs of the RS's family, in turn. Sets lip_id, lip and lport. Returns the endpoint; 0: none free. */
 static u32 local_port_take(struct core *k, const struct snap_service *svc, const struct snap_member *m, struct conn *c)
 {
     const u16 *lips = snap_service_lips(svc);
@@ -203,20 +203,31 @@ static u32 local_port_take(struct core *k, const struct snap_service *svc, const
     for (u32 n = 0; n < svc->n_lips; n++) {
         u16 id = lips[at];
         at = at + 1 == svc->n_lips ? 0 : at + 1;
-        s->lip_rr = at;
         const struct plane_address *lip = &k->plane_addresses[id];
-        u32 endpoint = lip_endpoint(&k->lip, svc->proto, 4, id, m->rip, m->rport);
+        if (lip->family != m->family)
+            continue;
+        s->lip_rr = at;
+        u32 endpoint = lip_endpoint(&k->lip, svc->proto, m->family, id, m->rip, m->rport);
         u16 port = endpoint ? lip_port_take(&k->lip, endpoint, lip->port, lip->addr) : 0;
         if (!port) {
             k->addresses[id].misses++;
             continue;
         }
         c->lip_id = id;
-        c->a.v4.lip = get32(lip->addr);
+        if (c->families == FAMILIES_44)
+            c->a.v4.lip = get32(lip->addr);
         c->lport = be16(port);
         return endpoint;
     }
     return 0;
+}
+
+static bool has_lip(const struct core *k, const struct snap_service *svc, u8 family)
+{
+    for (u32 i = 0; i < svc->n_lips; i++)
+        if (k->plane_addresses[snap_service_lips(svc)[i]].family == family)
+            return true;
+    return false;
 }
 
 /* Ports are scarce: end a connection of this service and RS that has nothing left to say, oldest first, and take its port. The
@@ -227,15 +238,13 @@ static u32 local_port_reclaim(struct core *k, const struct snap_service *svc, co
     const u16 *lips = snap_service_lips(svc);
     for (u32 i = 0; i < svc->n_lips; i++) {
         const struct plane_address *lip = &k->plane_addresses[lips[i]];
-        u32 endpoint = lip_endpoint(&k->lip, svc->proto, 4, lips[i], m->rip, m->rport);
+        u32 endpoint = lip->family == m->family ? lip_endpoint(&k->lip, svc->proto, m->family, lips[i], m->rip, m->rport) : 0;
         for (u32 n = 0; endpoint && n < LOOKS; n++) {
-            struct packet answer = {.saddr = c->a.v4.rip, .sport = m->rport, .proto = svc->proto};
-            answer.daddr = get32(lip->addr);
+            struct flow_key answer = {addr16_of(6, m->rip), addr16_of(6, lip->addr), m->rport, 0, svc->proto, m->family};
             answer.dport = be16(lip_port_oldest(&k->lip, endpoint, lip->port, lip->addr, n));
-            answer.hash = hash_flow4(&k->secret, get64(&answer.saddr), get32(&answer.sport), answer.proto);
             if (!answer.dport)
                 break; /* no port of the endpoint is this worker's */
-            u32 index = conn_find(k, &answer) >> 1;
+            u32 index = conn_find_key(k, &answer) >> 1;
             if (!index || !(k->conns[index].flags & CONN_FINISHED))
                 continue;
             conn_close(k, index);
@@ -247,19 +256,19 @@ static u32 local_port_reclaim(struct core *k, const struct snap_service *svc, co
 
 static u32 endpoint_of(const struct core *k, const struct conn *c)
 {
-    struct addr16 rip = addr16_4(c->a.v4.rip);
-    return lip_find(&k->lip, c->proto, c->family, c->lip_id, rip.b, c->rport);
+    struct addr16 rip = conn_rip(c);
+    return lip_find(&k->lip, c->proto, conn_family(c, TO_CLIENT), c->lip_id, rip.b, c->rport);
 }
 
 /* ---- next hops ---- */
 
-static u32 next_hop(struct core *k, u32 addr)
+static u32 next_hop(struct core *k, u8 family, struct addr16 addr)
 {
-    const struct fnat_route_spec *route = fib4_lookup(&k->fib, addr);
+    const struct fnat_route_spec *route = family == 4 ? fib4_lookup(&k->fib, get32(addr.b)) : NULL;
     if (!route || route->kind != FNAT_ROUTE_UNICAST)
         return 0;
-    struct addr16 hop = addr16_4(get32(route->gateway) ? get32(route->gateway) : addr);
-    return neigh_get(&k->neigh, route->port, 4, hop.b);
+    static const u8 on_link[16];
+    return neigh_get(&k->neigh, route->port, family, same_addr(route->gateway, on_link) ? addr.b : route->gateway);
 }
 
 /* ---- TCP identity ---- */
@@ -295,8 +304,15 @@ static void identity_take(struct core *k, const struct packet *p, struct conn *c
     }
 }
 
-static void deltas_fill(struct conn *c)
+/* The pseudo-headers of both families differ only in their addresses, as far as a one's complement sum can tell. */
+static void deltas_fill(const struct core *k, struct conn *c)
 {
+    if (unlikely(c->families != FAMILIES_44)) {
+        struct addr16 from[2] = {conn_cip(c), conn_vip(k, c)}, to[2] = {conn_lip(k, c), conn_rip(c)};
+        u64 addrs = (u64)(u16)~csum_fold(csum_partial(from, sizeof from)) + csum_partial(to, sizeof to);
+        c->delta_l4 = csum_fold(addrs + csum_delta16(c->cport, c->lport) + csum_delta16(c->vport, c->rport));
+        return;
+    }
     u64 ip = csum_fold(csum_delta32(c->a.v4.cip, c->a.v4.lip) + csum_delta32(c->a.v4.vip, c->a.v4.rip));
     c->delta_ip = (u16)ip;
     c->delta_l4 = csum_fold(ip + csum_delta16(c->cport, c->lport) + csum_delta16(c->vport, c->rport));
@@ -343,14 +359,24 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
     c->gen = gen;
     k->header->intent = index;
 
-    c->a.v4.cip = p->saddr, c->a.v4.vip = p->daddr, c->a.v4.rip = get32(m->rip);
+    c->families = families(p->family, m->family);
+    if (likely(c->families == FAMILIES_44)) {
+        c->a.v4.cip = p->saddr, c->a.v4.vip = p->daddr, c->a.v4.rip = get32(m->rip);
+    } else {
+        memcpy(c->a.v6.cip, packet_src(p).b, 16);
+        memcpy(c->a.v6.rip, m->rip, 16);
+    }
     c->cport = p->sport, c->vport = p->dport, c->rport = m->rport;
-    c->proto = p->proto, c->family = 4, c->vip_id = vip_id, c->member = m->id;
+    c->proto = p->proto, c->vip_id = vip_id, c->member = m->id;
     c->state = p->proto == PROTO_TCP ? TCP_SYN_RECV : UDP_ONEWAY;
     c->flags = svc->flags & FNAT_SVC_EXPIRE_QUIESCENT ? CONN_QUIESCENT : 0;
     c->opened = c->last_seen = k->tick;
 
     u32 endpoint = local_port_take(k, svc, m, c);
+    if (!endpoint && !has_lip(k, svc, m->family)) {
+        reason = DROP_no_lip;
+        goto give_record;
+    }
     if (!endpoint)
         endpoint = local_port_reclaim(k, svc, m, c);
     if (!endpoint && conn_evict_half_open(k, svc->id))
@@ -363,10 +389,10 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
     prefetch_write(&k->table.buckets[conntab_first(&k->table, answer_hash)]);
     if (p->proto == PROTO_TCP)
         identity_take(k, p, c, endpoint);
-    deltas_fill(c);
+    deltas_fill(k, c);
 
-    c->next_hop[TO_RS] = (u16)next_hop(k, c->a.v4.rip);
-    c->next_hop[TO_CLIENT] = (u16)next_hop(k, c->a.v4.cip);
+    c->next_hop[TO_RS] = (u16)next_hop(k, m->family, conn_rip(c));
+    c->next_hop[TO_CLIENT] = (u16)next_hop(k, p->family, conn_cip(c));
     if (!c->next_hop[TO_RS] || !c->next_hop[TO_CLIENT]) {
         reason = DROP_no_route;
         goto give_port;
@@ -477,7 +503,7 @@ void conn_sweep_routes(struct core *k, u32 budget)
         struct conn *c = &k->conns[k->sweep];
         if (!conn_live(c))
             continue;
-        u32 to_rs = next_hop(k, c->a.v4.rip), to_client = next_hop(k, c->a.v4.cip);
+        u32 to_rs = next_hop(k, conn_family(c, TO_CLIENT), conn_rip(c)), to_client = next_hop(k, conn_family(c, TO_RS), conn_cip(c));
         if (to_rs)
             c->next_hop[TO_RS] = (u16)to_rs;
         if (to_client)
@@ -492,9 +518,9 @@ void conn_sweep_routes(struct core *k, u32 budget)
 static bool restore_one(struct core *k, u32 index)
 {
     struct conn *c = &k->conns[index];
-    struct addr16 rip = addr16_4(c->a.v4.rip);
+    struct addr16 rip = conn_rip(c);
     c->wheel_next = c->wheel_prev = 0;
-    u32 endpoint = lip_endpoint(&k->lip, c->proto, c->family, c->lip_id, rip.b, c->rport);
+    u32 endpoint = lip_endpoint(&k->lip, c->proto, conn_family(c, TO_CLIENT), c->lip_id, rip.b, c->rport);
     if (!endpoint || !lip_port_mark(&k->lip, endpoint, be16(c->lport)))
         return false;
     if (!conntab_insert(&k->table, conn_hash(k, c, TO_RS), index << 1 | TO_RS))

@@ -23,29 +23,71 @@ void conn_sweep_routes(struct core *k, u32 budget);
 /* Rebuild everything that is derived from the records. Returns how many connections live. */
 u32 conn_restore(struct core *k);
 
-static inline u64 conn_hash(const struct core *k, const struct conn *c, enum direction dir)
+/* The key by which packets of this direction find the connection. */
+static inline struct flow_key conn_key(const struct core *k, const struct conn *c, enum direction dir)
 {
     if (dir == TO_RS)
-        return hash_flow4(&k->secret, (u64)c->a.v4.cip | (u64)c->a.v4.vip << 32, (u32)c->cport | (u32)c->vport << 16, c->proto);
-    return hash_flow4(&k->secret, (u64)c->a.v4.rip | (u64)c->a.v4.lip << 32, (u32)c->rport | (u32)c->lport << 16, c->proto);
+        return (struct flow_key){conn_cip(c), conn_vip(k, c), c->cport, c->vport, c->proto, conn_family(c, TO_RS)};
+    return (struct flow_key){conn_rip(c), conn_lip(k, c), c->rport, c->lport, c->proto, conn_family(c, TO_CLIENT)};
 }
 
-/* The connection of this packet, whose hash is set, as index<<1|direction; 0: none. */
-static inline u32 conn_find(const struct core *k, const struct packet *p)
+static inline u64 conn_hash(const struct core *k, const struct conn *c, enum direction dir)
 {
-    u16 tag = conntab_tag(p->hash);
-    u32 bucket = conntab_first(&k->table, p->hash);
+    if (likely(c->families == FAMILIES_44)) {
+        if (dir == TO_RS)
+            return hash_flow4(&k->secret, (u64)c->a.v4.cip | (u64)c->a.v4.vip << 32, (u32)c->cport | (u32)c->vport << 16, c->proto);
+        return hash_flow4(&k->secret, (u64)c->a.v4.rip | (u64)c->a.v4.lip << 32, (u32)c->rport | (u32)c->lport << 16, c->proto);
+    }
+    struct flow_key key = conn_key(k, c, dir);
+    return flow_hash(k, &key);
+}
+
+/* Does a packet of these addresses and ports belong to the connection in direction dir? The whole key is compared. */
+static inline bool conn_is(const struct core *k, const struct conn *c, u32 dir, u8 family, u8 proto, u32 ports, const void *src,
+                           const void *dst)
+{
+    if (conn_family(c, dir) != family || c->proto != proto || !conn_live(c) || get32(dir == TO_RS ? &c->cport : &c->rport) != ports)
+        return false;
+    if (likely(c->families == FAMILIES_44)) {
+        const u32 *addrs = dir == TO_RS ? &c->a.v4.cip : &c->a.v4.rip;
+        return addrs[0] == get32(src) && addrs[1] == get32(dst);
+    }
+    const u8 *far = dir == TO_RS ? c->a.v6.cip : c->a.v6.rip, *near = k->plane_addresses[dir == TO_RS ? c->vip_id : c->lip_id].addr;
+    if (family == 4)
+        return get32(far) == get32(src) && get32(near) == get32(dst);
+    return same_addr(far, src) && same_addr(near, dst);
+}
+
+static inline u32 conn_find_by(const struct core *k, u64 hash, u8 family, u8 proto, u32 ports, const void *src, const void *dst)
+{
+    u16 tag = conntab_tag(hash);
+    u32 bucket = conntab_first(&k->table, hash);
     const struct bucket *b = &k->table.buckets[bucket];
     for (int round = 0;; round++) {
         for (u32 bits = conntab_match(b, tag); bits; bits &= bits - 1) {
             u32 ref = conntab_ref(b, (u32)__builtin_ctz(bits));
-            if (conn_is4(&k->conns[ref >> 1], ref & 1, p))
+            if (conn_is(k, &k->conns[ref >> 1], ref & 1, family, proto, ports, src, dst))
                 return ref;
         }
         if (round || !b->spill)
             return 0;
         b = &k->table.buckets[conntab_other(&k->table, bucket, tag)];
     }
+}
+
+/* The connection of this packet, whose hash is set, as index<<1|direction; 0: none. */
+static inline u32 conn_find(const struct core *k, const struct packet *p)
+{
+    u32 ports = get32(&p->sport);
+    if (p->family == 6)
+        return conn_find_by(k, p->hash, 6, p->proto, ports, packet_src6(p), packet_dst6(p));
+    return conn_find_by(k, p->hash, 4, p->proto, ports, &p->saddr, &p->daddr);
+}
+
+/* The same for a key. */
+static inline u32 conn_find_key(const struct core *k, const struct flow_key *f)
+{
+    return conn_find_by(k, flow_hash(k, f), f->family, f->proto, get32(&f->sport), f->src.b, f->dst.b);
 }
 
 #endif

@@ -16,6 +16,7 @@ struct core_port {
         u8 mac[6];
         u64 source4; /* bytes 6..13 of an IPv4 frame that leaves here: MAC and EtherType */
     };
+    u64 source6; /* the same for IPv6 */
     u16 mtu;
     u8 flags;
     bool punt; /* there is a way to the host */
@@ -46,6 +47,7 @@ struct core {
     struct core_port ports[FNAT_PORTS];
     /* the rest */
     u64 now_ns;
+    u16 ip_id;                 /* of IPv4 packets made of IPv6 ones */
     u32 clock_ms, clock_us4;   /* wall clocks for TCP identity, wrapping */
     u32 timeouts[FNAT_STATES]; /* ticks */
     const struct snapshot *snap;
@@ -97,10 +99,65 @@ static inline struct addr16 addr16_4(u32 addr)
     return a;
 }
 
+static inline struct addr16 addr16_of(u8 family, const void *addr)
+{
+    struct addr16 a = {{0}};
+    memcpy(a.b, addr, family == 4 ? 4 : 16);
+    return a;
+}
+/* Addresses of a packet as it is now: those of IPv6 are read from its header. */
+static inline const u8 *packet_src6(const struct packet *p) { return ((const struct ip6_header *)(p->data + p->l3))->src; }
+static inline const u8 *packet_dst6(const struct packet *p) { return ((const struct ip6_header *)(p->data + p->l3))->dst; }
+static inline struct addr16 packet_src(const struct packet *p)
+{
+    return p->family == 4 ? addr16_4(p->saddr) : addr16_of(6, packet_src6(p));
+}
+static inline struct addr16 packet_dst(const struct packet *p)
+{
+    return p->family == 4 ? addr16_4(p->daddr) : addr16_of(6, packet_dst6(p));
+}
+
+static inline const struct snap_address_slot *owned(const struct core *k, u8 family, const u8 addr[16])
+{
+    return snapshot_address(k->snap, k->area, &k->secret, addr, family);
+}
 static inline const struct snap_address_slot *owned4(const struct core *k, u32 addr)
 {
     struct addr16 a = addr16_4(addr);
-    return snapshot_address(k->snap, k->area, &k->secret, a.b, 4);
+    return owned(k, 4, a.b);
+}
+
+/* The four addresses of a connection, whatever its families. An IPv4 address fills the first 4 bytes. */
+static inline struct addr16 conn_cip(const struct conn *c)
+{
+    return c->families == FAMILIES_44 ? addr16_4(c->a.v4.cip) : addr16_of(6, c->a.v6.cip);
+}
+static inline struct addr16 conn_rip(const struct conn *c)
+{
+    return c->families == FAMILIES_44 ? addr16_4(c->a.v4.rip) : addr16_of(6, c->a.v6.rip);
+}
+static inline struct addr16 conn_vip(const struct core *k, const struct conn *c)
+{
+    return c->families == FAMILIES_44 ? addr16_4(c->a.v4.vip) : addr16_of(6, k->plane_addresses[c->vip_id].addr);
+}
+static inline struct addr16 conn_lip(const struct core *k, const struct conn *c)
+{
+    return c->families == FAMILIES_44 ? addr16_4(c->a.v4.lip) : addr16_of(6, k->plane_addresses[c->lip_id].addr);
+}
+
+/* One direction of a flow, as its packets come in. */
+struct flow_key {
+    struct addr16 src, dst;
+    u16 sport, dport; /* network order */
+    u8 proto, family;
+};
+
+static inline u64 flow_hash(const struct core *k, const struct flow_key *f)
+{
+    u32 ports = (u32)f->sport | (u32)f->dport << 16;
+    if (f->family == 4)
+        return hash_flow4(&k->secret, (u64)get32(f->src.b) | (u64)get32(f->dst.b) << 32, ports, f->proto);
+    return hash_flow6(&k->secret, f->src.b, f->dst.b, ports, f->proto);
 }
 
 #endif

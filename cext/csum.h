@@ -35,6 +35,12 @@ static inline u64 csum_partial(const void *data, u32 len)
 /* Pseudo-header of TCP and UDP over IPv4 (RFC 9293 3.1); l4_len in host order. */
 static inline u64 csum_pseudo4(u32 saddr, u32 daddr, u8 proto, u16 l4_len) { return (u64)saddr + daddr + be16(proto) + be16(l4_len); }
 
+/* Pseudo-header over IPv6 (RFC 8200 8.1); src is followed by dst as in the header. */
+static inline u64 csum_pseudo6(const u8 src_dst[32], u8 proto, u32 l4_len)
+{
+    return csum_partial(src_dst, 32) + be16(proto) + be32(l4_len);
+}
+
 /* What a checksum changes by when `from` becomes `to`, to be added to the complement (RFC 1624 eqn 3). Not folded: sums of a few
  * of them fit 64 bits. */
 static inline u64 csum_delta32(u32 from, u32 to) { return (u64)(u32)~from + to; }

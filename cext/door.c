@@ -298,13 +298,23 @@ static u32 timeout_seconds(const struct fnat_plane *p, const struct conn *c)
     return word ? ((const struct snapshot *)snapshot_at(p->snapshots, (u32)word))->settings.timeouts[c->state] : 0;
 }
 
+/* Ends in the order of the record: client, VIP, RS, LIP. */
+static u8 end_family(const struct conn *c, u32 end) { return conn_family(c, end < 2 ? TO_RS : TO_CLIENT); }
+
+static struct addr16 end_addr(const struct fnat_plane *p, const struct conn *c, u32 end)
+{
+    if (c->families == FAMILIES_44)
+        return addr16_4((&c->a.v4.cip)[end]);
+    const u8 *addrs[4] = {c->a.v6.cip, p->addresses[c->vip_id].addr, c->a.v6.rip, p->addresses[c->lip_id].addr};
+    return addr16_of(6, addrs[end]);
+}
+
 static void fill_info(const struct fnat_plane *p, const struct conn *c, u32 tick, struct fnat_conn_info *out)
 {
     memset(out, 0, sizeof *out);
-    memcpy(out->cip, &c->a.v4.cip, 4);
-    memcpy(out->vip, &c->a.v4.vip, 4);
-    memcpy(out->rip, &c->a.v4.rip, 4);
-    memcpy(out->lip, &c->a.v4.lip, 4);
+    u8 *ends[4] = {out->cip, out->vip, out->rip, out->lip};
+    for (u32 end = 0; end < 4; end++)
+        memcpy(ends[end], end_addr(p, c, end).b, 16);
     out->cport = be16(c->cport), out->vport = be16(c->vport), out->lport = be16(c->lport), out->rport = be16(c->rport);
     const struct conn_counts *n = conn_counts((struct conn *)c);
     for (u32 d = 0; d < 2; d++) {
@@ -316,19 +326,29 @@ static void fill_info(const struct fnat_plane *p, const struct conn *c, u32 tick
     s32 left = (s32)(c->last_seen + timeout_seconds(p, c) * TICKS_PER_SECOND - tick);
     out->remaining = left > 0 ? ((u32)left + TICKS_PER_SECOND - 1) / TICKS_PER_SECOND : 0;
     out->age = (tick - c->opened) / TICKS_PER_SECOND;
-    out->proto = c->proto, out->family = c->family, out->state = c->state;
+    out->proto = c->proto, out->family = conn_family(c, TO_RS), out->rs_family = conn_family(c, TO_CLIENT), out->state = c->state;
 }
 
 /* The filter in the form of a record: values that must agree under masks. */
 struct wanted {
-    u32 addr[4], mask[4]; /* client, vip, rs, lip: as in the record */
+    struct addr16 addr[4], mask[4]; /* client, vip, rs, lip: as in the record */
+    u8 family[4];                   /* 0: any */
     u16 port[4];
     u32 n_ends, ends[4]; /* those that say anything */
     s64 service, member;
     s32 state, proto;
 };
 
-/* -EAFNOSUPPORT: no record can be of this family. */
+/* addr with all but its first n bits cleared. */
+static struct addr16 first_bits(struct addr16 addr, u32 n)
+{
+    for (u32 i = 0; i < 16; i++) {
+        u32 left = n > i * 8 ? min_u32(n - i * 8, 8) : 0;
+        addr.b[i] &= (u8)(0xff00 >> left);
+    }
+    return addr;
+}
+
 static int understand(const struct fnat_conn_filter *f, struct wanted *w)
 {
     *w = (struct wanted){.service = -1, .member = -1, .state = -1, .proto = -1};
@@ -338,12 +358,15 @@ static int understand(const struct fnat_conn_filter *f, struct wanted *w)
     const struct fnat_conn_end *ends[4] = {&f->client, &f->vip, &f->rs, &f->lip};
     for (u32 i = 0; i < 4; i++) {
         const struct fnat_conn_end *e = ends[i];
-        if ((e->family && e->family != 4) || e->plen > 32)
-            return e->family == 6 ? -EAFNOSUPPORT : -EINVAL;
-        w->mask[i] = e->family && e->plen ? be32(~0u << (32 - e->plen)) : 0;
-        w->addr[i] = get32(e->addr) & w->mask[i];
+        if ((e->family && e->family != 4 && e->family != 6) || e->plen > (e->family == 6 ? 128 : 32))
+            return -EINVAL;
+        struct addr16 ones;
+        memset(ones.b, 0xff, sizeof ones);
+        w->family[i] = e->family;
+        w->mask[i] = first_bits(ones, e->family ? e->plen : 0);
+        w->addr[i] = first_bits(addr16_of(6, e->addr), e->family ? e->plen : 0);
         w->port[i] = be16(e->port);
-        if (w->mask[i] || w->port[i])
+        if (e->family || w->port[i])
             w->ends[w->n_ends++] = i;
     }
     return 0;
@@ -352,12 +375,15 @@ static int understand(const struct fnat_conn_filter *f, struct wanted *w)
 /* Looks at a record that may change meanwhile; the caller makes sure of its gen. */
 static bool passes(const struct fnat_plane *p, const struct wanted *w, const struct conn *c)
 {
-    const u32 addrs[4] = {c->a.v4.cip, c->a.v4.vip, c->a.v4.rip, c->a.v4.lip};
     const u16 ports[4] = {c->cport, c->vport, c->rport, c->lport};
     for (u32 i = 0; i < w->n_ends; i++) {
         u32 end = w->ends[i];
-        if ((addrs[end] & w->mask[end]) != w->addr[end] || (w->port[end] && ports[end] != w->port[end]))
+        if ((w->family[end] && end_family(c, end) != w->family[end]) || (w->port[end] && ports[end] != w->port[end]))
             return false;
+        struct addr16 addr = end_addr(p, c, end);
+        for (u32 half = 0; half < 16; half += 8)
+            if ((get64(addr.b + half) & get64(w->mask[end].b + half)) != get64(w->addr[end].b + half))
+                return false;
     }
     if ((w->state >= 0 && c->state != w->state) || (w->proto >= 0 && c->proto != w->proto))
         return false;

@@ -234,7 +234,8 @@ struct fnat_conn_info {
     uint32_t index, service, member;
     uint32_t remaining, age; /* seconds: until it expires when idle, since it was opened */
     uint16_t cport, vport, lport, rport;
-    uint8_t worker, proto, family, state;
+    uint8_t worker, proto, family, state; /* family: of cip and vip */
+    uint8_t rs_family, pad[7];            /* of lip and rip */
 };
 struct fnat_conn_end { /* one of the four ends of a connection */
     uint8_t addr[16];

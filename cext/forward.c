@@ -47,7 +47,7 @@ static inline void fetch_conn(const struct core *k, const struct packet *p)
 {
     const struct conn *c = &k->conns[p->conn >> 1];
     prefetch_near(c);
-    if (p->kind == KIND_TCP)
+    if (p->kind == KIND_TCP || p->family == 6)
         prefetch_near((const u8 *)c + CACHE_LINE);
 }
 
@@ -86,12 +86,27 @@ static always_inline void follow_tcp(struct core *k, struct conn *c, u32 index, 
         c->flags |= CONN_FINISHED;
 }
 
-rare static enum verdict too_big(struct core *k, struct packet *p, u16 mtu)
+/* Bytes of the packet when it leaves: the headers of both families differ. */
+static always_inline u32 leaving_len(const struct conn *c, const struct packet *p)
+{
+    if (likely(c->families == FAMILIES_44 || c->families == FAMILIES_66))
+        return p->l3_len;
+    return p->l3_len - (u32)(p->l4 - p->l3) + (p->family == 4 ? (u32)sizeof(struct ip6_header) : (u32)sizeof(struct ip4_header));
+}
+
+/* The sender is told what it may send: RFC 1191, RFC 8201; in its own family's bytes. */
+rare static enum verdict too_big(struct core *k, struct packet *p, u32 leaving, u16 mtu)
 {
     const struct ip4_header *ip = (const struct ip4_header *)(p->data + p->l3);
-    if (!(be16(ip->frag) & IP4_DF))
+    if (p->family == 4 && !(be16(ip->frag) & IP4_DF))
         return drop(k, p, DROP_mtu);
-    return answer_icmp_error(k, p, ICMP_UNREACHABLE, ICMP_FRAG_NEEDED, be32(mtu), p->daddr, DROP_mtu); /* RFC 1191 */
+    return answer_error(k, p, ERROR_TOO_BIG, mtu + p->l3_len - leaving, DROP_mtu);
+}
+
+static inline u8 hops_left(const struct packet *p)
+{
+    const u8 *l3 = p->data + p->l3;
+    return p->family == 4 ? ((const struct ip4_header *)l3)->ttl : ((const struct ip6_header *)l3)->hop_limit;
 }
 
 static always_inline enum verdict forward_hit(struct core *k, struct packet *p, u32 index, enum direction dir, struct stage_clock *clock)
@@ -100,18 +115,18 @@ static always_inline enum verdict forward_hit(struct core *k, struct packet *p, 
     struct neigh_entry *hop = &k->neigh.entries[c->next_hop[dir]];
     u64 word = load_relaxed(&hop->word);
     u8 port = neigh_word_port(word);
-    const struct ip4_header *ip = (const struct ip4_header *)(p->data + p->l3);
+    u32 leaving = leaving_len(c, p);
 
     if (unlikely(c->flags & CONN_QUIESCENT && !load_relaxed(&k->plane_members[c->member].usable))) {
         conn_close(k, index);
         return drop(k, p, DROP_quiesced);
     }
-    if (unlikely(ip->ttl <= 1))
-        return answer_icmp_error(k, p, ICMP_TIME_EXCEEDED, 0, 0, p->daddr, DROP_ttl);
-    if (unlikely(p->l3_len > k->ports[port].mtu)) {
+    if (unlikely(hops_left(p) <= 1))
+        return answer_error(k, p, ERROR_TTL, 0, DROP_ttl);
+    if (unlikely(leaving > k->ports[port].mtu)) {
         if (!k->ports[port].mtu)
             return drop(k, p, DROP_port_down);
-        return too_big(k, p, k->ports[port].mtu);
+        return too_big(k, p, leaving, k->ports[port].mtu);
     }
 
     account(k, c, p, dir);
@@ -129,7 +144,7 @@ static always_inline enum verdict forward_hit(struct core *k, struct packet *p, 
     if (unlikely(!hop->used))
         hop->used = 1;
     put64(p->data, word); /* the MAC; the rest of the word is written over */
-    put64(p->data + 6, k->ports[port].source4);
+    put64(p->data + 6, likely(conn_family(c, !dir) == 4) ? k->ports[port].source4 : k->ports[port].source6);
     p->out_port = port;
     k->counters[CNT_to_rs + dir]++;
     stage_mark(clock, STAGE_NEIGHBOUR);
@@ -139,26 +154,33 @@ _Static_assert(CNT_to_client == CNT_to_rs + TO_CLIENT, "counters in the order of
 
 /* ---- a packet of no known connection ---- */
 
-static bool is_martian(u32 saddr, u32 daddr)
+/* A source that no host on another link may use: RFC 1122 3.2.1.3; RFC 4291 2.5.2, 2.5.3, 2.5.5.2, 2.5.6, 2.7. */
+static bool is_martian(const struct packet *p)
 {
-    u32 a = be32(saddr);
-    return a >> 24 == 0 || a >> 24 == 127 || a >= 0xe0000000 || saddr == daddr; /* RFC 1122 3.2.1.3 */
+    if (p->family == 6) {
+        static const u8 low[15], mapped[12] = {[10] = 0xff, [11] = 0xff};
+        const u8 *a = packet_src6(p);
+        return (!memcmp(a, low, sizeof low) && a[15] <= 1) || !memcmp(a, mapped, sizeof mapped) || a[0] == 0xff ||
+               (a[0] == 0xfe && (a[1] & 0xc0) == 0x80) || same_addr(a, packet_dst6(p));
+    }
+    u32 a = be32(p->saddr);
+    return a >> 24 == 0 || a >> 24 == 127 || a >= 0xe0000000 || p->saddr == p->daddr;
 }
 
 static enum verdict pass(struct core *k, struct packet *p, enum counter otherwise)
 {
     if (!k->ports[p->in_port].punt)
         return drop(k, p, otherwise);
-    if (p->kind == KIND_TCP || p->kind == KIND_UDP)
+    if (p->family == 4 && (p->kind == KIND_TCP || p->kind == KIND_UDP))
         rewrite_complete_if_partial(k, p); /* a TAP has no way to say that hardware should do it */
     count(k, CNT_passed);
     return VERDICT_PASS;
 }
 
 /* Does a kni_host route carve this address out for the host? */
-static bool is_hosts(const struct core *k, u32 addr)
+static bool is_hosts(const struct core *k, const struct packet *p)
 {
-    const struct fnat_route_spec *route = k->snap->has_host_routes ? fib4_lookup(&k->fib, addr) : NULL;
+    const struct fnat_route_spec *route = k->snap->has_host_routes && p->family == 4 ? fib4_lookup(&k->fib, p->daddr) : NULL;
     return route && route->kind == FNAT_ROUTE_HOST;
 }
 
@@ -168,7 +190,7 @@ static enum verdict refuse(struct core *k, struct packet *p)
         return drop(k, p, DROP_no_service);
     if (p->proto == PROTO_TCP)
         return answer_reset(k, p);
-    return answer_icmp_error(k, p, ICMP_UNREACHABLE, ICMP_PORT_UNREACHABLE, 0, p->daddr, DROP_no_service);
+    return answer_error(k, p, ERROR_PORT, 0, DROP_no_service);
 }
 
 /* Give the packet to another worker, to look in its own table. */
@@ -197,8 +219,8 @@ static bool belongs_elsewhere(struct core *k, struct packet *p, const struct sna
         return false;
     bool answer = owned->kind & FNAT_ADDR_LIP, opens = may_open(p, owned);
     if (answer && !p->hops) {
-        const struct steer_map *map = lip_rule(&k->lip, owned->port, p->proto, 4)->map;
-        struct addr16 rip = addr16_4(p->saddr), lip = addr16_4(p->daddr);
+        const struct steer_map *map = lip_rule(&k->lip, owned->port, p->proto, p->family)->map;
+        struct addr16 rip = packet_src(p), lip = packet_dst(p);
         *to = steer_owner(map, be16(p->dport), steer_rest(map, rip.b, lip.b, p->sport));
         p->hops = 1;
         if (*to != k->index) {
@@ -206,7 +228,7 @@ static bool belongs_elsewhere(struct core *k, struct packet *p, const struct sna
             return true;
         }
     }
-    if (opens && !lip_rule(&k->lip, p->in_port, p->proto, 4)->loose)
+    if (opens && !lip_rule(&k->lip, p->in_port, p->proto, p->family)->loose)
         return false;
     if (p->hops > k->workers - !opens)
         return false; /* it has been everywhere */
@@ -222,8 +244,8 @@ static bool belongs_elsewhere(struct core *k, struct packet *p, const struct sna
 
 static enum verdict forward_first(struct core *k, struct packet *p, const struct snap_address_slot *owned)
 {
-    struct addr16 vip = addr16_4(p->daddr);
-    const struct snap_service *svc = snapshot_service(k->snap, k->area, &k->secret, vip.b, p->dport, p->proto, 4);
+    struct addr16 vip = packet_dst(p);
+    const struct snap_service *svc = snapshot_service(k->snap, k->area, &k->secret, vip.b, p->dport, p->proto, p->family);
     u32 index;
     if (p->proto == PROTO_TCP && !track_is_first(p->tcp_flags))
         return drop(k, p, DROP_no_conn);
@@ -247,19 +269,20 @@ static enum verdict forward_first(struct core *k, struct packet *p, const struct
 
 __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, struct packet *p)
 {
-    const struct snap_address_slot *owned = owned4(k, p->daddr);
-    if (!owned || is_hosts(k, p->daddr))
+    struct addr16 dst = packet_dst(p);
+    const struct snap_address_slot *mine = owned(k, p->family, dst.b);
+    if (!mine || is_hosts(k, p))
         return pass(k, p, DROP_not_ours);
-    if (is_martian(p->saddr, p->daddr))
+    if (is_martian(p))
         return drop(k, p, DROP_martian);
     switch (p->kind) {
     case KIND_TCP:
     case KIND_UDP: {
         u32 to;
-        return belongs_elsewhere(k, p, owned, &to) ? hand_off(k, p, to) : forward_first(k, p, owned);
+        return belongs_elsewhere(k, p, mine, &to) ? hand_off(k, p, to) : forward_first(k, p, mine);
     }
     case KIND_ICMP:
-        return p->data[p->l4] == ICMP_ECHO ? answer_echo(k, p) : drop(k, p, DROP_icmp);
+        return p->data[p->l4] == (p->family == 4 ? ICMP_ECHO : ICMP6_ECHO) ? answer_echo(k, p) : drop(k, p, DROP_icmp);
     case KIND_FRAGMENT:
         return drop(k, p, DROP_fragment);
     default:
@@ -269,10 +292,25 @@ __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, st
 
 /* ---- one packet, then a batch ---- */
 
+static always_inline bool is_candidate(const struct core *k, u32 ref, const struct packet *p)
+{
+    const struct conn *c = &k->conns[ref >> 1];
+    if (likely(p->family == 4))
+        return conn_is4(c, ref & 1, p);
+    return conn_is(k, c, ref & 1, 6, p->proto, get32(&p->sport), packet_src6(p), packet_dst6(p));
+}
+
+static always_inline u64 hash_of(const struct core *k, const struct packet *p)
+{
+    if (likely(p->family == 4))
+        return hash_flow4(&k->secret, get64(&p->saddr), get32(&p->sport), p->proto);
+    return hash_flow6(&k->secret, packet_src6(p), packet_dst6(p), get32(&p->sport), p->proto);
+}
+
 static always_inline enum verdict forward_flow(struct core *k, struct packet *p, struct stage_clock *clock)
 {
     u32 ref = p->conn;
-    if (unlikely(!ref || !conn_is4(&k->conns[ref >> 1], ref & 1, p)))
+    if (unlikely(!ref || !is_candidate(k, ref, p)))
         ref = conn_find(k, p); /* the first candidate was another's, or an earlier packet of the batch changed the table */
     p->conn = ref;
     if (unlikely(!ref))
@@ -324,7 +362,7 @@ static always_inline void forward_passes(struct core *k, struct packet *pkts, u3
         struct packet *p = &pkts[i];
         if (unlikely(p->kind != KIND_TCP && p->kind != KIND_UDP))
             continue;
-        p->hash = hash_flow4(&k->secret, get64(&p->saddr), get32(&p->sport), p->proto);
+        p->hash = hash_of(k, p);
         prefetch(first_bucket(k, p));
     }
     stage_mark(clock, STAGE_HASH);

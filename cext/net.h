@@ -57,7 +57,26 @@ struct ip4_header {
     u32 src, dst;
 } __attribute__((packed, aligned(2)));
 enum { IP4_DF = 0x4000, IP4_MF = 0x2000, IP4_OFFSET = 0x1fff };
-enum { PROTO_ICMP = 1, PROTO_TCP = 6, PROTO_UDP = 17 };
+enum { PROTO_ICMP = 1, PROTO_TCP = 6, PROTO_UDP = 17, PROTO_ICMP6 = 58 };
+
+/* RFC 8200 */
+struct ip6_header {
+    u32 version_class_flow; /* 4 bits version, 8 traffic class, 20 flow label */
+    u16 payload_len;
+    u8 next, hop_limit;
+    u8 src[16], dst[16];
+} __attribute__((packed, aligned(2)));
+/* Headers that may stand between the IPv6 header and the payload. */
+enum { IP6_HOP_BY_HOP = 0, IP6_ROUTING = 43, IP6_FRAGMENT = 44, IP6_DESTINATION = 60 };
+struct ip6_routing {
+    u8 next, len, type, left; /* len: in 8-byte units, the first one not counted; left: segments left */
+} __attribute__((packed, aligned(2)));
+struct ip6_fragment {
+    u8 next, reserved;
+    u16 frag; /* offset in the upper 13 bits, in 8-byte units; IP6_MF */
+    u32 id;
+} __attribute__((packed, aligned(2)));
+enum { IP6_MF = 1, IP6_OFFSET = 0xfff8, IP6_MIN_MTU = 1280 };
 
 /* RFC 9293 */
 struct tcp_header {
@@ -90,6 +109,18 @@ enum {
     ICMP_TIME_EXCEEDED = 11,
 };
 
+/* RFC 4443; the header is that of ICMP */
+enum {
+    ICMP6_UNREACHABLE = 1,
+    ICMP6_PORT_UNREACHABLE = 4, /* code of ICMP6_UNREACHABLE */
+    ICMP6_TOO_BIG = 2,          /* MTU in rest */
+    ICMP6_TIME_EXCEEDED = 3,
+    ICMP6_ECHO = 128,
+    ICMP6_ECHO_REPLY = 129,
+    ICMP6_NEIGHBOUR_SOLICITATION = 135, /* RFC 4861 */
+    ICMP6_NEIGHBOUR_ADVERTISEMENT = 136,
+};
+
 /* RFC 826, for Ethernet and IPv4 */
 struct arp_header {
     u16 htype, ptype;
@@ -104,6 +135,8 @@ enum { ARP_REQUEST = 1, ARP_REPLY = 2 };
 
 _Static_assert(sizeof(struct eth_header) == 14, "Ethernet header");
 _Static_assert(sizeof(struct ip4_header) == 20, "RFC 791 header");
+_Static_assert(sizeof(struct ip6_header) == 40, "RFC 8200 header");
+_Static_assert(sizeof(struct ip6_fragment) == 8, "RFC 8200 fragment header");
 _Static_assert(sizeof(struct tcp_header) == 20, "RFC 9293 header");
 _Static_assert(sizeof(struct udp_header) == 8, "RFC 768 header");
 _Static_assert(sizeof(struct icmp_header) == 8, "RFC 792 header");

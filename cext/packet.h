@@ -32,14 +32,20 @@ enum packet_kind {
     KIND_INVALID, /* reason is set */
     KIND_TCP,
     KIND_UDP,
-    KIND_ICMP,     /* any ICMP over IPv4 */
-    KIND_FRAGMENT, /* IPv4 fragment, the first one included */
-    KIND_OTHER4,   /* another IP protocol */
+    KIND_ICMP,     /* any ICMP of its family */
+    KIND_FRAGMENT, /* of a datagram, the first one included */
+    KIND_OTHER_IP, /* another IP protocol */
     KIND_ARP,
-    KIND_OTHER, /* not IPv4, not ARP */
+    KIND_OTHER, /* neither IP nor ARP */
 };
 
 enum direction { TO_RS = 0, TO_CLIENT = 1 };
+
+enum fragment {
+    FRAGMENT_NONE,  /* a whole datagram */
+    FRAGMENT_FIRST, /* has the L4 header */
+    FRAGMENT_LATER, /* has none: ports are learned from the first one */
+};
 
 /* A frame and all that the steps learn about it: one cache line.
  * A driver fills data, frame, len and in_port; parse.c the header fields; forward.c the rest. */
@@ -57,12 +63,17 @@ struct packet {
     u8 proto;
     u8 hops;          /* workers this packet has already visited */
     u16 payload;      /* bytes after the TCP or UDP header */
-    u32 saddr, daddr; /* network order */
+    u32 saddr, daddr; /* network order; IPv6 addresses stay in the header: packet_src, packet_dst */
     u16 sport, dport; /* network order */
     u64 hash;         /* of the flow key */
     u32 conn;         /* index<<1 | direction; 0 while none is found */
     u16 l4_len;       /* bytes of the TCP segment or UDP datagram, header included */
-    u16 spare;
+    u8 family;        /* 4 | 6; 0: not IP */
+    u8 fragment;      /* enum fragment */
+    u32 frag_id;      /* network order; valid for fragments */
+    u16 frag_offset;  /* host order, in bytes; likewise */
+    u8 frag_at;       /* offset from data of the IPv6 fragment header, that of an atomic fragment (RFC 6946) included; 0: none */
+    u8 spare;
 } cache_aligned;
 
 _Static_assert(sizeof(struct packet) == CACHE_LINE, "a packet's description is one cache line");

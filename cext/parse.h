@@ -35,16 +35,68 @@ static inline void parse_l4(struct packet *p, const u8 *l4, u32 room)
         p->kind = KIND_UDP;
         p->l4_len = be16(udp->len); /* may be shorter than the IP packet */
         p->payload = (u16)(p->l4_len - sizeof *udp);
-    } else if (p->proto == PROTO_ICMP) {
+    } else if (p->proto == (p->family == 4 ? PROTO_ICMP : PROTO_ICMP6)) {
         p->kind = KIND_ICMP;
         if (room < sizeof(struct icmp_header))
             return parse_invalid(p, DROP_l4_header);
         return;
     } else {
-        p->kind = KIND_OTHER4;
+        p->kind = KIND_OTHER_IP;
         return;
     }
     memcpy(&p->sport, l4, 4);
+}
+
+/* IPv6: the chain of extension headers is walked up to the L4 header. What no end host would take is malformed: a chain cut short or out
+ * of reach of an 8-bit offset, hop-by-hop options anywhere but first, a source route with segments left (RFC 5095). */
+__attribute__((noinline)) static void parse_ip6(struct packet *p)
+{
+    const u8 *data = p->data;
+    const struct ip6_header *ip = (const struct ip6_header *)(data + ETH_HEADER);
+    u32 room = p->len - ETH_HEADER, at = ETH_HEADER + (u32)sizeof *ip;
+    if (unlikely(room < sizeof *ip))
+        return parse_invalid(p, DROP_truncated);
+    if (unlikely(data[ETH_HEADER] >> 4 != 6))
+        return parse_invalid(p, DROP_ip_header);
+    u32 end = at + be16(ip->payload_len);
+    if (unlikely(end > p->len))
+        return parse_invalid(p, DROP_truncated);
+    p->family = 6;
+    p->saddr = p->daddr = 0;
+    p->l3_len = (u16)(end - ETH_HEADER);
+    u8 next = ip->next;
+    while (unlikely(next == IP6_HOP_BY_HOP || next == IP6_ROUTING || next == IP6_FRAGMENT || next == IP6_DESTINATION)) {
+        const struct ip6_routing *ext = (const struct ip6_routing *)(data + at);
+        if (end - at < 8)
+            return parse_invalid(p, DROP_ip_header);
+        u32 len = next == IP6_FRAGMENT ? 8 : (ext->len + 1) * 8u;
+        if (len > end - at || at + len > 255 || (next == IP6_HOP_BY_HOP && at != ETH_HEADER + sizeof *ip))
+            return parse_invalid(p, DROP_ext_headers);
+        if (next == IP6_ROUTING && ext->left)
+            return parse_invalid(p, DROP_source_route);
+        if (next == IP6_FRAGMENT) {
+            const struct ip6_fragment *f = (const struct ip6_fragment *)ext;
+            if (p->frag_at)
+                return parse_invalid(p, DROP_ext_headers);
+            p->frag_at = (u8)at;
+            p->frag_id = get32(&f->id);
+            p->frag_offset = be16(f->frag) & IP6_OFFSET;
+            p->fragment = p->frag_offset ? FRAGMENT_LATER : be16(f->frag) & IP6_MF ? FRAGMENT_FIRST : FRAGMENT_NONE;
+        }
+        next = ext->next;
+        at += len;
+        if (p->fragment == FRAGMENT_LATER)
+            break;
+    }
+    p->proto = next;
+    p->l4 = (u8)at;
+    if (unlikely(p->fragment)) {
+        p->kind = KIND_FRAGMENT;
+        return;
+    }
+    parse_l4(p, data + at, end - at);
+    if (unlikely(p->kind == KIND_UDP && !get16(data + at + offsetof(struct udp_header, csum))))
+        parse_invalid(p, DROP_udp_no_checksum);
 }
 
 static inline void parse_packet(struct packet *p)
@@ -54,10 +106,13 @@ static inline void parse_packet(struct packet *p)
     p->conn = 0;
     p->l3 = ETH_HEADER;
     p->tcp_flags = 0;
+    p->family = p->fragment = p->frag_at = 0;
     if (unlikely(p->len < ETH_HEADER))
         return parse_invalid(p, DROP_truncated);
     u16 type = be16(get16(data + 12));
     if (unlikely(type != ETH_TYPE_IP4)) {
+        if (likely(type == ETH_TYPE_IP6))
+            return parse_ip6(p);
         p->kind = type == ETH_TYPE_ARP ? KIND_ARP : KIND_OTHER;
         return;
     }
@@ -75,12 +130,17 @@ static inline void parse_packet(struct packet *p)
         sum += csum_partial(ip + 1, header - (u32)sizeof *ip);
     if (unlikely(csum_fold(sum) != 0xffff))
         return parse_invalid(p, DROP_ip_checksum);
+    p->family = 4;
     p->l3_len = (u16)total;
     p->l4 = (u8)(ETH_HEADER + header);
     p->proto = ip->proto;
     memcpy(&p->saddr, &ip->src, 8);
-    if (unlikely(be16(ip->frag) & (IP4_MF | IP4_OFFSET))) {
+    u16 frag = be16(ip->frag);
+    if (unlikely(frag & (IP4_MF | IP4_OFFSET))) {
         p->kind = KIND_FRAGMENT;
+        p->fragment = frag & IP4_OFFSET ? FRAGMENT_LATER : FRAGMENT_FIRST;
+        p->frag_id = ip->id;
+        p->frag_offset = (u16)((frag & IP4_OFFSET) * 8);
         return;
     }
     parse_l4(p, data + ETH_HEADER + header, total - header);

@@ -14,14 +14,15 @@
 #include "record.h"
 #include "wheel.h"
 
-enum { PLANE_LAYOUT = 2 }; /* raised when a structure in the files changes */
+enum { PLANE_LAYOUT = 3 }; /* raised when a structure in the files changes */
 
 /* ---- DIR/plane ---- */
 
 struct plane_address {
     u8 addr[16];
-    u8 family, kind, port, pad;
+    u8 family, kind, port, pad[13];
 };
+_Static_assert(sizeof(struct plane_address) == 32, "an address does not cross a cache line");
 
 /* A member id: which service it counts for, and whether the configuration still wants it. */
 struct plane_member {

@@ -1,6 +1,7 @@
 /* record.h: one connection, 128 bytes for every family and protocol. The only truth; all tables are derived from it.
  *
- * Line 0 is all that a UDP packet over IPv4 needs: finding, rewriting, counting; line 1 is TCP identity and timer.
+ * Line 0 is all that a UDP packet over IPv4 needs: finding, rewriting, counting; line 1 is TCP identity and timer. With IPv6 on
+ * either side VIP and LIP are known by their ids alone, and the counts lie in line 1.
  * A record is filled, then gen becomes odd (store-release); closing makes it even first. Readers of other threads and
  * processes use gen as a sequence lock. Nothing in it depends on its index, worker or arena, the wheel links excepted, which
  * are derived. Index 0 is never a connection: 0 means "none" in every link.
@@ -44,6 +45,10 @@ struct conn_counts {
     u32 packets[2], bytes[2]; /* by direction; bytes_high extends bytes to 40 bits */
 };
 
+/* Family of the client's side and of the RS's side in one byte. */
+enum { FAMILIES_44 = 0x44, FAMILIES_66 = 0x66, FAMILIES_64 = 0x46 /* IPv6 client, IPv4 RS */, FAMILIES_46 = 0x64 };
+static inline u8 families(u8 client, u8 rs) { return (u8)(rs << 4 | client); }
+
 struct conn {
     union {
         struct {
@@ -51,12 +56,12 @@ struct conn {
             struct conn_counts counts;
         } v4;
         struct {
-            u8 cip[16], rip[16]; /* VIP and LIP by their ids; counts in line 1 */
+            u8 cip[16], rip[16]; /* an IPv4 address in the first 4 bytes, the rest zero */
         } v6;
     } a;
     u16 cport, vport, rport, lport; /* network order; pairs in the order of the packets that come in */
     u32 member;
-    u8 proto, family, state, flags;
+    u8 proto, families, state, flags;
     u32 last_seen;          /* ticks of 1/64 s */
     u16 next_hop[2];        /* neighbour ids, by direction */
     u16 delta_l4, delta_ip; /* checksum deltas towards the RS; the way back is their complement */
@@ -87,14 +92,18 @@ _Static_assert(offsetof(struct conn, cport) == 32 && offsetof(struct conn, last_
 _Static_assert(offsetof(struct conn, gen) == 60 && offsetof(struct conn, vip_id) == 64, "line 1 begins with the address ids");
 
 static inline bool conn_live(const struct conn *c) { return c->gen & 1; }
-static inline struct conn_counts *conn_counts(struct conn *c) { return likely(c->family == 4) ? &c->a.v4.counts : &c->counts6; }
+static inline struct conn_counts *conn_counts(struct conn *c) { return likely(c->families == FAMILIES_44) ? &c->a.v4.counts : &c->counts6; }
 
-/* Does this packet belong to the connection, in direction dir? The whole key is compared. */
+/* Family of the packets that come in in this direction. */
+static inline u8 conn_family(const struct conn *c, u32 dir) { return dir == TO_RS ? c->families & 15 : c->families >> 4; }
+
+/* Does this IPv4 packet belong to the connection, IPv4 on both sides, in direction dir? The whole key is compared. */
 static inline bool conn_is4(const struct conn *c, u32 dir, const struct packet *p)
 {
     const u32 *addrs = dir == TO_RS ? &c->a.v4.cip : &c->a.v4.rip;
     const u16 *ports = dir == TO_RS ? &c->cport : &c->rport;
-    return get64(addrs) == get64(&p->saddr) && get32(ports) == get32(&p->sport) && c->proto == p->proto && conn_live(c) && c->family == 4;
+    return get64(addrs) == get64(&p->saddr) && get32(ports) == get32(&p->sport) && c->proto == p->proto && conn_live(c) &&
+           c->families == FAMILIES_44;
 }
 
 #endif

@@ -48,10 +48,155 @@ u64 rewrite_options(const struct conn *c, enum direction dir, struct tcp_header 
 
 void rewrite_complete_checksum(struct packet *p)
 {
-    const struct ip4_header *ip = (const struct ip4_header *)(p->data + p->l3);
+    const u8 *l3 = p->data + p->l3;
     u8 *l4 = p->data + p->l4;
     u16 *field = rewrite_checksum_field(p);
     put16(field, 0);
-    u16 sum = csum_fold(csum_pseudo4(get32(&ip->src), get32(&ip->dst), p->proto, p->l4_len) + csum_partial(l4, p->l4_len));
+    u64 pseudo =
+        l3[0] >> 4 == 4 ? csum_pseudo4(get32(l3 + 12), get32(l3 + 16), p->proto, p->l4_len) : csum_pseudo6(l3 + 8, p->proto, p->l4_len);
+    u16 sum = csum_fold(pseudo + csum_partial(l4, p->l4_len));
     put16(field, sum == 0xffff && p->proto == PROTO_UDP ? 0xffff : (u16)~sum);
+}
+
+/* ---- IPv6 on either side ---- */
+
+/* The addresses that the packet leaves with. */
+struct ends {
+    const u8 *src, *dst;
+};
+
+static inline struct ends ends_of(const struct core *k, const struct conn *c, enum direction dir)
+{
+    if (dir == TO_RS)
+        return (struct ends){k->plane_addresses[c->lip_id].addr, c->a.v6.rip};
+    return (struct ends){k->plane_addresses[c->vip_id].addr, c->a.v6.cip};
+}
+
+static inline void same_header6(struct packet *p, struct ends e)
+{
+    struct ip6_header *ip = (struct ip6_header *)(p->data + p->l3);
+    memcpy(ip->src, e.src, 16);
+    memcpy(ip->dst, e.dst, 16);
+    ip->hop_limit--;
+}
+
+/* RFC 7915 5.1: extension headers end here. A packet that could not be fragmented before stays so where it could matter. */
+static void header_6_to_4(struct core *k, struct packet *p, struct ends e)
+{
+    struct ip6_header from;
+    memcpy(&from, p->data + p->l3, sizeof from);
+    u16 total = (u16)(p->l3_len - (p->l4 - p->l3) + sizeof(struct ip4_header));
+    u32 ahead = p->l4 - (u32)(ETH_HEADER + sizeof(struct ip4_header));
+    struct ip4_header *ip = (struct ip4_header *)(p->data + p->l4) - 1;
+    bool fixed = total > IP6_MIN_MTU - 20;
+    *ip = (struct ip4_header){.version_ihl = 0x45,
+                              .tos = (u8)(be32(from.version_class_flow) >> 20),
+                              .total_len = be16(total),
+                              .id = fixed ? 0 : be16(++k->ip_id),
+                              .frag = fixed ? be16(IP4_DF) : 0,
+                              .ttl = (u8)(from.hop_limit - 1),
+                              .proto = p->proto};
+    memcpy(&ip->src, e.src, 4);
+    memcpy(&ip->dst, e.dst, 4);
+    ip->csum = csum_ip4(ip, sizeof *ip);
+    p->data += ahead;
+    put16(p->data + 12, be16(ETH_TYPE_IP4));
+    p->len = (u16)(ETH_HEADER + total);
+    p->l3_len = total;
+    p->l4 = ETH_HEADER + sizeof *ip;
+}
+
+/* RFC 7915 4.1: IPv4 options end here. */
+static void header_4_to_6(struct packet *p, struct ends e)
+{
+    struct ip4_header from;
+    memcpy(&from, p->data + p->l3, sizeof from);
+    u16 payload = (u16)(p->l3_len - (p->l4 - p->l3));
+    p->data += (int)p->l4 - (int)(ETH_HEADER + sizeof(struct ip6_header));
+    put16(p->data + 12, be16(ETH_TYPE_IP6));
+    struct ip6_header *ip = (struct ip6_header *)(p->data + p->l3);
+    *ip = (struct ip6_header){.version_class_flow = be32(6u << 28 | (u32)from.tos << 20),
+                              .payload_len = be16(payload),
+                              .next = p->proto,
+                              .hop_limit = (u8)(from.ttl - 1)};
+    memcpy(ip->src, e.src, 16);
+    memcpy(ip->dst, e.dst, 16);
+    p->l3_len = (u16)(sizeof *ip + payload);
+    p->len = (u16)(ETH_HEADER + p->l3_len);
+    p->l4 = ETH_HEADER + sizeof *ip;
+}
+
+static void pad(struct packet *p)
+{
+    if (p->len >= ETH_MIN_FRAME)
+        return;
+    memset(p->data + p->len, 0, ETH_MIN_FRAME - p->len);
+    p->len = ETH_MIN_FRAME;
+}
+
+u64 rewrite_clamp_mss(struct tcp_header *tcp, u16 most)
+{
+    u8 *options = (u8 *)(tcp + 1);
+    u32 len = (tcp->offset >> 4) * 4u - (u32)sizeof *tcp;
+    for (u32 at = 0; at < len && options[at] != TCP_OPT_END;) {
+        if (options[at] == TCP_OPT_NOP) {
+            at++;
+            continue;
+        }
+        if (at + 2 > len || options[at + 1] < 2 || at + options[at + 1] > len)
+            return 0;
+        u16 mss = get16(options + at + 2);
+        if (options[at] == TCP_OPT_MSS && options[at + 1] == 4 && be16(mss) > most) {
+            put16(options + at + 2, be16(most));
+            u16 delta = csum_fold(csum_delta16(mss, be16(most)));
+            return at & 1 ? be16(delta) : delta; /* RFC 1071 2B */
+        }
+        at += options[at + 1];
+    }
+    return 0;
+}
+
+/* What a segment towards either side may carry so that it fits this port after translation. */
+static u16 mss_limit(const struct core *k, const struct conn *c)
+{
+    u32 most = 65535;
+    for (u32 dir = TO_RS; dir <= TO_CLIENT; dir++) {
+        u32 mtu = k->ports[neigh_word_port(load_relaxed(&k->neigh.entries[c->next_hop[dir]].word))].mtu;
+        u32 headers = sizeof(struct tcp_header) + (conn_family(c, !dir) == 4 ? sizeof(struct ip4_header) : sizeof(struct ip6_header));
+        if (mtu > headers)
+            most = min_u32(most, mtu - headers);
+    }
+    return (u16)most;
+}
+
+static void rewrite_crossing(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
+{
+    u16 *csum_field = rewrite_checksum_field(p), csum = get16(csum_field);
+    bool from6 = p->family == 6, partial = from6 ? rewrite_is_partial6(p, csum) : rewrite_is_partial(p, csum);
+    struct ends e = ends_of(k, c, dir);
+    if (from6)
+        header_6_to_4(k, p, e);
+    else
+        header_4_to_6(p, e);
+    u8 *l4 = p->data + p->l4;
+    csum_field = rewrite_checksum_field(p);
+    bool without = !csum && p->proto == PROTO_UDP; /* IPv6 wants one, RFC 8200 8.1 */
+    rewrite_l4(k, p, c, dir, l4, csum_field, csum, partial);
+    if (without)
+        rewrite_complete_checksum(p);
+    if (p->proto == PROTO_TCP && p->tcp_flags & TCP_SYN) {
+        u64 delta = rewrite_clamp_mss((struct tcp_header *)l4, mss_limit(k, c));
+        put16(csum_field, csum_apply(get16(csum_field), delta));
+    }
+    pad(p);
+}
+
+void rewrite_wide(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
+{
+    if (unlikely(c->families != FAMILIES_66))
+        return rewrite_crossing(k, p, c, dir);
+    u16 *csum_field = rewrite_checksum_field(p), csum = get16(csum_field);
+    bool partial = rewrite_is_partial6(p, csum);
+    same_header6(p, ends_of(k, c, dir));
+    rewrite_l4(k, p, c, dir, p->data + p->l4, csum_field, csum, partial);
 }

@@ -54,6 +54,12 @@ static inline bool rewrite_is_partial(const struct packet *p, u16 csum)
     return csum == csum_fold(csum_pseudo4(p->saddr, p->daddr, p->proto, p->l4_len));
 }
 
+static inline bool rewrite_is_partial6(const struct packet *p, u16 csum)
+{
+    const struct ip6_header *ip = (const struct ip6_header *)(p->data + p->l3);
+    return csum == csum_fold(csum_pseudo6(ip->src, p->proto, p->l4_len));
+}
+
 static inline u16 *rewrite_checksum_field(const struct packet *p)
 {
     return (u16 *)(p->data + p->l4 + (p->proto == PROTO_TCP ? offsetof(struct tcp_header, csum) : offsetof(struct udp_header, csum)));
@@ -61,29 +67,26 @@ static inline u16 *rewrite_checksum_field(const struct packet *p)
 
 static inline void rewrite_complete_if_partial(struct core *k, struct packet *p)
 {
-    if (!rewrite_is_partial(p, get16(rewrite_checksum_field(p))))
+    u16 csum = get16(rewrite_checksum_field(p));
+    if (!(p->family == 4 ? rewrite_is_partial(p, csum) : rewrite_is_partial6(p, csum)))
         return;
     rewrite_complete_checksum(p);
     count(k, CNT_checksums_completed);
 }
 
-/* The record keeps each pair as it comes in; what goes out is the other pair with its halves exchanged. */
-static always_inline void rewrite_packet(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
-{
-    struct ip4_header *ip = (struct ip4_header *)(p->data + p->l3);
-    u8 *l4 = p->data + p->l4;
-    u16 *csum_field = rewrite_checksum_field(p);
-    u16 csum = get16(csum_field), flip = (u16)-dir; /* towards the client a delta is its complement */
-    bool partial = rewrite_is_partial(p, csum);
-    u64 addrs = get64(&c->a.v4.cip + 2 * !dir), delta = c->delta_l4 ^ flip;
-    u32 ports = get32(&c->cport + 2 * !dir);
+/* Lower the MSS option of a SYN to `most`; returns the checksum delta. */
+u64 rewrite_clamp_mss(struct tcp_header *tcp, u16 most);
+/* What an IPv6 header on either side needs: rewrite.c. The packet may begin elsewhere in its frame afterwards. */
+void rewrite_wide(struct core *k, struct packet *p, const struct conn *c, enum direction dir);
 
-    put64(&ip->src, addrs >> 32 | addrs << 32);
+/* The L4 header: ports, TCP numbers, checksum; `partial`: it was left to the sender's hardware. */
+static always_inline void rewrite_l4(struct core *k, struct packet *p, const struct conn *c, enum direction dir, u8 *l4, u16 *csum_field,
+                                     u16 csum, bool partial)
+{
+    u16 flip = (u16)-dir; /* towards the client a delta is its complement */
+    u64 delta = c->delta_l4 ^ flip;
+    u32 ports = get32(&c->cport + 2 * !dir);
     put32(l4, ports >> 16 | ports << 16);
-    u32 ttl_proto_csum = get32(&ip->ttl); /* read and written whole: a load across a narrower store would stall */
-    u16 ttl_and_proto = (u16)ttl_proto_csum;
-    u16 ip_csum = csum_apply((u16)(ttl_proto_csum >> 16), (u64)(u16)(c->delta_ip ^ flip) + 0xfffe); /* one less in the low byte: -1 */
-    put32(&ip->ttl, (u16)(ttl_and_proto - 1) | (u32)ip_csum << 16);
     if (p->proto == PROTO_TCP)
         delta += rewrite_tcp_numbers(c, dir, (struct tcp_header *)l4);
     if (unlikely(partial)) {
@@ -93,6 +96,32 @@ static always_inline void rewrite_packet(struct core *k, struct packet *p, const
         csum = csum_apply(csum, delta);
         put16(csum_field, likely(csum || p->proto == PROTO_TCP) ? csum : 0xffff); /* RFC 768: zero means none */
     }
+}
+
+/* IPv4 on both sides. The record keeps each pair as it comes in; what goes out is the other pair with its halves exchanged. */
+static always_inline void rewrite_narrow(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
+{
+    struct ip4_header *ip = (struct ip4_header *)(p->data + p->l3);
+    u8 *l4 = p->data + p->l4;
+    u16 *csum_field = rewrite_checksum_field(p);
+    u16 csum = get16(csum_field), flip = (u16)-dir; /* towards the client a delta is its complement */
+    bool partial = rewrite_is_partial(p, csum);
+    u64 addrs = get64(&c->a.v4.cip + 2 * !dir);
+
+    put64(&ip->src, addrs >> 32 | addrs << 32);
+    u32 ttl_proto_csum = get32(&ip->ttl); /* read and written whole: a load across a narrower store would stall */
+    u16 ttl_and_proto = (u16)ttl_proto_csum;
+    u16 ip_csum = csum_apply((u16)(ttl_proto_csum >> 16), (u64)(u16)(c->delta_ip ^ flip) + 0xfffe); /* one less in the low byte: -1 */
+    put32(&ip->ttl, (u16)(ttl_and_proto - 1) | (u32)ip_csum << 16);
+    rewrite_l4(k, p, c, dir, l4, csum_field, csum, partial);
+}
+
+static always_inline void rewrite_packet(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
+{
+    if (likely(c->families == FAMILIES_44))
+        rewrite_narrow(k, p, c, dir);
+    else
+        rewrite_wide(k, p, c, dir);
 }
 
 #endif

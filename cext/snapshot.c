@@ -320,16 +320,18 @@ static void forget_unpublished(struct fnat_plane *p, struct snapshot_builder *b,
         mark(b, b->blobs[id], blob_units(p, b->blobs[id]), false);
 }
 
+static bool is_family(u8 family) { return family == 4 || family == 6; }
+
 int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *svc, const struct fnat_member_spec *members, const u16 *lips)
 {
     struct snapshot_builder *b = builder_of(p);
     if (!b)
         return -ENOMEM;
-    if (svc->id >= p->config.services || svc->family != 4 || (svc->proto != PROTO_TCP && svc->proto != PROTO_UDP) || !svc->vport ||
+    if (svc->id >= p->config.services || !is_family(svc->family) || (svc->proto != PROTO_TCP && svc->proto != PROTO_UDP) || !svc->vport ||
         svc->sched > FNAT_SCHED_WRR || svc->n_members > 65535 || svc->n_lips > 65535)
         return -EINVAL;
     for (u32 i = 0; i < svc->n_members; i++)
-        if (members[i].id >= p->config.members || members[i].family != 4 || !members[i].rport)
+        if (members[i].id >= p->config.members || !is_family(members[i].family) || !members[i].rport)
             return -EINVAL;
     if (!touch(&b->services, svc->id))
         return -ENOMEM;
@@ -417,7 +419,7 @@ int snapshot_put_address(struct fnat_plane *p, const struct fnat_address_spec *a
     struct snapshot_builder *b = builder_of(p);
     if (!b)
         return -ENOMEM;
-    if (!addr->id || addr->family != 4 || !addr->kind || addr->port >= FNAT_PORTS)
+    if (!addr->id || !is_family(addr->family) || !addr->kind || addr->port >= FNAT_PORTS)
         return -EINVAL;
     if (!touch(&b->owned, addr->id))
         return -ENOMEM;
@@ -447,7 +449,7 @@ int snapshot_put_addresses(struct fnat_plane *p, const struct fnat_address_spec 
     if (!b)
         return -ENOMEM;
     for (u32 i = 0; i < n; i++)
-        if (!addrs[i].id || addrs[i].family != 4 || !addrs[i].kind || addrs[i].port >= FNAT_PORTS)
+        if (!addrs[i].id || !is_family(addrs[i].family) || !addrs[i].kind || addrs[i].port >= FNAT_PORTS)
             return -EINVAL;
     int rc = 0;
     for (u32 id = 1; id < ADDRESS_IDS && !rc; id++)

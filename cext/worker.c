@@ -171,6 +171,8 @@ static void adopt_snapshot(struct fnat_worker *w, u64 word)
         struct core_port *port = &k->ports[i];
         memcpy(port->mac, s->ports[i].mac, 6);
         put16(port->mac + 6, be16(ETH_TYPE_IP4));
+        port->source6 = port->source4;
+        put16((u8 *)&port->source6 + 6, be16(ETH_TYPE_IP6));
         port->flags = s->ports[i].flags;
         port->mtu = s->ports[i].flags & FNAT_PORT_UP ? s->ports[i].mtu : 0;
     }

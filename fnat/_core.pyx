@@ -95,7 +95,7 @@ cdef extern from "fnat.h" nogil:
         uint64_t bytes[2]
         uint32_t index, service, member, remaining, age
         uint16_t cport, vport, lport, rport
-        uint8_t worker, proto, family, state
+        uint8_t worker, proto, family, state, rs_family
     struct fnat_conn_end:
         uint8_t addr[16]
         uint8_t family, plen
@@ -690,7 +690,7 @@ cdef class Plane:
             found = [
                 Conn(page[i].worker, page[i].index, page[i].proto, STATES[page[i].state],
                      get_addr(page[i].cip, page[i].family), page[i].cport, get_addr(page[i].vip, page[i].family), page[i].vport,
-                     get_addr(page[i].lip, page[i].family), page[i].lport, get_addr(page[i].rip, page[i].family), page[i].rport,
+                     get_addr(page[i].lip, page[i].rs_family), page[i].lport, get_addr(page[i].rip, page[i].rs_family), page[i].rport,
                      page[i].remaining, page[i].age, page[i].service, page[i].member,
                      page[i].packets[0], page[i].packets[1], page[i].bytes[0], page[i].bytes[1])
                 for i in range(n)

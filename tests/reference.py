@@ -334,6 +334,8 @@ class Reference:
         ethertype = struct.unpack_from("!H", frame, 12)[0]
         if ethertype == wire.ETH_ARP:
             return self._arp(port, frame)
+        if ethertype == wire.ETH_IP6 and frame[14:15] < b"\x60":
+            return self._pass(port, frame, "ip_header")
         if ethertype != wire.ETH_IP4:
             return self._pass(port, frame, "ether_type")
         reason = malformed(frame)

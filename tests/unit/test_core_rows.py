@@ -153,7 +153,7 @@ ROWS = [
         [(-1 - WAN, {"dst": "192.0.2.99", "ttl": 64})], side={"punt": True}),
     Row("IPv6 goes to the host in exclusive mode", stranger(wire.ether(bytes(40), ethertype=wire.ETH_IP6)), "passed",
         [(-1 - WAN, {"ethertype": wire.ETH_IP6})], side={"punt": True}),
-    Row("IPv6 ends here in shared mode", stranger(wire.ether(bytes(40), ethertype=wire.ETH_IP6)), "ether_type"),
+    Row("malformed IPv6 ends here in shared mode", stranger(wire.ether(bytes(40), ethertype=wire.ETH_IP6)), "ip_header"),
     Row("no RS with weight: dropped", lambda t: t.syn(), "no_rs", service={"members": [(0, RS1, 8080, 0)]}, state=""),
     Row("no RS at all: refused when configured", lambda t: t.syn(), "answered", [back(flags=RST | ACK, seq=0, ack=1001)],
         service={"members": [], "no_rs_reset": True}, state=""),
