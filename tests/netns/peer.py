@@ -40,15 +40,16 @@ def _quiet_sink(connection: socket.socket) -> None:
 
 def serve(sink_port: int, echo_port: int) -> None:
     def echo() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-            sock.bind(("0.0.0.0", echo_port))
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.bind(("::", echo_port))
             while True:
                 data, sender = sock.recvfrom(65536)
                 sock.sendto(data, sender)
 
     threading.Thread(target=echo, daemon=True).start()
-    with socket.create_server(("0.0.0.0", sink_port), backlog=1024) as server:
+    with socket.create_server(("::", sink_port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024) as server:
         while True:
             connection, _ = server.accept()
             threading.Thread(target=_quiet_sink, args=(connection,), daemon=True).start()
@@ -75,7 +76,7 @@ def echo(host: str, port: int, count: int, flows: int) -> dict[str, object]:
     """A window of one request per flow; an answer not seen within 2 s is lost."""
     socks = []
     for _ in range(flows):
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
         sock.connect((host, port))
         sock.setblocking(False)
         socks.append(sock)
@@ -123,7 +124,8 @@ def talk(host: str, port: int) -> None:
         print(f"local {sock.getsockname()[1]}", flush=True)
         for _ in sys.stdin:
             try:
-                sock.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                name = f"[{host}]" if ":" in host else host
+                sock.sendall(f"GET / HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
                 answer = sock.recv(65536)
                 line = answer.rpartition(b"\r\n\r\n")[2].decode().strip() if answer else "closed"
             except TimeoutError:
