@@ -114,6 +114,7 @@ static always_inline enum verdict forward_hit(struct core *k, struct packet *p, 
     struct conn *c = &k->conns[index];
     struct neigh_entry *hop = &k->neigh.entries[c->next_hop[dir]];
     u64 word = load_relaxed(&hop->word);
+    u32 link = neigh_word_link(word);
     u8 port = neigh_word_port(word);
     u32 leaving = leaving_len(c, p);
 
@@ -123,10 +124,10 @@ static always_inline enum verdict forward_hit(struct core *k, struct packet *p, 
     }
     if (unlikely(hops_left(p) <= 1))
         return answer_error(k, p, ERROR_TTL, 0, DROP_ttl);
-    if (unlikely(leaving > k->ports[port].mtu)) {
-        if (!k->ports[port].mtu)
+    if (unlikely(leaving > k->link_mtu[link])) {
+        if (!k->link_mtu[link])
             return drop(k, p, DROP_port_down);
-        return too_big(k, p, leaving, k->ports[port].mtu);
+        return too_big(k, p, leaving, k->link_mtu[link]);
     }
 
     account(k, c, p, dir);
@@ -178,10 +179,10 @@ static enum verdict pass(struct core *k, struct packet *p, enum counter otherwis
 }
 
 /* Does a kni_host route carve this address out for the host? */
-static bool is_hosts(const struct core *k, const struct packet *p)
+static bool is_hosts(const struct core *k, u8 family, const u8 addr[16])
 {
-    const struct fnat_route_spec *route = k->snap->has_host_routes && p->family == 4 ? fib4_lookup(&k->fib, p->daddr) : NULL;
-    return route && route->kind == FNAT_ROUTE_HOST;
+    const struct fib_hop *hop = k->snap->has_host_routes ? fib_lookup(&k->fib, family, addr, 0) : NULL;
+    return hop && hop->kind == FNAT_ROUTE_HOST;
 }
 
 static enum verdict refuse(struct core *k, struct packet *p)
@@ -271,7 +272,7 @@ __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, st
 {
     struct addr16 dst = packet_dst(p);
     const struct snap_address_slot *mine = owned(k, p->family, dst.b);
-    if (!mine || is_hosts(k, p))
+    if (!mine || is_hosts(k, p->family, dst.b))
         return pass(k, p, DROP_not_ours);
     if (is_martian(p))
         return drop(k, p, DROP_martian);
