@@ -15,12 +15,11 @@ from typing import Any
 import packets as wire
 import pytest
 from packets import ACK, FIN, PSH, TCP, UDP
-from rig import CLIENT, LAN, LIP, MACS, RS1, RS_MACS, VIP, WAN
+from rig import LAN, MACS, WAN
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cases"))
-from talk import Core, Naive, Talk
+from pairs import FAMILIES, MACS_OF, Core6, Naive6, Pair
 
-FAMILIES = ("4to4", "6to6", "6to4", "4to6")
 COLUMNS = (
     ("TCP", "plain"),
     ("TCP", "TOA"),
@@ -38,19 +37,19 @@ class Cell:
     family: str
     proto: str
     identity: str
-    act: Callable[[Any], None]
+    act: Callable[[Any, str], None]
 
     @property
     def id(self) -> str:
         return f"{self.family}-{self.proto}-{self.identity}"
 
 
-def tcp_plain_4to4(side: Any) -> None:
+def tcp_plain(side: Any, family: str) -> None:
     """A whole life: what each end sends, the other gets, under the right addresses, in its own numbers."""
-    talk = Talk(side)
+    talk = Pair(side, family)
     _, out = talk.syn()
     [(port, syn)] = out
-    assert (port, syn.src, syn.dst, syn.dport) == (LAN, LIP, RS1, 8080)
+    assert (port, syn.src, syn.dst, syn.dport) == (LAN, talk.lip_address, talk.rs, 8080)
     talk.synack()
     talk.ack()
     for _ in range(3):
@@ -60,33 +59,37 @@ def tcp_plain_4to4(side: Any) -> None:
         assert (port, there.flow, there.payload, there.seq) == (LAN, syn.flow, WORDS, seq)
         _, out = talk.from_rs(ACK | PSH, ANSWER)
         [(port, back)] = out
-        assert (port, back.flow, back.payload, back.ack) == (WAN, (TCP, VIP, 80, CLIENT, 40000), ANSWER, talk.seq)
+        assert (port, back.flow, back.payload, back.ack) == (WAN, (TCP, *talk.vip, *talk.client), ANSWER, talk.seq)
     for close in (talk.from_client, talk.from_rs):
         assert len(close(FIN | ACK)[1]) == 1
     talk.ack()
     assert side.state() == "TIME_WAIT"
 
 
-def udp_plain_4to4(side: Any) -> None:
-    talk = Talk(side, UDP)
+def udp_plain(side: Any, family: str) -> None:
+    talk = Pair(side, family, UDP)
     for _ in range(3):
         [(port, there)] = talk.datagram(WORDS)[1]
-        assert (port, there.src, there.dst, there.dport, there.payload) == (LAN, LIP, RS1, 8080, WORDS)
+        assert (port, there.src, there.dst, there.dport) == (LAN, talk.lip_address, talk.rs, 8080)
+        assert there.payload == WORDS
         [(port, back)] = talk.reply(ANSWER)[1]
-        assert (port, back.flow, back.payload) == (WAN, (UDP, VIP, 53, CLIENT, 40000), ANSWER)
+        assert (port, back.flow, back.payload) == (WAN, (UDP, *talk.vip, *talk.client), ANSWER)
+    assert side.state() == "UDP_NORM"
 
 
-def echo_plain_4to4(side: Any) -> None:
-    side.service()
-    outcome, [(port, f)] = side.deliver(WAN, wire.echo_request(CLIENT, VIP, WORDS, ident=9, seq=3))
-    assert (outcome, port, f.src, f.dst, f.icmp_type, f.payload) == ("answered", WAN, VIP, CLIENT, 0, WORDS)
-    assert f.icmp_rest == struct.pack("!HH", 9, 3)
+def echo_plain(side: Any, family: str) -> None:
+    talk = Pair(side, family)
+    request = wire.echo_request(talk.client_address, talk.vip[0], WORDS, ident=9, seq=3)
+    outcome, [(port, f)] = side.deliver(WAN, request)
+    assert (outcome, port, f.src, f.dst) == ("answered", WAN, talk.vip[0], talk.client_address)
+    assert (f.icmp_type, f.payload, f.icmp_rest) == (129 if family[0] == "6" else 0, WORDS, struct.pack("!HH", 9, 3))
+    assert side.state() == ""
 
 
 CELLS = [
-    Cell("4to4", "TCP", "plain", tcp_plain_4to4),
-    Cell("4to4", "UDP", "plain", udp_plain_4to4),
-    Cell("4to4", "echo", "plain", echo_plain_4to4),
+    *(Cell(family, "TCP", "plain", tcp_plain) for family in FAMILIES),
+    *(Cell(family, "UDP", "plain", udp_plain) for family in FAMILIES),
+    *(Cell(family, "echo", "plain", echo_plain) for family in FAMILIES),
 ]
 
 
@@ -98,16 +101,17 @@ def cells() -> dict[tuple[str, str, str], list[str]]:
     return found
 
 
-@pytest.mark.parametrize("make", [Core, Naive])
+@pytest.mark.parametrize("make", [Core6, Naive6])
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.id)
 def test_cell(cell: Cell, make: Any) -> None:
-    cell.act(make())
+    cell.act(make(), cell.family)
 
 
-@pytest.mark.parametrize("make", [Core, Naive])
-def test_an_echo_from_a_server_is_answered(make: Any) -> None:
-    side = make()
-    side.service()
-    request = wire.echo_request(RS1, VIP, b"abc", eth_src=RS_MACS[RS1], eth_dst=MACS[LAN])
-    outcome, [(port, f)] = side.deliver(LAN, request)
-    assert (outcome, port, f.src, f.dst, f.icmp_type, f.payload) == ("answered", LAN, VIP, RS1, 0, b"abc")
+@pytest.mark.parametrize("make", [Core6, Naive6])
+@pytest.mark.parametrize("family", ["4to4", "6to6"])
+def test_an_echo_from_a_server_is_answered(family: str, make: Any) -> None:
+    talk = Pair(make(), family)
+    request = wire.echo_request(talk.rs, talk.vip[0], b"abc", eth_src=MACS_OF[talk.rs], eth_dst=MACS[LAN])
+    outcome, [(port, f)] = talk.side.deliver(LAN, request)
+    assert (outcome, port, f.src, f.dst, f.payload) == ("answered", LAN, talk.vip[0], talk.rs, b"abc")
+    assert f.icmp_type in (0, 129)

@@ -19,10 +19,12 @@ from rig import CLIENT, LAN, LIP, LIP2, LIP_IDS, MACS, RS1, RS2, RS_MACS, VIP, V
 sys.path.insert(0, str(Path(__file__).parents[1] / "cases"))
 import itertools
 
+from pairs import FAMILIES, Core6, Naive6, Pair
 from talk import Core, Naive, Talk
 
 from fnat.model import Timeouts
 
+both_families = pytest.mark.parametrize("make", [Core6, Naive6])
 both = pytest.mark.parametrize("make", [Core, Naive])
 protocols = pytest.mark.parametrize("proto", [TCP, UDP], ids=["tcp", "udp"])
 
@@ -259,11 +261,12 @@ SEQUENCES: list[tuple[str, Callable[[Talk], list[str]], str, str]] = [
 ]
 
 
-@both
+@both_families
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("sentence", "act", "ways", "state"), SEQUENCES, ids=[row[0] for row in SEQUENCES])
-def test_every_order_of_segments_passes(sentence: str, act: Any, ways: str, state: str, make: Any) -> None:
+def test_every_order_of_segments_passes(sentence: str, act: Any, ways: str, state: str, family: str, make: Any) -> None:
     """ways: s to the server, c to the client."""
-    talk = Talk(make())
+    talk = Pair(make(), family)
     assert act(talk) == ["to_rs" if way == "s" else "to_client" for way in ways.lower()]
     assert talk.side.state() == state
 
@@ -283,19 +286,20 @@ IDLE: list[tuple[str, int, Callable[[Talk], Any], str, int]] = [
 ]  # fmt: skip
 
 
-@both
+@both_families
+@pytest.mark.parametrize("family", ["4to4", "6to4"])
 @pytest.mark.parametrize(("sentence", "proto", "before", "state", "seconds"), IDLE, ids=[row[0] for row in IDLE])
 def test_by_default_what_is_idle_stays_so_long(
-    sentence: str, proto: int, before: Any, state: str, seconds: int, make: Any
+    sentence: str, proto: int, before: Any, state: str, seconds: int, family: str, make: Any
 ) -> None:
     """Idle for a second less than that it stays, a second after that it is gone."""
     side = make()
     for plane in side.both():
         plane.put_settings(TIMEOUTS, True)
     side.plane.publish()
-    talk = Talk(side, proto)
+    talk = Pair(side, family, proto)
     before(talk)
-    side.wait(seconds - 1, 0.5) if make is Core else side.wait(seconds - 1)
+    side.wait(seconds - 1, 0.5)
     assert side.state() == state
     side.wait(2.2)
     assert side.state() == ""
