@@ -1,6 +1,6 @@
 """Conversations of any pair of families: `Pair(side, "6to4")` is a Talk whose client and VIP are IPv6 and whose LIP and RS are IPv4.
 
-`Core6` and `Naive6` are talk.py's sides with addresses, routes and neighbours of both families.
+`Core6` and `Naive6` are talk.py's sides; the reference takes a LIP of the RS's family, and ports may differ in their MTU.
 """
 
 from __future__ import annotations
@@ -10,36 +10,24 @@ from typing import Any
 import packets as wire
 from packets import FIN, SYN, TCP, UDP
 from reference import MASK, Choice, Conn
-from rig import ADDRESSES, CLIENT, LAN, LIP, MACS, ROUTES, RS1, RS2, RS_MACS, VIP, WAN
+from rig import CLIENT, CLIENT6, LAN, LIP, LIP6, LIP_IDS, MACS, RS1, RS2, RS6, RS6B, VIP, VIP6, WAN
 from talk import LPORT, Core, Naive, Result, Talk
 
-VIP6, LIP6, RS61, RS62 = "2001:db8::10", "fd00::11", "fd00::101", "fd00::102"
-GATEWAY6, CLIENT6 = "2001:db8::1", "2001:db8:c::7"
-VIP6_ID, LIP6_ID = 10, 11
 FAMILIES = ("4to4", "6to6", "6to4", "4to6")
 CLIENTS = {"4": (CLIENT, VIP), "6": (CLIENT6, VIP6)}
-SERVERS = {"4": ((RS1, RS2), LIP, 3), "6": ((RS61, RS62), LIP6, LIP6_ID)}
-MACS_OF = {**RS_MACS, RS61: "02:00:00:00:06:01", RS62: "02:00:00:00:06:02"}
-ADDRESSES6 = [(VIP6_ID, VIP6, "vip", WAN), (LIP6_ID, LIP6, "lip", LAN)]
-ROUTES6 = [("::/0", GATEWAY6, "", WAN, 0, 0, "unicast"), ("fd00::/64", "", "", LAN, 0, 0, "unicast")]
+SERVERS = {"4": ((RS1, RS2), LIP), "6": ((RS6, RS6B), LIP6)}
 
 
-def with_both(side: Any, mtu: int = 1500, lan_mtu: int | None = None) -> Any:
-    """Give a side IPv6, too."""
+def with_mtu(side: Any, mtu: int, lan_mtu: int | None) -> Any:
     for plane in side.both():
         plane.put_port(WAN, "wan", MACS[WAN], mtu)
         plane.put_port(LAN, "lan", MACS[LAN], lan_mtu or mtu)
-        plane.put_addresses([*ADDRESSES, *ADDRESSES6])
-        plane.put_routes([*ROUTES, *ROUTES6])
-        plane.neigh_set(WAN, GATEWAY6, wire.ROUTER_MAC, static=True)
-        for rip in (RS61, RS62):
-            plane.neigh_set(LAN, rip, MACS_OF[rip], static=True)
     side.plane.publish()
     return side
 
 
 def Core6(mtu: int = 1500, lan_mtu: int | None = None, **options: Any) -> Any:
-    return with_both(Core(**options), mtu, lan_mtu)
+    return with_mtu(Core(**options), mtu, lan_mtu)
 
 
 class _Naive6(Naive):
@@ -49,7 +37,7 @@ class _Naive6(Naive):
 
 
 def Naive6(mtu: int = 1500, lan_mtu: int | None = None, **options: Any) -> Any:
-    return with_both(_Naive6(**options), mtu, lan_mtu)
+    return with_mtu(_Naive6(**options), mtu, lan_mtu)
 
 
 class Pair(Talk):
@@ -58,8 +46,8 @@ class Pair(Talk):
     def __init__(self, side: Any, family: str, proto: int = TCP, isn: int = 1000, ts: int | None = 500, **service: Any):
         self.family = family
         self.client_address, vip = CLIENTS[family[0]]
-        (self.rs, _), self.lip_address, lip_id = SERVERS[family[-1]]
-        service = {"vip": vip, "members": [(0, self.rs, 8080, 1)], "lips": [lip_id], **service}
+        (self.rs, _), self.lip_address = SERVERS[family[-1]]
+        service = {"vip": vip, "members": [(0, self.rs, 8080, 1)], "lips": [LIP_IDS[self.lip_address]], **service}
         super().__init__(side, proto, isn, ts, **service)
         self.vip, self.client = (vip, self.vip[1]), (self.client_address, 40000)
 

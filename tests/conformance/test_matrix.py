@@ -15,10 +15,10 @@ from typing import Any
 import packets as wire
 import pytest
 from packets import ACK, FIN, PSH, TCP, UDP
-from rig import LAN, MACS, WAN
+from rig import LAN, MACS, RS_MACS, WAN
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cases"))
-from pairs import FAMILIES, MACS_OF, Core6, Naive6, Pair
+from pairs import FAMILIES, Core6, Naive6, Pair
 
 COLUMNS = (
     ("TCP", "plain"),
@@ -111,7 +111,7 @@ def test_cell(cell: Cell, make: Any) -> None:
 @pytest.mark.parametrize("family", ["4to4", "6to6"])
 def test_an_echo_from_a_server_is_answered(family: str, make: Any) -> None:
     talk = Pair(make(), family)
-    request = wire.echo_request(talk.rs, talk.vip[0], b"abc", eth_src=MACS_OF[talk.rs], eth_dst=MACS[LAN])
+    request = wire.echo_request(talk.rs, talk.vip[0], b"abc", eth_src=RS_MACS[talk.rs], eth_dst=MACS[LAN])
     outcome, [(port, f)] = talk.side.deliver(LAN, request)
     assert (outcome, port, f.src, f.dst, f.payload) == ("answered", LAN, talk.vip[0], talk.rs, b"abc")
     assert f.icmp_type in (0, 129)

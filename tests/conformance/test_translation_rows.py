@@ -11,10 +11,10 @@ from typing import Any
 import packets as wire
 import pytest
 from packets import ACK, DESTINATION, DF, HOP_BY_HOP, PARTIAL, ROUTING, RST, SYN, TCP, UDP
-from rig import LAN, MACS, WAN
+from rig import LAN, MACS, RS_MACS, WAN
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cases"))
-from pairs import MACS_OF, Core6, Naive6, Pair
+from pairs import Core6, Naive6, Pair
 from talk import Result
 
 both = pytest.mark.parametrize("make", [Core6, Naive6])
@@ -159,9 +159,9 @@ def test_only_the_chosen_server_reaches_the_client(family: str, proto: int, make
     other = talk.rs[:-1] + "2"
     for rip, rport in ((other, 8080), (talk.rs, 8081)):
         frame = (
-            wire.tcp(rip, rport, lip, lport, SYN | ACK, ack=1, eth_src=MACS_OF[rip], eth_dst=MACS[LAN])
+            wire.tcp(rip, rport, lip, lport, SYN | ACK, ack=1, eth_src=RS_MACS[rip], eth_dst=MACS[LAN])
             if proto == TCP
-            else wire.udp(rip, rport, lip, lport, b"y", eth_src=MACS_OF[rip], eth_dst=MACS[LAN])
+            else wire.udp(rip, rport, lip, lport, b"y", eth_src=RS_MACS[rip], eth_dst=MACS[LAN])
         )
         assert talk.side.deliver(LAN, frame) == ("no_conn", [])
     assert (talk.synack() if proto == TCP else talk.reply())[0] == "to_client"
