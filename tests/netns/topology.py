@@ -192,17 +192,24 @@ class Topology:
             self._cable("lan", f"rs{index}", "eth0", f"{address}/24", f"{address6}/64")
 
     def _cable(self, bridge: str, name: str, device: str, address: str, address6: str) -> None:
-        """A veth from the bridge to a namespace, default offloads."""
+        self.plug(bridge, name, device)
+        self.ip(name, "addr", "add", address, "dev", device)
+        if self.six:
+            self.ip(name, "addr", "add", address6, "dev", device, "nodad")
+
+    def plug(self, bridge: str, name: str, device: str) -> None:
+        """A veth from the bridge to a namespace, default offloads, no addresses."""
         end = f"{name}-{device}"
         rings = ("numrxqueues", str(self.queues), "numtxqueues", str(self.queues)) if name == "lb" else ()
         peer = ("peer", "name", device, *rings, "netns", self.base + name)
         self.ip("sw", "link", "add", end, *rings, "type", "veth", *peer)
         self.ip("sw", "link", "set", end, "master", bridge, "up")
         self.run(name, "sysctl", "-qw", f"net.ipv6.conf.{device}.disable_ipv6={int(not self.six)}")
-        self.ip(name, "addr", "add", address, "dev", device)
-        if self.six:
-            self.ip(name, "addr", "add", address6, "dev", device, "nodad")
         self.ip(name, "link", "set", device, "up")
+
+    def ip_netns(self, verb: str, name: str) -> None:
+        """Another namespace, which goes with the topology."""
+        _ip("netns", verb, self.base + name)
 
     def start_servers(self, more: str = "") -> None:
         """nginx on port 80, a TCP sink that answers with the SHA-256 of what it got, a UDP echo. more: of nginx.conf."""
@@ -374,6 +381,7 @@ class Balancer:
     conns: int = 20000
     ports: dict[str, str] | None = None
     config: str | None = None
+    ahead: int = 0  # seconds by which fnat's clock is ahead of everybody else's; may change between two starts
 
     def __post_init__(self) -> None:
         self.state_dir = self.topology.directory / "state"
@@ -387,7 +395,9 @@ class Balancer:
 
     def command(self) -> list[str]:
         """The words of `fnat run`."""
+        clock = ["unshare", "--time", f"--monotonic={self.ahead}", f"--boottime={self.ahead}"] if self.ahead else []
         words = [
+            *clock,
             fnat_program("fnat"),
             "run",
             "--socket",
