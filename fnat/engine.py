@@ -384,7 +384,7 @@ class Engine:
                 raise EngineError("FN-1307", f"port {port}: {error.message}", error.fix) from None
 
     def _seen_on(self, kind: str, port: int) -> set[str]:
-        """Ports whose packets for such an address are the workers'. For a VIP all of them: a real server that is a client, too,
+        """Ports whose packets for such an address are the workers'. For a VIP all: a real server that is a client, too,
         reaches it from its own side (RFC 4787 REQ-9). Answers for a LIP come where it lives."""
         return set(self._steering) if "vip" in kind else {self._name[port]}
 
