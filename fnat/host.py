@@ -4,14 +4,16 @@ One netlink socket hears changes. A change of routes or links makes the whole pi
 so that a burst is one reading; neighbours are kept up from the messages themselves. Lost messages (ENOBUFS) make
 everything be read again.
 
-Only unicast routes of the main table that leave through a port are seen. Neighbours are told only when a MAC is new or
-another: the workers resolve for themselves, and one that the kernel forgets stays with them.
+Only unicast routes of the main table that leave through a port are seen, in both families; of IPv6 neither link-local
+nor multicast prefixes, which are no business of forwarding. A multipath route becomes one Route for each hop, with the
+same prefix and metric; hops whose link is down are left out while another is up. Neighbours are told only when a MAC is
+new or another: the workers resolve for themselves, and one that the kernel forgets stays with them.
 
-A route's preferred source is left out: it is the kernel's address, and answers to ARP requests from it go to the
-kernel.
+A route's preferred source is told as `src`. It is the kernel's address as a rule, and answers to ARP requests and
+solicitations from it go to the kernel; so the engine asks from it only where fnat owns it.
 
-Unsatisfying: policy rules and other tables are not looked at; of a multipath route the first hop through a port is
-taken.
+Unsatisfying: policy rules, TOS and other tables are not looked at; all hops of a multipath route weigh the same; a hop
+through another family's gateway (RFC 5549) or an encapsulation is left out.
 """
 
 from __future__ import annotations
@@ -26,18 +28,22 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 from pyroute2 import AsyncIPRoute
 
-from fnat.model import HostNeighbour, PortInfo, Route
+from fnat.addresses import ANY, LEAST_MTU, Family, host, network
+from fnat.model import MAX_MTU, HostNeighbour, PortInfo, Route
 from fnat.paths import PUNT
 
 log = logging.getLogger(__name__)
 
 SETTLE = 0.05  # seconds from a change to the reading of the picture
+MOST_HOPS = 64  # of a multipath route; fib.h
 RETRY = 1.0  # seconds until the next try when netlink fails
-_MAIN, _UNICAST, _INET = 254, 1, 2  # linux/rtnetlink.h, linux/socket.h
+_MAIN, _UNICAST, _CLONED = 254, 1, 0x200  # linux/rtnetlink.h
+_HOP_IS_DEAD, _HOP_HAS_NO_LINK = 0x1, 0x10  # RTNH_F_*
+_FAMILIES: dict[int, Family] = {2: 4, 10: 6}  # linux/socket.h
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
 _REACHABLE, _STALE, _DELAY, _PROBE, _PERMANENT = 0x02, 0x04, 0x08, 0x10, 0x80  # linux/neighbour.h
 _HAS_MAC = _REACHABLE | _STALE | _DELAY | _PROBE | _PERMANENT
-_LINK, _NEIGH, _IPV4_ROUTE = 0x1, 0x4, 0x40  # RTMGRP_*
+_GROUPS = 0x1 | 0x4 | 0x40 | 0x400  # RTMGRP_LINK, _NEIGH, _IPV4_ROUTE, _IPV6_ROUTE
 _NO_MAC = "00:00:00:00:00:00"
 
 
@@ -52,6 +58,13 @@ class Listener(Protocol):
 
     def set_kernel_link(self, port: str, *, up: bool, mtu: int, mac: str) -> None:
         """A port's link has changed."""
+
+
+def _global(source: str | None) -> str | None:
+    """A preferred source that may be owned: one of a link cannot, nor 127.0.0.1."""
+    with contextlib.suppress(ValueError):
+        return host(source) if source else None
+    return None
 
 
 def _host_taps(ports: Sequence[PortInfo]) -> dict[int, str]:
@@ -84,7 +97,7 @@ class Mirror:
         while True:
             try:
                 async with AsyncIPRoute() as netlink:
-                    await netlink.bind(groups=_LINK | _NEIGH | _IPV4_ROUTE)
+                    await netlink.bind(groups=_GROUPS)
                     await self._follow(netlink)
             except* OSError as errors:
                 log.warning("netlink: %s; reading the kernel's tables again", errors.exceptions[0])
@@ -93,8 +106,9 @@ class Mirror:
     async def _follow(self, netlink: AsyncIPRoute) -> None:
         async with AsyncIPRoute() as reader, asyncio.TaskGroup() as tasks:
             await self._read_links_and_routes(reader)
-            async for message in await reader.get_neighbours(family=_INET):
-                self._neighbour_changed(message)
+            for family in _FAMILIES:
+                async for message in await reader.get_neighbours(family=family):
+                    self._neighbour_changed(message)
             await self._tell_neighbours()
             self.ready.set()
             tasks.create_task(self._follow_routes(reader))
@@ -136,43 +150,55 @@ class Mirror:
                 await asyncio.to_thread(self.listener.set_kernel_link, name, up=up, mtu=mtu, mac=mac)
         if not self.mirror_routes:
             return
-        routes = []
-        async for message in await reader.get_routes(family=_INET, table=_MAIN):
-            route = self._route(message)
-            if route is not None:
-                routes.append(route)
-        routes.sort(key=lambda r: r.key)
-        if routes != self.routes:
-            self.routes = routes
-            await asyncio.to_thread(self.listener.set_kernel_routes, routes)
+        routes: dict[tuple[str, int], list[Route]] = {}
+        for family in _FAMILIES:
+            async for message in await reader.get_routes(family=family, table=_MAIN):
+                if hops := self._routes(message):  # a second one of a prefix and metric is a spare, not a hop
+                    routes.setdefault(hops[0].key, hops)
+        found = [route for key in sorted(routes) for route in routes[key]]
+        if found != self.routes:
+            self.routes = found
+            await asyncio.to_thread(self.listener.set_kernel_routes, found)
 
-    def _route(self, message: Mapping[str, Any]) -> Route | None:
-        """A route through one of the ports, or None."""
+    def _routes(self, message: Mapping[str, Any]) -> list[Route]:
+        """A route's hops through the ports, the best known ones; [] for what is not ours."""
         if message["type"] != _UNICAST or (message.get("table") or message["table"]) != _MAIN:
-            return None
-        hops: list[tuple[Any, Any]] = [(message.get("oif"), message.get("gateway"))]
-        for hop in message.get("multipath") or ():
-            hops.append((hop.get("oif"), hop.get("gateway")))
-        port, gateway = next(((self.names[oif], gw) for oif, gw in hops if oif in self.names), (None, None))
-        if port is None:
-            return None
+            return []
+        if message["tos"] or message["src_len"] or message["flags"] & _CLONED:
+            return []
+        family = _FAMILIES[message["family"]]
+        to = message.get("dst")
+        prefix = f"{to}/{message['dst_len']}" if to else ANY[family]
+        first = network(prefix).network_address
+        if first.is_multicast or (family == 6 and first.is_link_local):
+            return []
+        hops: Sequence[Mapping[str, Any]] = message.get("multipath") or [message]
+        ours = [hop for hop in hops if hop.get("oif") in self.names and not (hop.get("via") or hop.get("encap"))]
+        alive = [hop for hop in ours if not hop["flags"] & (_HOP_IS_DEAD | _HOP_HAS_NO_LINK)]
         metrics: Mapping[str, Any] = message.get("metrics") or {}
-        try:
-            return Route(
-                prefix=f"{message.get('dst') or '0.0.0.0'}/{message['dst_len']}",
-                gateway=gateway,
-                port=port,
-                mtu=min(metrics.get("mtu") or 0, 3500),
-                metric=message.get("priority") or 0,
-            )
-        except ValidationError:
-            return None  # an IPv6 gateway (RFC 5549), 127.0.0.0/8 on a port, …
+        mtu = metrics.get("mtu") or 0
+        made = []
+        for hop in alive or ours:
+            with contextlib.suppress(ValidationError):  # 127.0.0.0/8 on a port, …
+                route = Route(
+                    prefix=prefix,
+                    gateway=hop.get("gateway"),
+                    port=self.names[int(hop.get("oif") or 0)],
+                    src=_global(message.get("prefsrc")),
+                    mtu=max(LEAST_MTU[family], min(mtu, MAX_MTU)) if mtu else 0,
+                    metric=message.get("priority") or 0,
+                )
+                if route not in made:
+                    made.append(route)
+        return sorted(made, key=lambda r: (r.gateway or "", r.port or ""))[:MOST_HOPS]
 
     def _neighbour(self, message: Mapping[str, Any]) -> HostNeighbour | None:
         """A neighbour with a MAC on one of the ports, or None."""
         port = self.names.get(message["ifindex"])
         mac = message.get("lladdr")
-        if port is None or message["family"] != _INET or not message["state"] & _HAS_MAC or not mac or mac == _NO_MAC:
+        if port is None or message["family"] not in _FAMILIES or not message["state"] & _HAS_MAC:
+            return None
+        if not mac or mac == _NO_MAC:
             return None
         try:
             permanent = bool(message["state"] & _PERMANENT)

@@ -210,12 +210,19 @@ def _may_administer_network() -> bool:
 
 
 def _carries_default_route(device: str) -> bool:
-    """proc(5) /proc/net/route: interface, destination, …, mask (column 7)."""
+    """proc(5) /proc/net/route: interface, destination, …, mask (column 7); ipv6_route: destination, length, …,
+    interface (column 9)."""
+    rows = _table("route")[1:]
+    if any(row[0] == device and row[1] == row[7] == "00000000" for row in rows):
+        return True
+    return any(row[9] == device and set(row[0]) == {"0"} and row[1] == "00" for row in _table("ipv6_route"))
+
+
+def _table(name: str) -> list[list[str]]:
     try:
-        rows = [line.split() for line in Path("/proc/self/net/route").read_text().splitlines()[1:]]
+        return [line.split() for line in Path("/proc/self/net", name).read_text().splitlines()]
     except OSError:
-        return False
-    return any(row[0] == device and row[1] == row[7] == "00000000" for row in rows)
+        return []
 
 
 @fnat.command()

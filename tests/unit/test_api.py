@@ -154,7 +154,7 @@ def test_conns_are_filtered_and_counted(house):
 REFUSED = [
     ("no such service", [{"op": "service.del", **WEB}], 404, "FN-1203"),
     ("twice", [ADD[0], ADD[0]], 409, "FN-1204"),
-    ("IPv6", [{"op": "service.add", **WEB, "vip": "::1"}], 400, "FN-1202"),
+    ("not of a host", [{"op": "service.add", **WEB, "vip": "::1"}], 400, "FN-1201"),
     ("bad weight", [{**ADD[1], "weight": 70000}], 400, "FN-1201"),
     ("unknown op", [{"op": "service.destroy", **WEB}], 400, "FN-1201"),
     ("unknown key", [{**ADD[0], "color": 1}], 400, "FN-1201"),
