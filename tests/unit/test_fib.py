@@ -65,7 +65,9 @@ def address(dice: random.Random, family: int) -> Address:
     bits = BITS[family]
     value = dice.choice([0, 1 << (bits - 1), (1 << bits) - 1, dice.getrandbits(bits)])
     keep = dice.choice([0, 4, 8, bits // 2, bits - 3, bits])
-    return ADDRESSES[family](value >> (bits - keep) << (bits - keep) | dice.getrandbits(bits) >> keep if keep < bits else value)
+    return ADDRESSES[family](
+        value >> (bits - keep) << (bits - keep) | dice.getrandbits(bits) >> keep if keep < bits else value
+    )
 
 
 def random_route(dice: random.Random, family: int) -> Spec:
@@ -331,7 +333,9 @@ def test_an_mtu_that_changes_holds_for_connections_there_are() -> None:
 
 def test_addresses_on_one_link_may_have_different_mtus() -> None:
     """A host route with a smaller MTU beside its network; both by one gateway, too."""
-    house = House([LINK, ("0.0.0.0/0", GATEWAY, "", WAN, 0, 0, "unicast"), (f"{CLIENT}/32", GATEWAY, "", WAN, 700, 0, "unicast")])
+    house = House(
+        [LINK, ("0.0.0.0/0", GATEWAY, "", WAN, 0, 0, "unicast"), (f"{CLIENT}/32", GATEWAY, "", WAN, 700, 0, "unicast")]
+    )
     other = "198.51.100.8"
     house.send(WAN, wire.udp(other, 2000, VIP, 53, b"x"))
     house.ask(2001)
@@ -424,9 +428,7 @@ def test_a_table_of_neighbours_that_is_full_stays_sound() -> None:
 def test_arp_asks_from_the_source_of_the_route_by_this_port() -> None:
     """Two equal-cost ways to one network, each with its own source."""
     network = "203.0.113.0/24"
-    house = House(
-        [LINK, (network, "", VIP, WAN, 0, 0, "unicast"), (network, "", "10.0.0.12", LAN, 0, 0, "unicast")]
-    )
+    house = House([LINK, (network, "", VIP, WAN, 0, 0, "unicast"), (network, "", "10.0.0.12", LAN, 0, 0, "unicast")])
     asked = {}
     for n in range(1, 20):
         client = f"203.0.113.{n}"
