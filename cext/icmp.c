@@ -368,7 +368,7 @@ enum counter icmp_translate(const struct core *k, struct packet *p, const struct
         cross(p, e, q, c->proto, m, min_u32(mtu, to == 6 ? IP6_MIN_MTU : 576)); /* RFC 4443 2.4 (c), RFC 1812 4.3.2.3 */
     }
     p->len = (u16)(p->l3 + p->l3_len);
-    restore_l4(c, dir, l4, (u32)(p->data + p->len - l4));
+    restore_l4(c, dir, l4, min_u32(q->end - q->l4, (u32)(p->data + p->len - l4)));
     put_checksum(p);
     return 0;
 }
