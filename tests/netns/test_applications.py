@@ -17,7 +17,7 @@ from pathlib import Path
 import daemons
 import pytest
 from daemons import DNS, HTTPS, IPERF, NAME, QUIC, SSH
-from topology import ECHO, HTTP, LIPS, SERVERS, SINK, Balancer, Topology, wait_until
+from topology import ECHO, HTTP, LIPS, LIPS6, SERVERS, SERVERS6, SINK, Balancer, Topology, wait_until
 
 QUIC_PROGRAM = str(Path(__file__).with_name("quic.py"))
 WHO = {"rs1", "rs2"}
@@ -32,7 +32,12 @@ udp_oneway = 3
 udp_normal = 3
 """
 # Pairs of families: the VIP, and what stands behind it.
-PAIRS = {"4to4": ("10.0.0.100", SERVERS, LIPS)}
+PAIRS = {
+    "4to4": ("10.0.0.100", SERVERS, LIPS),
+    "6to6": ("2001:db8:a::100", SERVERS6, LIPS6),
+    "6to4": ("2001:db8:a::104", SERVERS, LIPS),
+    "4to6": ("10.0.0.106", SERVERS6, LIPS6),
+}
 ONE_SERVER = {IPERF}  # a control connection and one for data, which must meet
 
 

@@ -9,12 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from topology import ECHO, HTTP, LIPS, SERVERS, SINK, Balancer, Topology
+from topology import ECHO, HTTP, LIPS, LIPS6, SERVERS, SERVERS6, SINK, Balancer, Topology
 from ways import SMALL, WAY, lead_away, worsen
 
 MIB = 4
 # Pairs of families: the VIP, and what stands behind it.
-PAIRS = {"4to4": ("10.0.0.100", SERVERS, LIPS)}
+PAIRS = {
+    "4to4": ("10.0.0.100", SERVERS, LIPS),
+    "6to6": ("2001:db8:a::100", SERVERS6, LIPS6),
+    "6to4": ("2001:db8:a::104", SERVERS, LIPS),
+    "4to6": ("10.0.0.106", SERVERS6, LIPS6),
+}
 
 
 @dataclass
@@ -86,9 +91,11 @@ def test_traceroute(way: Way, how: tuple[str, ...]) -> None:
 
 
 def test_traceroute_to_a_service(way: Way) -> None:
-    """The balancer is a hop under the VIP's name, the server behind it is the end, under the same name."""
+    """The balancer is a hop under one of its own names, the server behind it is the end, under the VIP's."""
     trace = way.top.run("home", "traceroute", "-n", "-q1", "-w2", "-T", "-p", str(HTTP), way.vip).stdout
-    assert hops(trace) == [*way.routers, way.vip, way.vip], trace
+    *routers, balancer, end = hops(trace)
+    assert (routers, end) == (way.routers, way.vip), trace
+    assert balancer in {vip for vip, _, _ in PAIRS.values()}, trace
 
 
 def test_tracepath(way: Way) -> None:
@@ -100,6 +107,16 @@ def test_tracepath(way: Way) -> None:
 
 def test_upload_over_a_small_link(way: Way) -> None:
     way.upload("home")
+
+
+def test_download_over_a_small_link(way: Way) -> None:
+    """The router before the small link tells the VIP, and the server hears of it."""
+    for name in ("home", "rs1", "rs2"):  # nobody knows of it
+        for family in ("-4", "-6"):
+            way.top.ip(name, family, "route", "flush", "cache")
+    before = way.balancer.counters()["icmp_errors_to_rs"]
+    way.download("home")
+    assert way.balancer.counters()["icmp_errors_to_rs"] > before
 
 
 def test_a_line_with_delay_jitter_and_overtaking(way: Way) -> None:

@@ -35,7 +35,8 @@ def lead_away(top: Topology, mtu: int = SMALL) -> None:
         top.ip_netns("add", name)
         top.ip(name, "link", "set", "lo", "up")
     for name in ("far", "near"):
-        top.run(name, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        talkative = ("net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0")
+        top.run(name, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", *talkative)
     _link(top, "home", "eth0", "far", "home", 1500)
     _link(top, "far", "near", "near", "far", mtu)
     top.plug("wan", "near", "wan")
