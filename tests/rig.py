@@ -13,7 +13,7 @@ from typing import Any
 import packets as wire
 import reference_icmp as icmp
 from packets import TCP
-from reference import MASK, Choice, Conn, Illegal, Reference
+from reference import MASK, Choice, Conn, Hop, Illegal, Reference
 
 from fnat._core import COUNTERS, MemQueue, Plane, Worker
 
@@ -187,7 +187,7 @@ class Twin(Rig):
         self.reference = Reference(conns=options.get("conns", 1024))
         self.reference.now = START
         self.reference.choose, self.reference.observe = self._choose, self._observe
-        self.reference.expend, self.reference.identify = self._expend, self._identify
+        self.reference.expend, self.reference.pick, self.reference.identify = self._expend, self._pick, self._identify
         if punt:
             self.reference.punt.add(WAN)
         self.hosts: dict[tuple[int, str], str] = {}
@@ -221,6 +221,20 @@ class Twin(Rig):
         if not gone:
             raise Illegal(f"nobody of {candidates} went for {wire.describe(frame)}")
         return gone[0]
+
+    def _pick(self, conn: Conn, sender: int, hops: list[Hop]) -> Hop | None:
+        """Which of equal hops the connection goes by: the one whose MAC is on a packet that left. Equal hops have MACs."""
+        src, dst = (conn.lip, conn.rs) if sender == 0 else (conn.vip, conn.client)
+        macs = {f.eth_dst for f in self.frames if f.flow == (conn.proto, *src, *dst)}
+        if not macs:  # an ICMP error shows it, too
+            known = {self.reference.neighbours[hop].mac for hop in hops}
+            macs = {f.eth_dst for f in self.frames if f.eth_dst in known and is_error_about(f, conn.proto, src, dst)}
+        if not macs:
+            return None
+        chosen = [hop for hop in hops if {self.reference.neighbours[hop].mac} == macs]
+        if not chosen:
+            raise Illegal(f"{conn} left by {macs}; open to it: {hops}")
+        return chosen[0]
 
     def _observe(self, conn: Conn, frame: bytes, sender: int) -> tuple[int, int]:
         """Shifts, from the packet that left for this one."""
@@ -396,6 +410,14 @@ def is_request(frame: bytes) -> bool:
     if frame[12:14] == b"\x08\x06":
         return frame[20:22] == b"\0\1"
     return frame[12:14] == b"\x86\xdd" and frame[20] == wire.ICMP6 and frame[54] == 135
+
+
+def is_error_about(f: wire.Frame, proto: int, src: tuple[str, int], dst: tuple[str, int]) -> bool:
+    """An ICMP error from src to dst about what dst sent to src."""
+    if f.proto not in (wire.ICMP, wire.ICMP6) or not icmp.is_error(f):
+        return False
+    quote = icmp.quoted(f)
+    return not isinstance(quote, str) and (quote.proto, quote.src, quote.dst) == (proto, dst, src)
 
 
 def asked_for(f: wire.Frame) -> str:
