@@ -575,6 +575,10 @@ def _dump_host(host: Host) -> list[str]:
         f'steering = "{host.steering}"',
         f'unserved = "{host.unserved}"',
         f'lports = "{host.lports[0]}-{host.lports[1]}"',
+        f'echo = "{host.echo}"',
+        f"echo_rate = {host.echo_rate}",
+        f"icmp_rate = {host.icmp_rate}",
+        f"announce = {str(host.announce).lower()}",
         f"timeouts = {{ {times} }}",
     ]
 

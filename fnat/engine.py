@@ -110,7 +110,7 @@ class Link:
 AddressSpec = tuple[int, str, int]  # id, kind, port id
 RouteSpec = tuple[str, str, str, int, int, int, str]  # arguments of one route for put_routes
 Links = dict[tuple[str, words.Family], list[words.Network]]  # by port
-Settings = tuple[dict[str, int], bool, tuple[int, int]]
+Settings = tuple[dict[str, int], bool, tuple[int, int], dict[str, Any]]
 PortSpec = tuple[str, str, int, bool, bool]
 
 
@@ -423,7 +423,8 @@ class Engine:
         """The plane is told what differs, in an order that keeps every reference valid."""
         plane = self.plane
         if change.settings is not None:
-            plane.put_settings(*change.settings)
+            timeouts, reset, lports, limits = change.settings
+            plane.put_settings(timeouts, reset, lports, **limits)
         for id, (name, mac, mtu, up, exclusive) in change.ports.items():
             plane.put_port(id, name, mac, mtu, up=up, exclusive=exclusive)
         if whole:
@@ -491,7 +492,13 @@ class Engine:
                     self._set_live(entry, False)
         change = Difference()
         host = config.host
-        settings = host.timeouts.by_state(), host.unserved == "reset", host.lports
+        limits = {
+            "icmp_rate": host.icmp_rate,
+            "echo_rate": host.echo_rate,
+            "echo_served": host.echo == "while-served",
+            "announce": host.announce,
+        }
+        settings = host.timeouts.by_state(), host.unserved == "reset", host.lports, limits
         change.settings = settings if settings != was.settings else None
         for info in self.ports:
             link = self._links.get(info.name, Link(True, info.mtu, info.mac))
@@ -521,6 +528,8 @@ class Engine:
                 if service is not None:
                     looked_at[service.vip] = None
                     looked_at.update(dict.fromkeys(lip.addr for lip in service.lips))
+        if config.host.echo != base.host.echo:
+            looked_at |= dict.fromkeys(config.services.vips) | dict.fromkeys(a.addr for a in config.addresses)
         if not was.addresses:
             looked_at |= dict.fromkeys(entry.key for entry in self._ids.entries("address"))
         for addr in looked_at:
@@ -551,7 +560,8 @@ class Engine:
                 return None
             entry, port, is_lip = known, known.port, True  # it drains
         is_vip = addr in config.services.vips or (given is not None and not is_lip)
-        return entry.id, "+".join(["vip"] * is_vip + ["lip"] * is_lip), self._port[port].id
+        is_served = is_vip and config.host.echo == "while-served" and addr in config.services.served
+        return entry.id, "+".join(["vip"] * is_vip + ["lip"] * is_lip + ["served"] * is_served), self._port[port].id
 
     def _draw_services(
         self, config: Config, keys: Iterable[Key], was: Picture, change: Difference, whole: bool

@@ -296,8 +296,11 @@ STATE_OF: dict[str, str] = {
 STATES: tuple[str, ...] = tuple(STATE_OF.values())
 
 
+Rate = Annotated[int, Field(ge=0, le=10_000_000, strict=True)]
+
+
 class Host(Frozen):
-    """How fnat uses the machine. Only timeouts, unserved and lports may change while it runs."""
+    """How fnat uses the machine. Only timeouts and unserved to announce may change while it runs."""
 
     routes: Literal["kernel", "manual"] = "kernel"
     idle: Literal["sleep", "spin"] = "sleep"
@@ -307,6 +310,12 @@ class Host(Frozen):
     steering: Literal["auto", "mask", "rss", "ntuple"] = "auto"
     unserved: Literal["reset", "drop"] = "reset"
     lports: tuple[LocalPort, LocalPort] = LIP_PORTS  # the ports that a LIP uses
+    echo: Literal["always", "while-served"] = (
+        "always"  # a VIP answers pings; only while a service on it has a usable RS
+    )
+    echo_rate: Rate = 10_000  # echo replies of each worker, packets a second; 0: unlimited
+    icmp_rate: Rate = 1_000  # ICMP errors that each worker makes, likewise
+    announce: bool = True  # addresses that are new on a port, to its link
     timeouts: Timeouts = Timeouts()
 
     @property
@@ -399,23 +408,31 @@ class Table(Sequence[V], Generic[K, V]):
 
 
 class Services(Table[Key, Service]):
-    """Services, and who uses which address: VIP -> number of services, LIP -> port -> number of services."""
+    """Services, and who uses which address: VIP -> number of services, LIP -> port -> number of services.
 
-    __slots__ = ("lips", "vips")
+    served: VIP -> number of services with a usable RS."""
+
+    __slots__ = ("lips", "served", "vips")
 
     def __init__(self, values: Iterable[Service] = ()) -> None:
         super().__init__(values)
         self.vips: dict[str, int] = {}
+        self.served: dict[str, int] = {}
         self.lips: dict[str, dict[str, int]] = {}
         for service in self:
             self._count(service, 1)
+            if any(server.weight for server in service.servers):
+                _add(self.served, service.vip, 1)
 
     def edited(self, edits: Mapping[Key, Service | None]) -> Self:
         table = super().edited(edits)
         if table is not self:
-            table.vips, table.lips = self.vips.copy(), self.lips.copy()
+            table.vips, table.served, table.lips = self.vips.copy(), self.served.copy(), self.lips.copy()
             for key in edits:
                 old, new = self.by_key.get(key), table.by_key.get(key)
+                for service, step in ((old, -1), (new, 1)):
+                    if service is not None and any(server.weight for server in service.servers):
+                        _add(table.served, service.vip, step)
                 if old is not None and new is not None and old.lips == new.lips:
                     continue
                 if old is not None:

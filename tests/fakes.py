@@ -105,8 +105,11 @@ class FakePlane:
     def info(self) -> dict[str, int]:
         return {**self.shape, "huge_page_size": 0, "restored": 0}
 
-    def put_settings(self, timeouts: dict[str, int], unserved_reset: bool, lports: tuple[int, int]) -> None:
+    def put_settings(
+        self, timeouts: dict[str, int], unserved_reset: bool, lports: tuple[int, int], **limits: Any
+    ) -> None:
         self._told("put_settings")
+        self.limits = limits
         self.settings = timeouts, unserved_reset, lports
 
     def put_port(self, id: int, name: str, mac: str, mtu: int, *, up: bool = True, exclusive: bool = False) -> None:

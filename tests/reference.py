@@ -834,7 +834,8 @@ class Reference:
 
     def _shares_ports(self, other: Conn, conn: Conn, service: Service) -> bool:
         lips = set(self._fitting_lips(service, conn.rs[0]))
-        return other.proto == conn.proto and other.rs == conn.rs and other.lip[0] in lips
+        its = {other.lip[0]} if other.lip[0] else set(self._fitting_lips(self.services[other.service], conn.rs[0]))
+        return other.proto == conn.proto and other.rs == conn.rs and bool(its & lips)
 
     def _free_ports(self, conn: Conn, service: Service) -> int:
         """Local ports of all LIPs of the service that are free towards this RS."""

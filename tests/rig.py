@@ -240,6 +240,9 @@ class Twin(Rig):
         """Which of equal hops the connection goes by: the one whose MAC is on a packet that left. Equal hops have MACs."""
         src, dst = (conn.lip, conn.rs) if sender == 0 else (conn.vip, conn.client)
         macs = {f.eth_dst for f in self.frames if f.flow == (conn.proto, *src, *dst)}
+        if not macs:  # an ICMP error shows it, too
+            known = {self.reference.neighbours[hop].mac for hop in hops}
+            macs = {f.eth_dst for f in self.frames if f.eth_dst in known and is_error_about(f, conn.proto, src, dst)}
         if not macs:
             return None
         chosen = [hop for hop in hops if {self.reference.neighbours[hop].mac} == macs]
@@ -433,6 +436,14 @@ def is_request(frame: bytes) -> bool:
     if frame[12:14] == b"\x08\x06":
         return frame[20:22] == b"\0\1"
     return frame[12:14] == b"\x86\xdd" and frame[20] == wire.ICMP6 and frame[54] == 135
+
+
+def is_error_about(f: wire.Frame, proto: int, src: tuple[str, int], dst: tuple[str, int]) -> bool:
+    """An ICMP error from src to dst about what dst sent to src."""
+    if f.proto not in (wire.ICMP, wire.ICMP6) or not icmp.is_error(f):
+        return False
+    quote = icmp.quoted(f)
+    return not isinstance(quote, str) and (quote.proto, quote.src, quote.dst) == (proto, dst, src)
 
 
 def asked_for(f: wire.Frame) -> str:

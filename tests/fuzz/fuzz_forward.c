@@ -23,7 +23,7 @@
         }                                                                                                                                  \
     } while (0)
 
-enum { WAN, LAN, PUNT, QUEUES, FRAMES = 512, CONNS = 256, MTU = 1500, SECOND = 1000000000 };
+enum { WAN, LAN, PUNT, QUEUES, OPERATIONS = 11, FRAMES = 512, CONNS = 256, MTU = 1500, SECOND = 1000000000 };
 
 static struct fnat_plane *plane;
 static struct fnat_worker *worker;
@@ -34,6 +34,9 @@ static uint64_t counters[COUNTERS];
 static uint8_t last[QUEUES][FRAME_SIZE]; /* the frame that left last, by queue */
 static uint32_t last_len[QUEUES];
 static const uint32_t VIP = 0x0a0200c0, LIP = 0x0b00000a, RS = 0x6500000a, CLIENT = 0x076433c6; /* network order */
+
+static const uint8_t VIP6[16] = {0x20, 1, 0xd, 0xb8, 0, 1, [15] = 0x10}, LIP6[16] = {0xfd, [15] = 0x11}, RS6[16] = {0xfd, [14] = 1, 1},
+                     GATEWAY6[16] = {0x20, 1, 0xd, 0xb8, 0, 1, [15] = 1};
 
 static void report(void)
 {
@@ -65,14 +68,33 @@ static void put_service(uint32_t id, uint8_t proto, uint16_t vport, uint16_t wei
     CHECK(fnat_publish(plane) > 0);
 }
 
+/* An IPv6 service with servers of both families. */
+static void put_service6(uint32_t id)
+{
+    struct fnat_service_spec s = {.id = id, .vport = 80, .family = 6, .proto = id & 1 ? PROTO_UDP : PROTO_TCP, .n_members = 2, .n_lips = 2};
+    struct fnat_member_spec m[2] = {{.id = id * 2, .rport = 8080, .weight = 1, .family = 6},
+                                    {.id = id * 2 + 1, .rport = 8080, .weight = 1, .family = 4}};
+    const uint16_t lips[2] = {2, 4};
+    memcpy(s.vip, VIP6, 16);
+    memcpy(m[0].rip, RS6, 16);
+    memcpy(m[1].rip, &RS, 4);
+    CHECK(fnat_put_service(plane, &s, m, lips) == 0);
+    CHECK(fnat_publish(plane) > 0);
+}
+
 static void start(void)
 {
     struct fnat_plane_config config = {
         .workers = 1, .conns = CONNS, .services = 4, .members = 8, .endpoints = 16, .neighbours = 32, .frames = FRAMES, .snapshot_mib = 1};
-    struct fnat_settings settings = {.unserved = FNAT_UNSERVED_RESET};
-    struct fnat_address_spec addrs[2] = {{.id = 1, .family = 4, .kind = FNAT_ADDR_VIP, .port = WAN},
-                                         {.id = 2, .family = 4, .kind = FNAT_ADDR_LIP, .port = LAN}};
-    struct fnat_route_spec routes[2] = {{.family = 4, .plen = 0, .port = WAN}, {.family = 4, .plen = 8, .port = LAN}};
+    struct fnat_settings settings = {.unserved = FNAT_UNSERVED_RESET, .icmp_rate = 1000, .echo_rate = 1000, .announce = 1};
+    struct fnat_address_spec addrs[4] = {{.id = 1, .family = 4, .kind = FNAT_ADDR_VIP, .port = WAN},
+                                         {.id = 2, .family = 4, .kind = FNAT_ADDR_LIP, .port = LAN},
+                                         {.id = 3, .family = 6, .kind = FNAT_ADDR_VIP, .port = WAN},
+                                         {.id = 4, .family = 6, .kind = FNAT_ADDR_LIP, .port = LAN}};
+    struct fnat_route_spec routes[4] = {{.family = 4, .plen = 0, .port = WAN},
+                                        {.family = 4, .plen = 8, .port = LAN},
+                                        {.family = 6, .plen = 0, .port = WAN},
+                                        {.family = 6, .plen = 8, .port = LAN}};
     const uint8_t mac[6] = {2, 0, 0, 0, 0, 1};
     CHECK(fnat_plane_create(NULL, &config, FNAT_ANON, &plane) == 0);
     worker = fnat_worker_get(plane, 0);
@@ -92,12 +114,20 @@ static void start(void)
     memcpy(addrs[0].addr, &VIP, 4);
     memcpy(addrs[1].addr, &LIP, 4);
     memcpy(routes[1].prefix, &RS, 1);
-    CHECK(fnat_put_addresses(plane, addrs, 2) == 0);
-    CHECK(fnat_put_routes(plane, routes, 2) == 0);
+    memcpy(addrs[2].addr, VIP6, 16);
+    memcpy(addrs[3].addr, LIP6, 16);
+    memcpy(routes[2].gateway, GATEWAY6, 16);
+    memcpy(routes[3].prefix, RS6, 1);
+    CHECK(fnat_put_addresses(plane, addrs, 4) == 0);
+    CHECK(fnat_put_routes(plane, routes, 4) == 0);
+    CHECK(fnat_neigh_set(plane, LAN, 6, RS6, mac, FNAT_NEIGH_REACHABLE | FNAT_NEIGH_STATIC) == 0);
+    CHECK(fnat_neigh_set(plane, WAN, 6, GATEWAY6, mac, FNAT_NEIGH_REACHABLE | FNAT_NEIGH_STATIC) == 0);
     CHECK(fnat_neigh_set(plane, LAN, 4, (const uint8_t[16]){10, 0, 0, 0x65}, mac, FNAT_NEIGH_REACHABLE | FNAT_NEIGH_STATIC) == 0);
     CHECK(fnat_neigh_set(plane, WAN, 4, (const uint8_t[16]){0xc6, 0x33, 0x64, 7}, mac, FNAT_NEIGH_REACHABLE | FNAT_NEIGH_STATIC) == 0);
     put_service(0, PROTO_TCP, 80, 2, 0, 0, 1);
     put_service(1, PROTO_UDP, 80, 2, 0, 0, 1);
+    put_service6(2);
+    put_service6(3);
 }
 
 static void collect(void)
@@ -177,6 +207,37 @@ static void fix(uint8_t *frame, uint32_t len)
     ip->csum = csum_ip4(ip, (ip->version_ihl & 15) * 4u);
 }
 
+/* An ICMP error, checksums right, about the frame that left last by a queue. bytes: type, code, the 4 bytes behind the checksum, how much is
+ * quoted in units of 4, then bytes that change the quoted headers. */
+static uint32_t make_error(uint8_t *frame, int about, const uint8_t *bytes, uint32_t n)
+{
+    bool six = be16(get16(last[about] + 12)) == ETH_TYPE_IP6;
+    uint32_t l3 = six ? 40 : 20, quoted = min_u32(bytes[6] * 4u, last_len[about] - ETH_HEADER), len = 8 + quoted;
+    uint8_t *ip = frame + ETH_HEADER, *icmp = ip + l3, *quote = icmp + 8;
+    memcpy(frame, last[about], ETH_HEADER);
+    memcpy(quote, last[about] + ETH_HEADER, quoted);
+    for (uint32_t i = 7; i < n; i++)
+        if (i - 7 < quoted)
+            quote[i - 7] ^= bytes[i];
+    memcpy(icmp, (const uint8_t[8]){bytes[0], bytes[1], 0, 0, bytes[2], bytes[3], bytes[4], bytes[5]}, 8);
+    if (six) {
+        struct ip6_header *h = (struct ip6_header *)ip;
+        *h = (struct ip6_header){
+            .version_class_flow = be32(6u << 28), .payload_len = be16((uint16_t)len), .next = PROTO_ICMP6, .hop_limit = 9};
+        memcpy(h->src, (const uint8_t[16]){0x20, 1, 0xd, 0xb8, [15] = 9}, 16);
+        memcpy(h->dst, last[about] + ETH_HEADER + 8, 16);
+        put16(icmp + 2, (uint16_t)~csum_fold(csum_pseudo6(h->src, PROTO_ICMP6, len) + csum_partial(icmp, len)));
+    } else {
+        struct ip4_header *h = (struct ip4_header *)ip;
+        *h =
+            (struct ip4_header){.version_ihl = 0x45, .total_len = be16((uint16_t)(20 + len)), .ttl = 9, .proto = PROTO_ICMP, .src = CLIENT};
+        memcpy(&h->dst, last[about] + ETH_HEADER + 12, 4);
+        h->csum = csum_ip4(h, 20);
+        put16(icmp + 2, (uint16_t)~csum_fold(csum_partial(icmp, len)));
+    }
+    return ETH_HEADER + l3 + len;
+}
+
 static void run(const uint8_t *p, const uint8_t *end)
 {
     static uint8_t frame[FRAME_SIZE];
@@ -186,11 +247,11 @@ static void run(const uint8_t *p, const uint8_t *end)
         uint32_t n = next(&p, end);
         if (n > (uint32_t)(end - p))
             n = (uint32_t)(end - p);
-        switch (what % 10) {
+        switch (what % OPERATIONS) {
         case 0: /* raw bytes */
         case 1: /* raw bytes with a right header checksum */
             memcpy(frame, p, n);
-            if (what % 10)
+            if (what % OPERATIONS)
                 fix(frame, n);
             if (n)
                 put(how % 2, frame, n);
@@ -198,7 +259,7 @@ static void run(const uint8_t *p, const uint8_t *end)
             break;
         case 2: /* a client's segment: flags, then options and payload */
         case 3: {
-            uint8_t flags = what % 10 == 2 ? TCP_SYN : next(&p, end);
+            uint8_t flags = what % OPERATIONS == 2 ? TCP_SYN : next(&p, end);
             n = min_u32(n, (uint32_t)(end - p));
             uint8_t *l4 = make(frame, &len, PROTO_TCP, CLIENT, VIP, how, be16(how & 128 ? 81 : 80), p, n);
             l4[13] = flags;
@@ -223,7 +284,7 @@ static void run(const uint8_t *p, const uint8_t *end)
                 memcpy(frame + 36, last[LAN] + 34, 2);
                 if (frame[23] == PROTO_TCP && len > 47)
                     frame[47] = how;
-                for (uint32_t i = 0; what % 10 == 6 && i < n && 38 + i < len; i++)
+                for (uint32_t i = 0; what % OPERATIONS == 6 && i < n && 38 + i < len; i++)
                     frame[38 + i] = p[i];
                 fix(frame, len);
                 put(LAN, frame, len);
@@ -236,6 +297,11 @@ static void run(const uint8_t *p, const uint8_t *end)
             break;
         case 8: /* another configuration */
             put_service(how & 1, how & 1 ? PROTO_UDP : PROTO_TCP, 80, n & 3, (how >> 1) & FNAT_SVC_EXPIRE_QUIESCENT, how >> 5, !!(n & 12));
+            break;
+        case 10: /* an ICMP error about the last frame */
+            if (n >= 7 && last_len[how & 1] >= ETH_HEADER + 20 && get16(last[how & 1] + 12) != be16(ETH_TYPE_ARP))
+                put(how & 1, frame, make_error(frame, how & 1, p, n));
+            p += n;
             break;
         default: /* the last frame once more, from either side, a byte changed */
             len = last_len[how % QUEUES];

@@ -12,12 +12,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import packets as wire
+import reference_icmp as icmp
 
 CLIENT, VIP, LIP, RS = "198.51.100.7", "192.0.2.10", "10.0.0.11", "10.0.0.101"
-RAW, FIXED, SYN, SEGMENT, DATAGRAM, ANSWER, ANSWER_BYTES, TIME, CONFIG, AGAIN = range(
-    10
+CLIENT6, VIP6, LIP6, RS6 = "2001:db8:99::7", "2001:db8:1::10", "fd00::11", "fd00::101"
+RAW, FIXED, SYN, SEGMENT, DATAGRAM, ANSWER, ANSWER_BYTES, TIME, CONFIG, AGAIN, ERROR = range(
+    11
 )  # operations of fuzz_forward.c
-TURN = 130  # added to an operation: makes a turn after it; 130 is a multiple of 10, so the operation stays
+TURN = 132  # added to an operation: makes a turn after it; 132 is a multiple of 11, so the operation stays
 
 
 def frames() -> list[bytes]:
@@ -34,6 +36,12 @@ def frames() -> list[bytes]:
         wire.arp(1, wire.CLIENT_MAC, CLIENT, "00:00:00:00:00:00", VIP),
         wire.arp(2, wire.RS_MAC, RS, wire.CLIENT_MAC, LIP),
         wire.ether(bytes(40), ethertype=wire.ETH_IP6),
+        wire.tcp(CLIENT6, 1, VIP6, 80, wire.SYN, options=options),
+        wire.udp(CLIENT6, 1, VIP6, 80, b"x" * 30, extensions=(0, 60)),
+        wire.echo_request(CLIENT6, VIP6),
+        icmp.solicitation(RS6, icmp.solicited_node(LIP6), LIP6, wire.RS_MAC),
+        icmp.solicitation("::", icmp.solicited_node(LIP6), LIP6, ""),
+        icmp.advertisement(RS6, LIP6, RS6, wire.RS_MAC),
     ]
 
 
@@ -45,7 +53,16 @@ def programs() -> list[bytes]:
     options = wire.option_timestamp(1, 0)
     life = op(SYN, 3, options) + op(ANSWER, wire.SYN | wire.ACK) + bytes([SEGMENT + TURN, 3, 12, wire.ACK]) + options
     closed = life + bytes([SEGMENT + TURN, 3, 12, wire.FIN | wire.ACK]) + options + op(ANSWER, wire.FIN | wire.ACK)
+    whole, cut, changed = bytes([255]), bytes([12]), bytes([7]) + bytes(24) + b"\1"
+    errors = [
+        bytes([kind, code, 0, 0, 5, 120])
+        for kind, code in ((3, 4), (3, 3), (11, 0), (12, 0), (1, 4), (2, 0), (3, 0), (4, 1))
+    ]
+    opened = [op(SYN, 3, options), op(DATAGRAM, 5, b"query")]
+    opened += [op(FIXED, 0, frame) * 2 for frame in frames() if frame[12:14] == b"\x86\xdd" and frame[20] in (0, 6)]
     return [
+        *(b"".join([o, *(op(ERROR, 1, e + end) for e in errors for end in (whole, cut, changed))]) for o in opened),
+        life + b"".join(op(ERROR, side, e + whole) for e in errors for side in (0, 1)),
         life + op(TIME, 66),
         closed + op(SYN, 3, options) + op(TIME, 200),
         life + op(CONFIG, 2, b"") + op(AGAIN, 0),

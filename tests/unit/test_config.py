@@ -108,6 +108,9 @@ WRONG = [
     ('conns = "4M"', 'routes = "kernal"', "FN-1104", ":11: host.routes", "'kernel' or 'manual'"),
     ('conns = "4M"', "workers = 0", "FN-1104", ":11: host.workers", "the least is 1"),
     ('conns = "4M"', 'lports = "80-90"', "FN-1104", ":11: host.lports", '"1024-65535"'),
+    ('conns = "4M"', 'echo = "sometimes"', "FN-1104", ":11: host.echo", "while-served"),
+    ('conns = "4M"', "icmp_rate = 10000001", "FN-1104", ":11: host.icmp_rate", "10000000"),
+    ('conns = "4M"', "echo_rate = -1", "FN-1104", ":11: host.echo_rate", "0"),
     ('conns = "4M"', 'lports = "9000-8000"', "FN-1104", ":11: host.lports", "not a range"),
     ("established", "estabilshed", "FN-1103", ":12: host.timeouts.estabilshed", "did you mean 'established'?"),
     ('"2h4m"', "0", "FN-1104", ":12: host.timeouts.established", "1..31535999"),
@@ -217,6 +220,13 @@ def test_dump_says_the_same():
     assert read(config.dump(c)) == c
 
 
+def test_dump_says_what_limits_answers():
+    words = 'echo = "while-served"\necho_rate = 5\nicmp_rate = 0\nannounce = false'
+    c = read(GOOD.replace('conns = "4M"', words))
+    assert (c.host.echo, c.host.echo_rate, c.host.icmp_rate, c.host.announce) == ("while-served", 5, 0, False)
+    assert read(config.dump(c)).host == c.host
+
+
 def test_dump_names_what_the_file_cannot_say():
     c = read(GOOD)
     c = c.model_copy(update={"down": ("lan",)})
@@ -235,6 +245,7 @@ def test_shipped_file_shows_the_defaults():
     shown = config.load(ROOT / "conf/fnat.toml").config.host
     assert shown.timeouts == Config().host.timeouts
     assert (shown.routes, shown.idle, shown.workers, shown.unserved) == ("kernel", "sleep", 1, "reset")
+    assert (shown.echo, shown.echo_rate, shown.icmp_rate, shown.announce) == ("always", 10_000, 1_000, True)
 
 
 @pytest.mark.parametrize(

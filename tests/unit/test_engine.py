@@ -394,6 +394,41 @@ def test_fewer_ports_leave_less_room(house):
     assert [v["sa_free"] for v in house.engine.addresses("lan")] == [64]
 
 
+def test_rates_and_announcements_are_told(house):
+    limits = {"icmp_rate": 1000, "echo_rate": 10000, "echo_served": False, "announce": True}
+    assert house.plane.limits == limits
+    host = Host(echo="while-served", echo_rate=0, icmp_rate=7, announce=False)
+    house.commit(house.engine.config.model_copy(update={"host": host}))
+    assert house.plane.limits == {"icmp_rate": 7, "echo_rate": 0, "echo_served": True, "announce": False}
+
+
+def kinds(house):
+    return {addr: kind for _, addr, kind, _ in house.plane.addresses}
+
+
+def test_a_vip_is_marked_while_a_server_is_usable_where_that_counts(house):
+    """The mark follows the weights of the services on the VIP; LIPs never have it."""
+    config = house.engine.config
+    before = kinds(house)
+    assert not any("served" in kind for kind in before.values())
+    house.commit(config.model_copy(update={"host": Host(echo="while-served")}))
+    marked = kinds(house)
+    vips = {service.vip for service in config.services}
+    served = {s.vip for s in config.services if any(r.weight for r in s.servers)}
+    assert vips and marked == {a: k + "+served" * (a in served) for a, k in before.items()}
+    idle = {
+        s.key: s.model_copy(update={"servers": tuple(r.model_copy(update={"weight": 0}) for r in s.servers)})
+        for s in config.services
+    }
+    drained = house.engine.config.model_copy(update={"services": house.engine.config.services.edited(idle)})
+    house.commit(drained)
+    assert kinds(house) == before
+    house.commit(house.engine.config.model_copy(update={"services": config.services}))
+    assert kinds(house) == marked
+    house.commit(house.engine.config.model_copy(update={"host": Host()}))
+    assert kinds(house) == before
+
+
 def test_link_follows_the_kernel_and_the_operator(house):
     house.engine.set_kernel_link("lan", up=False, mtu=1300, mac="02:00:00:00:00:77")
     assert house.plane.ports[3] == ("lan", "02:00:00:00:00:77", 1300, False, True)
