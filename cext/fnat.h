@@ -60,7 +60,10 @@ void fnat_plane_info(const struct fnat_plane *plane, struct fnat_plane_info *out
 
 enum { FNAT_SCHED_RR = 0, FNAT_SCHED_WRR = 1 };
 enum { FNAT_NO_RS_DROP = 0, FNAT_NO_RS_RESET = 1 };
-enum { FNAT_SVC_EXPIRE_QUIESCENT = 1 };
+enum {
+    FNAT_SVC_EXPIRE_QUIESCENT = 1,
+    FNAT_SVC_ONE_PACKET = 2, /* UDP: every datagram of a client is scheduled anew */
+};
 
 struct fnat_member_spec {
     uint8_t rip[16];
@@ -124,7 +127,7 @@ struct fnat_settings {
     uint8_t unserved;                 /* a SYN for an owned address and a port nobody serves */
     uint8_t echo;                     /* FNAT_ECHO_*: when pings are answered */
     uint8_t announce;                 /* tell the links of addresses that are new on a port (gratuitous ARP, unsolicited NA) */
-    uint8_t pad;
+    uint8_t own_sources;              /* 1: an owned address may be the source of a first packet; else that is a forgery: `martian` */
     uint32_t icmp_rate,
         echo_rate; /* most ICMP errors and echo replies a worker makes, packets a second, at most FNAT_RATE_MOST; 0: unlimited */
 };

@@ -187,13 +187,15 @@ class Plane:
         echo_rate: int = 10000,
         echo_served: bool = False,
         announce: bool = False,
+        own_sources: bool = False,
     ) -> None:
         """Seconds by state name (see STATES); a state left out keeps its built-in default.
 
         lports: first and last local port. icmp_rate, echo_rate: most ICMP errors and echo replies that a worker makes,
         packets a second, 0 to 10 000 000; 0: unlimited. echo_served: a VIP answers pings only while its kind says
         "served". announce: owned addresses that are new on a port are told to its link (gratuitous ARP, RFC 5227 3;
-        unsolicited advertisement, RFC 4861 7.2.6)."""
+        unsolicited advertisement, RFC 4861 7.2.6). own_sources: an owned address may be the
+        source of a first packet, which else is dropped as `martian`."""
     def put_port(self, id: int, name: str, mac: str, mtu: int, *, up: bool = True, exclusive: bool = False) -> None: ...
     def put_service(
         self,
@@ -205,6 +207,7 @@ class Plane:
         scheduler: str = "rr",
         no_rs_reset: bool = False,
         expire_quiescent: bool = False,
+        one_packet: bool = False,
         conn_timeout: int = 0,
         half_open: int = 0,
         members: list[tuple[int, str, int, int]] = ...,

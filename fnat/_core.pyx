@@ -17,7 +17,7 @@ cdef extern from "<arpa/inet.h>" nogil:
 
 cdef extern from "fnat.h" nogil:
     enum: FNAT_PORTS, FNAT_STATES, FNAT_NAME, FNAT_ANON, FNAT_FRESH
-    enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT
+    enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT, FNAT_SVC_ONE_PACKET
     enum: FNAT_ADDR_VIP, FNAT_ADDR_LIP, FNAT_ADDR_SERVED, FNAT_ECHO_ALWAYS, FNAT_ECHO_SERVED, FNAT_ROUTE_UNICAST, FNAT_ROUTE_HOST, FNAT_ROUTE_UNREACHABLE
     enum: FNAT_FLOWS, FNAT_STEER_MASK, FNAT_STEER_RSS, FNAT_STEER_SLOTS, FNAT_STEER_KEY, FNAT_STEER_NOTE
     enum: FNAT_PORT_UP, FNAT_PORT_EXCLUSIVE, FNAT_UNSERVED_DROP, FNAT_UNSERVED_RESET, FNAT_NEIGH_STATIC
@@ -64,7 +64,7 @@ cdef extern from "fnat.h" nogil:
     struct fnat_settings:
         uint32_t timeouts[15]
         uint16_t lport_first, lport_last
-        uint8_t unserved, echo, announce
+        uint8_t unserved, echo, announce, own_sources
         uint32_t icmp_rate, echo_rate
     struct fnat_steering_spec:
         uint8_t mode, loose, key_len
@@ -460,10 +460,11 @@ cdef class Plane:
         return info_dict(&info)
 
     def put_settings(self, timeouts, unserved_reset, lports=(1024, 65535), *, icmp_rate=1000, echo_rate=10000, echo_served=False,
-                     announce=False):
+                     announce=False, own_sources=False):
         cdef fnat_settings s
         memset(&s, 0, sizeof(s))
-        defaults = (2, 7440, 10, 10, 600, 7, 3, 600, 30, 120, 30, 2, 300, 300, 2)
+        s.own_sources = own_sources
+        defaults = (2, 7440, 10, 10, 600, 7, 3, 900, 30, 120, 30, 10, 300, 300, 2)
         for i, name in enumerate(STATES):
             s.timeouts[i] = timeouts.get(name, defaults[i])
         unknown = set(timeouts) - set(STATES)
@@ -485,8 +486,8 @@ cdef class Plane:
         spec.flags = (FNAT_PORT_UP if up else 0) | (FNAT_PORT_EXCLUSIVE if exclusive else 0)
         check(fnat_put_port(self.handle(), &spec), f"port {name} (id {id}, mtu {mtu})")
 
-    def put_service(self, id, vip, vport, proto, *, scheduler="rr", no_rs_reset=False, expire_quiescent=False, conn_timeout=0, half_open=0,
-                    members=(), lips=()):
+    def put_service(self, id, vip, vport, proto, *, scheduler="rr", no_rs_reset=False, expire_quiescent=False, one_packet=False, conn_timeout=0,
+                    half_open=0, members=(), lips=()):
         cdef fnat_service_spec s
         cdef fnat_member_spec *m = NULL
         cdef uint16_t *l = NULL
@@ -494,7 +495,7 @@ cdef class Plane:
         s.family = put_addr(s.vip, vip)
         s.id, s.vport, s.proto, s.sched = id, vport, proto, SCHEDULERS[scheduler]
         s.no_rs = FNAT_NO_RS_RESET if no_rs_reset else FNAT_NO_RS_DROP
-        s.flags = FNAT_SVC_EXPIRE_QUIESCENT if expire_quiescent else 0
+        s.flags = (FNAT_SVC_EXPIRE_QUIESCENT if expire_quiescent else 0) | (FNAT_SVC_ONE_PACKET if one_packet else 0)
         s.conn_timeout, s.half_open, s.n_members, s.n_lips = conn_timeout, half_open, len(members), len(lips)
         m = <fnat_member_spec *>calloc(len(members) + 1, sizeof(fnat_member_spec))
         l = <uint16_t *>calloc(len(lips) + 1, sizeof(uint16_t))
