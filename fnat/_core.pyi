@@ -183,11 +183,11 @@ class Plane:
         unserved_reset: bool,
         lports: tuple[int, int] = (1024, 65535),
         *,
-        own_sources: bool = False,
         icmp_rate: int = 1000,
         echo_rate: int = 10000,
         echo_served: bool = False,
         announce: bool = False,
+        own_sources: bool = False,
     ) -> None:
         """Seconds by state name (see STATES); a state left out keeps its built-in default.
 
@@ -195,7 +195,8 @@ class Plane:
         else is dropped as `martian`. icmp_rate, echo_rate: most ICMP errors and echo replies that a worker makes,
         packets a second, 0 to 10 000 000; 0: unlimited. echo_served: a VIP answers pings only while its kind says
         "served". announce: owned addresses that are new on a port are told to its link (gratuitous ARP, RFC 5227 3;
-        unsolicited advertisement, RFC 4861 7.2.6)."""
+        unsolicited advertisement, RFC 4861 7.2.6). own_sources: an owned address may be the
+        source of a first packet, which else is dropped as `martian`."""
     def put_port(self, id: int, name: str, mac: str, mtu: int, *, up: bool = True, exclusive: bool = False) -> None: ...
     def put_service(
         self,
