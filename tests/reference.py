@@ -471,10 +471,10 @@ class Reference:
         leaving = f.total if leaves6 == came6 else 14 + f.total - f.l4 + (40 if leaves6 else 20)
         if leaving > mtu:
             return self._error(port, f, "mtu", mtu + f.total - leaving) if came6 or f.frag & wire.DF else "mtu"
-        self._track(f, conn, sender)
         conn.last_seen = self.tick
         conn.packets[sender] += 1
         conn.bytes[sender] += f.total
+        self._track(f, conn, sender)
         self.member_count[conn.member, "in_packets" if sender == _CLIENT else "out_packets"] += 1
         self.member_count[conn.member, "in_bytes" if sender == _CLIENT else "out_bytes"] += f.total
         self.count["checksums_completed"] += left_to_hardware(f)
