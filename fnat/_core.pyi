@@ -191,8 +191,7 @@ class Plane:
     ) -> None:
         """Seconds by state name (see STATES); a state left out keeps its built-in default.
 
-        lports: first and last local port. own_sources: an owned address may be the source of a first packet, which
-        else is dropped as `martian`. icmp_rate, echo_rate: most ICMP errors and echo replies that a worker makes,
+        lports: first and last local port. icmp_rate, echo_rate: most ICMP errors and echo replies that a worker makes,
         packets a second, 0 to 10 000 000; 0: unlimited. echo_served: a VIP answers pings only while its kind says
         "served". announce: owned addresses that are new on a port are told to its link (gratuitous ARP, RFC 5227 3;
         unsolicited advertisement, RFC 4861 7.2.6). own_sources: an owned address may be the

@@ -516,10 +516,10 @@ class Reference:
         leaving = f.total if leaves6 == came6 else 14 + f.total - f.l4 + (40 if leaves6 else 20)
         if leaving > mtu:
             return self._error(port, f, "mtu", mtu + f.total - leaving) if came6 or f.frag & wire.DF else "mtu"
-        self._track(f, conn, sender)
         conn.last_seen = self.tick
         conn.packets[sender] += 1
         conn.bytes[sender] += f.total
+        self._track(f, conn, sender)
         self.member_count[conn.member, "in_packets" if sender == _CLIENT else "out_packets"] += 1
         self.member_count[conn.member, "in_bytes" if sender == _CLIENT else "out_bytes"] += f.total
         self.count["checksums_completed"] += left_to_hardware(f)
@@ -923,7 +923,7 @@ class Reference:
         self._close(conn)
         if conn.state != "TCP_EST":
             return
-        client, server = conn.next_seq[_CLIENT], conn.next_seq[_RS]
+        client, server = conn.next_seq
         self._own_reset(conn, _CLIENT, (client + (conn.dseq or 0)) & MASK, server)
         self._own_reset(conn, _RS, server, client)
 

@@ -296,7 +296,8 @@ static void run(const uint8_t *p, const uint8_t *end)
             now += (uint64_t)how * (SECOND / 64);
             break;
         case 8: /* another configuration */
-            put_service(how & 1, how & 1 ? PROTO_UDP : PROTO_TCP, 80, n & 3, (how >> 1) & FNAT_SVC_EXPIRE_QUIESCENT, how >> 5, !!(n & 12));
+            put_service(how & 1, how & 1 ? PROTO_UDP : PROTO_TCP, 80, n & 3, (how >> 1) & (FNAT_SVC_EXPIRE_QUIESCENT | FNAT_SVC_ONE_PACKET),
+                        how >> 5, !!(n & 12));
             break;
         case 10: /* an ICMP error about the last frame */
             if (n >= 7 && last_len[how & 1] >= ETH_HEADER + 20 && get16(last[how & 1] + 12) != be16(ETH_TYPE_ARP))

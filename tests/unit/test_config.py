@@ -120,6 +120,8 @@ WRONG = [
     ('scheduler = "rr"', 'scheduler = "mh"', "FN-1104", ":15:", "'rr' or 'wrr'"),
     ('scheduler = "rr"', 'client_addr = "proxy-v2"', "FN-1111", ":15:", "not available in this version"),
     ('scheduler = "rr"', "expire_quiescent = 3", "FN-1104", ":15:", "boolean"),
+    ('scheduler = "rr"', "one_packet = true", "FN-1104", "service.web", "one_packet is for UDP services only"),
+    ('scheduler = "rr"', "one_packet = 1.5", "FN-1104", ":15:", "boolean"),
     ('half_open = "20k"', "conns = 5", "FN-1111", ":17:", "not available in this version"),
     ('half_open = "20k"', "halfopen = 5", "FN-1103", ":17:", "did you mean 'half_open'?"),
     ("limits = {", "limits = 3 #", "FN-1104", ":17:", "not a table"),
