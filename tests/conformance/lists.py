@@ -29,7 +29,7 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 README = HERE / "README.md"
-ORDER = ("rfc4787", "rfc5382", "rfc5508", "rfc7857", "rfc6146", "rfc7915", "dpvs")
+ORDER = ("rfc4787", "rfc5382", "rfc5508", "rfc7857", "rfc5961", "rfc6146", "rfc7915", "dpvs")
 VERDICTS = ("yes", "deviates", "no", "not-applicable")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import SHORT
-from topology import HTTP, LIPS, SERVERS, Balancer, Topology
+from topology import HTTP, LIPS, LIPS6, SERVERS, SERVERS6, Balancer, Topology
 
 SECONDS = int(os.environ.get("FNAT_TEST_SECONDS", "3"))
 CHALLENGES = (
@@ -25,16 +25,20 @@ CHALLENGES = (
 )
 
 
-@pytest.fixture
-def scarce() -> Iterator[Balancer]:
-    with Topology(prefix="fntest") as top:
+@pytest.fixture(params=["4to4", "6to6", "6to4"])
+def scarce(request: pytest.FixtureRequest) -> Iterator[Balancer]:
+    """Families of VIP, and of LIP and server."""
+    with Topology(prefix="fntest", six=True) as top:
+        if request.param.startswith("6"):
+            top.vip = "2001:db8:a::100"
+        servers, lips = (SERVERS6, LIPS6) if request.param.endswith("6") else (SERVERS, LIPS)
         top.start_servers()
         balancer = Balancer(
             top, config=SHORT.replace("[host.timeouts]", '[host]\nlports = "20000-20063"\n[host.timeouts]')
         )
         balancer.start()
         balancer.change({"op": "addr.add", "addr": top.vip, "port": top.vip_port})
-        balancer.serve("tcp", HTTP, servers=SERVERS[:1], lips=LIPS[:1])
+        balancer.serve("tcp", HTTP, servers=servers[:1], lips=lips[:1])
         yield balancer
 
 
@@ -52,15 +56,14 @@ def test_ports_are_reused_within_time_wait(scarce: Balancer, timestamps: str) ->
     top.run("client", "sh", "-c", f"echo {timestamps} > /proc/sys/net/ipv4/tcp_timestamps")
     before = counters_of(top, "rs1")
     assert len(before) >= 5
-    wrk = ["wrk", "-t1", "-c24", f"-d{SECONDS}s", "-H", "Connection: close", f"http://{top.vip}/"]
+    host = f"[{top.vip}]" if ":" in top.vip else top.vip
+    wrk = ["wrk", "-t1", "-c24", f"-d{SECONDS}s", "-H", "Connection: close", f"http://{host}/"]
     out = top.run("client", *wrk, timeout=SECONDS + 60).stdout
     assert "Socket errors" not in out and "Non-2xx" not in out, out
     match = re.search(r"(\d+) requests in", out)
     assert match is not None and int(match[1]) > 64 * 4, out
     print(f"{match[1]} connections over 64 local ports")
-    assert {client.split(":")[1].split(" ")[0] for client in top.servers[0].clients()} <= {
-        str(p) for p in range(20000, 20064)
-    }
+    assert {client.rpartition(":")[2] for client in top.servers[0].clients()} <= {str(p) for p in range(20000, 20064)}
     assert counters_of(top, "rs1") == before
     taken = {name: scarce.counters()[name] for name in ("no_lip_port", "half_open_evicted")}
     assert taken == {"no_lip_port": 0, "half_open_evicted": 0}
