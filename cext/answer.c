@@ -145,6 +145,8 @@ static struct packet *own_packet(struct core *k, u16 len)
     return p;
 }
 
+struct packet *answer_blank(struct core *k) { return own_packet(k, ETH_MIN_FRAME); }
+
 /* An owned address to ask from: that of the route by this port, else any on it, else any. The reply is addressed to it. */
 static u32 asking_address(const struct core *k, u8 port, const u8 target[16])
 {
@@ -262,7 +264,7 @@ void answer_reset_side(struct core *k, const struct conn *c, enum direction dir)
     *tcp = (struct tcp_header){.offset = 5 << 4, .flags = TCP_RST | TCP_ACK};
     tcp->sport = to_rs ? c->lport : c->vport;
     tcp->dport = to_rs ? c->rport : c->cport;
-    tcp->seq = be32(to_rs ? c->next_seq[TO_RS] + c->dseq : c->next_seq[TO_CLIENT]);
+    tcp->seq = be32(to_rs ? c->next_seq[TO_RS] + c->dseq + conn_inserted(c) : c->next_seq[TO_CLIENT]);
     tcp->ack = be32(to_rs ? c->next_seq[TO_CLIENT] : c->next_seq[TO_RS]);
     tcp->csum = (u16)~csum_fold(pseudo(p, PROTO_TCP, sizeof *tcp) + csum_partial(tcp, sizeof *tcp));
     answer_link(k, p, c->next_hop[dir]);

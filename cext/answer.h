@@ -17,6 +17,8 @@ rare enum verdict answer_arp(struct core *k, struct packet *p);
 void answer_ask_neighbour(struct core *k, u32 neigh, bool unicast);
 /* RST to one side of an expiring connection. */
 void answer_reset_side(struct core *k, const struct conn *c, enum direction dir);
+/* A packet to be filled, which leaves at the end of the turn; NULL: no frame is free. */
+struct packet *answer_blank(struct core *k);
 /* Give the packet its MACs if the neighbour is known. Sets out_port. */
 bool answer_link(struct core *k, struct packet *p, u32 neigh);
 

@@ -5,6 +5,7 @@
 #include "conn.h"
 
 #include "answer.h"
+#include "clientaddr.h"
 #include "csum.h"
 #include "sched.h"
 #include "track.h"
@@ -389,6 +390,7 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
     prefetch_write(&k->table.buckets[conntab_first(&k->table, answer_hash)]);
     if (p->proto == PROTO_TCP)
         identity_take(k, p, c, endpoint);
+    clientaddr_opens(c, svc->client_addr);
     deltas_fill(k, c);
 
     /* Both ways go by the hash of the client's flow, which is the same when the sweep looks again. */
@@ -441,11 +443,16 @@ void conn_close(struct core *k, u32 index)
     conntab_remove(&k->table, conn_hash(k, c, TO_RS), index << 1 | TO_RS);
     u32 endpoint = endpoint_of(k, c);
     if (c->proto == PROTO_TCP)
-        lip_isn_used(&k->lip, endpoint, be16(c->lport), c->next_seq[TO_RS] + c->dseq);
+        lip_isn_used(&k->lip, endpoint, be16(c->lport), c->next_seq[TO_RS] + c->dseq + conn_inserted(c));
     lip_port_give(&k->lip, endpoint, be16(c->lport));
     record_give(k, index);
     k->header->intent = outer;
     count(k, CNT_conns_closed);
+}
+
+void conn_numbers_used(struct core *k, const struct conn *c)
+{
+    lip_isn_used(&k->lip, endpoint_of(k, c), be16(c->lport), c->next_seq[TO_RS] + c->dseq);
 }
 
 void conn_enter(struct core *k, u32 index, u8 state)
