@@ -691,7 +691,7 @@ static enum clientaddr proxy_to_rs(struct core *k, struct packet *p, struct conn
         return CLIENTADDR_NOTHING;
     if (!at && !(p->tcp_flags & TCP_SYN))
         return proxy_first(k, p, c, mtu);
-    if (after_u32(0, at) || p->tcp_flags & TCP_SYN) {
+    if ((s32)at < 0 || p->tcp_flags & TCP_SYN) {
         drop_payload(p);
         return CLIENTADDR_NOTHING;
     }
@@ -715,7 +715,7 @@ static u32 client_number(const struct conn *c, u32 number)
         u32 short_of = c->insertion + c->replaced - number;
         return short_of - 1 < c->insertion_len ? c->insertion : number;
     }
-    if (after_u32(1, at))
+    if ((s32)at <= 0)
         return number;
     return at < c->insertion_len ? c->insertion : number - shift_of(c);
 }
@@ -738,7 +738,7 @@ static void proxy_to_client(struct packet *p, struct conn *c)
         return;
     struct before b = before(p);
     u32 ack = be32(get32(&tcp->ack)), at = ack - c->insertion;
-    bool short_of = !(c->marks & MARK_ACKED) && (after_u32(1, at) || at < c->insertion_len);
+    bool short_of = !(c->marks & MARK_ACKED) && (s32)at < c->insertion_len;
     proxy_sack(p, c, short_of);
     ack = client_number(c, ack);
     put32(&tcp->ack, be32(ack));
@@ -747,7 +747,7 @@ static void proxy_to_client(struct packet *p, struct conn *c)
         c->dseq += shift_of(c);
         c->marks |= MARK_ACKED;
     }
-    if (c->marks & MARK_ACKED && after_u32(ack, c->insertion + SETTLED))
+    if (c->marks & MARK_ACKED && (s32)(ack - c->insertion) > SETTLED)
         unmark(c);
 }
 
