@@ -581,6 +581,7 @@ class Engine:
             "expire_quiescent": service.expire_quiescent,
             "conn_timeout": service.conn_timeout,
             "half_open": max(64, half_open // self._info["workers"]) if half_open else 0,
+            "client_addr": service.client_addr,
             "members": members,
             "lips": [self._entry("address", lip.addr).id for lip in service.lips],
         }
@@ -731,6 +732,7 @@ class Engine:
             no_rs=service.no_rs,
             expire_quiescent=service.expire_quiescent,
             half_open=service.half_open,
+            client_addr=service.client_addr,
             stats=stats,
             rate=rate,
             lips=[],

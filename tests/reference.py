@@ -529,7 +529,7 @@ class Reference:
         header = self._ip_header(f, conn, sender, src[0], dst[0], change, len(change.layer) + len(segment))
         packet = header + change.layer + bytes(segment)
         out = wire.ether(packet, dst=eth_dst, src=eth_src, ethertype=wire.ethertype_of(src[0]))
-        if wire.is6(f.src) != wire.is6(src[0]) or change.grows:
+        if wire.is6(f.src) != wire.is6(src[0]) or change.grows or (change.told and change.ip_options):
             out = padded(out)
         if conn.proto == TCP and sender == _CLIENT:
             self._remember(out, conn)
