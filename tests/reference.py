@@ -222,6 +222,7 @@ class Reference:
         self.member_count: Counter[tuple[int, str]] = Counter()
         self.now = 0  # ns
         self.sent: list[tuple[int, bytes]] = []  # (port, frame)
+        self.late = False  # something left out of turn
         self.observe: Callable[[Conn, bytes, int], tuple[int, int]] = self._no_observation
         self.choose: Callable[[Conn, bytes], Choice | None] = self._no_choice
         self.expend: Callable[[list[Conn], bytes], Conn] = self._no_expense
@@ -441,6 +442,7 @@ class Reference:
         if change.ahead:
             self._send(hop[0], self._rewritten(alone(f), conn, sender, *macs, change.ahead))
             self.count["own_packets"] += 1
+            self.late = True  # both leave at the end of the turn: what came later may leave earlier
         self._send(hop[0], self._rewritten(f.raw, conn, sender, *macs, change))
         return "to_rs" if sender == _CLIENT else "to_client"
 
