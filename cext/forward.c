@@ -55,10 +55,10 @@ static inline void fetch_conn(const struct core *k, const struct packet *p)
 
 /* ---- a packet of a known connection ---- */
 
-static always_inline void account(struct core *k, struct conn *c, const struct packet *p, enum direction dir)
+static always_inline void account(struct core *k, struct conn *c, const struct packet *p, enum direction dir, bool narrow)
 {
     struct member_stats *m = &k->members[c->member];
-    struct conn_counts *n = conn_counts(c);
+    struct conn_counts *n = narrow ? &c->a.v4.counts : &c->counts6;
     n->packets[dir]++;
     if (unlikely(__builtin_add_overflow(n->bytes[dir], p->l3_len, &n->bytes[dir])))
         c->bytes_high[dir]++;
@@ -89,9 +89,9 @@ static always_inline void follow_tcp(struct core *k, struct conn *c, u32 index, 
 }
 
 /* Bytes of the packet when it leaves: the headers of both families differ. */
-static always_inline u32 leaving_len(const struct conn *c, const struct packet *p)
+static inline u32 leaving_len(const struct conn *c, const struct packet *p)
 {
-    if (likely(c->families == FAMILIES_44 || c->families == FAMILIES_66))
+    if (c->families == FAMILIES_66)
         return p->l3_len;
     return p->l3_len - (u32)(p->l4 - p->l3) + (p->family == 4 ? (u32)sizeof(struct ip6_header) : (u32)sizeof(struct ip4_header));
 }
@@ -113,7 +113,7 @@ static inline u8 hops_left(const struct packet *p)
 
 /* The rewritten packet leaves by this neighbour. */
 static always_inline enum verdict leave(struct core *k, struct packet *p, const struct conn *c, enum direction dir, struct neigh_entry *hop,
-                                        u64 word)
+                                        u64 word, bool narrow)
 {
     u8 port = neigh_word_port(word);
     if (unlikely(!neigh_word_usable(word)))
@@ -121,16 +121,16 @@ static always_inline enum verdict leave(struct core *k, struct packet *p, const 
     if (unlikely(!hop->used))
         hop->used = 1;
     put64(p->data, word); /* the MAC; the rest of the word is written over */
-    put64(p->data + 6, likely(conn_family(c, !dir) == 4) ? k->ports[port].source4 : k->ports[port].source6);
+    put64(p->data + 6, narrow || conn_family(c, !dir) == 4 ? k->ports[port].source4 : k->ports[port].source6);
     p->out_port = port;
     k->counters[CNT_to_rs + dir]++;
     return VERDICT_TX;
 }
 
 /* The state follows the packet. */
-static always_inline void follow(struct core *k, struct conn *c, u32 index, const struct packet *p, enum direction dir)
+static always_inline void follow(struct core *k, struct conn *c, u32 index, const struct packet *p, enum direction dir, bool narrow)
 {
-    account(k, c, p, dir);
+    account(k, c, p, dir, narrow);
     if (p->proto == PROTO_TCP)
         follow_tcp(k, c, index, p, dir);
     else if (unlikely(c->state == UDP_ONEWAY && dir == TO_CLIENT))
@@ -143,16 +143,19 @@ rare static enum verdict forward_marked(struct core *k, struct packet *p, u32 in
     struct conn *c = &k->conns[index];
     struct neigh_entry *hop = &k->neigh.entries[c->next_hop[dir]];
     u64 word = load_relaxed(&hop->word);
-    bool half_open = c->flags & CONN_HALF_OPEN;
+    bool half_open = c->flags & CONN_HALF_OPEN, narrow = c->families == FAMILIES_44;
     u32 first = c->next_seq[TO_RS];
     struct packet *ahead = NULL;
 
-    follow(k, c, index, p, dir);
+    follow(k, c, index, p, dir, narrow);
     if (half_open && c->next_seq[TO_RS] != first)
         conn_numbers_used(k, c);
     if (p->proto == PROTO_TCP)
         clientaddr_follow(c, p, dir, half_open, first);
-    rewrite_packet(k, p, c, dir);
+    if (narrow)
+        rewrite_narrow(k, p, c, dir);
+    else
+        rewrite_wide(k, p, c, dir);
     enum clientaddr done = clientaddr_apply(k, p, c, dir, k->link_mtu[neigh_word_link(word)]);
     if (done == CLIENTADDR_AHEAD) {
         if (neigh_word_usable(word) && k->own_count + 2 <= OWN_PACKETS)
@@ -165,7 +168,7 @@ rare static enum verdict forward_marked(struct core *k, struct packet *p, u32 in
         count(k, CNT_client_addr_told);
     else if (done != CLIENTADDR_NOTHING)
         count(k, CNT_client_addr_no_room);
-    enum verdict verdict = leave(k, p, c, dir, hop, word);
+    enum verdict verdict = leave(k, p, c, dir, hop, word, narrow);
     if (!ahead)
         return verdict;
     k->own[k->own_count] = *p; /* behind it */
@@ -173,18 +176,20 @@ rare static enum verdict forward_marked(struct core *k, struct packet *p, u32 in
     return VERDICT_HELD;
 }
 
-static always_inline enum verdict forward_hit(struct core *k, struct packet *p, u32 index, enum direction dir, struct stage_clock *clock)
+/* narrow: IPv4 on both sides. */
+static always_inline enum verdict forward_known(struct core *k, struct packet *p, u32 index, enum direction dir, struct stage_clock *clock,
+                                                bool narrow)
 {
     struct conn *c = &k->conns[index];
     struct neigh_entry *hop = &k->neigh.entries[c->next_hop[dir]];
     u64 word = load_relaxed(&hop->word);
-    u32 link = neigh_word_link(word), leaving = leaving_len(c, p);
+    u32 link = neigh_word_link(word), leaving = narrow ? p->l3_len : leaving_len(c, p);
 
     if (unlikely(c->flags & CONN_QUIESCENT && !load_relaxed(&k->plane_members[c->member].usable))) {
         conn_close(k, index);
         return drop(k, p, DROP_quiesced);
     }
-    if (unlikely(hops_left(p) <= 1))
+    if (unlikely((narrow ? ((const struct ip4_header *)(p->data + p->l3))->ttl : hops_left(p)) <= 1))
         return answer_error(k, p, ERROR_TTL, 0, DROP_ttl);
     if (unlikely(leaving > k->link_mtu[link])) {
         if (!k->link_mtu[link])
@@ -194,13 +199,28 @@ static always_inline enum verdict forward_hit(struct core *k, struct packet *p, 
     if (unlikely(c->flags & CONN_MARKED))
         return forward_marked(k, p, index, dir);
 
-    follow(k, c, index, p, dir);
+    follow(k, c, index, p, dir, narrow);
     stage_mark(clock, STAGE_CONN);
-    rewrite_packet(k, p, c, dir);
+    if (narrow)
+        rewrite_narrow(k, p, c, dir);
+    else
+        rewrite_wide(k, p, c, dir);
     stage_mark(clock, STAGE_REWRITE);
-    enum verdict verdict = leave(k, p, c, dir, hop, word);
+    enum verdict verdict = leave(k, p, c, dir, hop, word, narrow);
     stage_mark(clock, STAGE_NEIGHBOUR);
     return verdict;
+}
+__attribute__((noinline)) static enum verdict forward_wide(struct core *k, struct packet *p, u32 index, enum direction dir,
+                                                           struct stage_clock *clock)
+{
+    return forward_known(k, p, index, dir, clock, false);
+}
+
+static always_inline enum verdict forward_hit(struct core *k, struct packet *p, u32 index, enum direction dir, struct stage_clock *clock)
+{
+    if (likely(k->conns[index].families == FAMILIES_44))
+        return forward_known(k, p, index, dir, clock, true);
+    return forward_wide(k, p, index, dir, clock);
 }
 _Static_assert(CNT_to_client == CNT_to_rs + TO_CLIENT, "counters in the order of directions");
 
@@ -344,12 +364,16 @@ __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, st
 
 /* ---- one packet, then a batch ---- */
 
+__attribute__((noinline)) static bool is_candidate6(const struct core *k, u32 ref, const struct packet *p)
+{
+    return conn_is(k, &k->conns[ref >> 1], ref & 1, 6, p->proto, get32(&p->sport), packet_src6(p), packet_dst6(p));
+}
+
 static always_inline bool is_candidate(const struct core *k, u32 ref, const struct packet *p)
 {
-    const struct conn *c = &k->conns[ref >> 1];
     if (likely(p->family == 4))
-        return conn_is4(c, ref & 1, p);
-    return conn_is(k, c, ref & 1, 6, p->proto, get32(&p->sport), packet_src6(p), packet_dst6(p));
+        return conn_is4(&k->conns[ref >> 1], ref & 1, p);
+    return is_candidate6(k, ref, p);
 }
 
 static always_inline u64 hash_of(const struct core *k, const struct packet *p)
