@@ -200,9 +200,9 @@ class Plane:
         members: list[tuple[int, str, int, int]] = ...,
         lips: list[int] = ...,
     ) -> None:
-        """members: (member id, rip, rport, weight); lips: address ids; client_addr: how the RSs learn the client's address,
-        "none", "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", the last two also with "-insecure". EINVAL one that the
-        protocol cannot have."""
+        """members: (member id, rip, rport, weight); lips: address ids; client_addr: how the RSs learn the client's
+        address, "none", "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", the last two also with "-insecure".
+        EINVAL one that the protocol cannot have."""
     def del_service(self, id: int) -> None: ...
     def put_address(self, id: int, addr: str, kind: str, port: int) -> None:
         """Add or replace one owned address; kind is "vip", "lip" or "vip+lip"."""

@@ -25,9 +25,9 @@ from pydantic import ValidationError
 from fnat import plan
 from fnat.errors import ChangeError, ConfigError
 from fnat.model import (
+    CLIENT_ADDRS,
     MAX_SECONDS,
     NO_IPV6,
-    CLIENT_ADDRS,
     Address,
     Config,
     Host,
@@ -398,7 +398,15 @@ class _Reader:
                     self.build(
                         Service,
                         path,
-                        {"proto": proto, "vip": vip, "vport": vport, "lips": lips, "servers": servers, **fields, "client_addr": told.get(proto, "none")},
+                        {
+                            "proto": proto,
+                            "vip": vip,
+                            "vport": vport,
+                            "lips": lips,
+                            "servers": servers,
+                            **fields,
+                            "client_addr": told.get(proto, "none"),
+                        },
                     ),
                     port,
                 )
@@ -412,9 +420,7 @@ class _Reader:
                 every = dict.fromkeys(word for words in CLIENT_ADDRS.values() for word in words)
                 self.fail("FN-1104", path, f"{how!r} is not known", f"allowed: {', '.join(every)}")
             if isinstance(value, dict) and how not in CLIENT_ADDRS[proto]:
-                self.fail(
-                    "FN-1104", path, f"{how!r} is not for {proto}", f"allowed: {', '.join(CLIENT_ADDRS[proto])}"
-                )
+                self.fail("FN-1104", path, f"{how!r} is not for {proto}", f"allowed: {', '.join(CLIENT_ADDRS[proto])}")
         return told
 
     def servers(self, path: str, table: dict[str, Any]) -> Iterable[RealServer]:

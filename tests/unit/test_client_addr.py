@@ -230,7 +230,9 @@ def test_between_families(rs: str, cip: str, vip: str) -> None:
             rs, 8080, syn.src, syn.sport, SYN | ACK, seq=7, ack=syn.seq + 1, options=wire.OPTION_MSS, eth_dst=MACS[LAN]
         )
         back = core.deliver(LAN, answer)[1][0][1]
-        fits = 1460 if (":" in cip) == (":" in rs) else 1440  # a crossing connection is clamped to what fits either side
+        fits = (
+            1460 if (":" in cip) == (":" in rs) else 1440
+        )  # a crossing connection is clamped to what fits either side
         assert mss_of(back) == fits - (len(toa) if mode == "toa" else 0)
         ack = core.deliver(WAN, wire.tcp(cip, 5000, vip, 80, ACK, seq=2, ack=8))[1][0][1]
         assert (ack.toa, ack.payload) == wanted
