@@ -1,11 +1,11 @@
 """`fnat test client-addr`: what a real server learns of its clients, seen from both ends.
 
-`Listener` runs on the real server in the application's place: it reads TOA, UOA, the IPv4 option and PROXY headers as an RS
-without kernel modules can, and answers each client with one line, "WORD ADDRESS PORT". `ask` is the client: it goes through the
-balancer and compares the line with its own address.
+`Listener` runs on the real server in the application's place: it reads TOA, UOA, the IPv4 option and PROXY headers as
+an RS without kernel modules can, and answers each client with one line, "WORD ADDRESS PORT". `ask` is the client: it
+goes through the balancer and tells what the server saw, and its own address.
 
-TOA and UOA are read from raw sockets, which needs CAP_NET_RAW. The raw socket sees a segment before the kernel accepts the
-connection, so the option is there when accept() returns. Nothing here knows the rest of fnat.
+TOA and UOA are read from raw sockets, which needs CAP_NET_RAW. The raw socket sees a segment before the kernel accepts
+the connection, so the option is there when accept() returns. Nothing here knows the rest of fnat.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ Address = tuple[str, int]
 
 @dataclass(frozen=True)
 class Seen:
-    """Who a client is to the real server. how: "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", or "peer": nothing told it."""
+    """Who a client is to the real server. how: "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", or "peer": nothing
+    told it."""
 
     how: str
     addr: str
@@ -81,7 +82,7 @@ def told_by_uoa(packet: bytes) -> tuple[Seen, bytes] | None:
 
 
 class Listener:
-    """TCP and UDP on one address and port. Raises OSError: the address is taken, or not this host's, or no CAP_NET_RAW."""
+    """TCP and UDP on one address and port. Raises OSError: the address is taken or not this host's, no CAP_NET_RAW."""
 
     def __init__(self, addr: str, port: int) -> None:
         self.family = socket.AF_INET6 if ":" in addr else socket.AF_INET
@@ -169,8 +170,8 @@ class Listener:
 
 
 def ask(proto: str, vip: str, vport: int, seconds: float = 3.0) -> tuple[Seen, Address]:
-    """What the real server behind a service sees, and this client's own address. Raises OSError, ValueError: another program
-    than a Listener answered."""
+    """What the real server behind a service sees, and this client's own address. Raises OSError, ValueError: another
+    program than a Listener answered."""
     family = socket.AF_INET6 if ":" in vip else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM if proto == "udp" else socket.SOCK_STREAM) as sock:
         sock.settimeout(seconds)

@@ -5,7 +5,8 @@
 
 The first datagrams of a client come as IP protocol 248: a header of 4 bytes (version, next protocol, length of all), an
 option 31 (kind, size, port, address), then the UDP datagram. The kernel's UDP does not see them, a raw socket does;
-answers go out by the UDP socket. Once the server has answered, datagrams are plain UDP and `clients` knows whose they are.
+answers go out by the UDP socket. Once the server has answered, datagrams are plain UDP and `clients` knows whose they
+are.
 """
 
 import ipaddress

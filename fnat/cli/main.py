@@ -332,9 +332,9 @@ def test() -> None:
 def test_client_addr(service: str, listen: bool, proto: str, seconds: float | None) -> None:
     """What a real server learns of its clients.
 
-    Run it with --listen RIP:PORT on a real server, then with VIP:PORT on a client: the client goes through the service and
-    compares what the server saw with its own address. --listen reads TOA, UOA, the IPv4 option and PROXY headers; it needs
-    root, nothing else of fnat, and the port free."""
+    Run it with --listen RIP:PORT on a real server, then with VIP:PORT on a client: the client goes through the service
+    and compares what the server saw with its own address. --listen reads TOA, UOA, the IPv4 option and PROXY headers;
+    it needs root, nothing else of fnat, and the port free."""
     from fnat import proof
 
     host, colon, port = service.rpartition(":")
