@@ -413,7 +413,7 @@ class _Reader:
 
     def client_addr(self, path: str, value: object) -> dict[str, str]:
         """One word for all protocols of the service, or { tcp = …, udp = … }."""
-        told = value if isinstance(value, dict) else dict.fromkeys(CLIENT_ADDRS, value)
+        told: dict[str, Any] = value if isinstance(value, dict) else dict.fromkeys(CLIENT_ADDRS, value)
         self.keys(path, told, "service.*.client_addr")
         for proto, how in told.items():
             if not isinstance(how, str) or not any(how in words for words in CLIENT_ADDRS.values()):
