@@ -3,6 +3,7 @@
 #include "answer.h"
 
 #include "csum.h"
+#include "track.h"
 
 static void swap_macs(struct core *k, struct packet *p)
 {
@@ -235,8 +236,8 @@ bool answer_link(struct core *k, struct packet *p, u32 neigh)
     return true;
 }
 
-/* The next sequence number the receiver expects: acceptable to every stack, challenge ACKs included (RFC 5961 3.2). */
-void answer_reset_side(struct core *k, const struct conn *c, enum direction dir)
+/* A segment to one side, its number `behind` bytes behind the next one. False: there is no way to send it now. */
+static bool own_segment(struct core *k, const struct conn *c, enum direction dir, u8 flags, u32 behind)
 {
     bool to_rs = dir == TO_RS, v4 = conn_family(c, !dir) == 4;
     u16 l3 = v4 ? sizeof(struct ip4_header) : sizeof(struct ip6_header);
@@ -244,7 +245,7 @@ void answer_reset_side(struct core *k, const struct conn *c, enum direction dir)
     struct packet *p =
         neigh_word_usable(neigh_load(&k->neigh, c->next_hop[dir])) ? own_packet(k, len < ETH_MIN_FRAME ? ETH_MIN_FRAME : len) : NULL;
     if (!p)
-        return;
+        return false;
     struct addr16 src = to_rs ? conn_lip(k, c) : conn_vip(k, c), dst = to_rs ? conn_rip(c) : conn_cip(c);
     p->l3 = ETH_HEADER;
     p->family = v4 ? 4 : 6;
@@ -261,12 +262,28 @@ void answer_reset_side(struct core *k, const struct conn *c, enum direction dir)
         memcpy(ip->dst, dst.b, 16);
     }
     struct tcp_header *tcp = (struct tcp_header *)(p->data + ETH_HEADER + l3);
-    *tcp = (struct tcp_header){.offset = 5 << 4, .flags = TCP_RST | TCP_ACK};
+    *tcp = (struct tcp_header){.offset = 5 << 4, .flags = flags};
     tcp->sport = to_rs ? c->lport : c->vport;
     tcp->dport = to_rs ? c->rport : c->cport;
-    tcp->seq = be32(to_rs ? c->next_seq[TO_RS] + c->dseq + conn_inserted(c) : c->next_seq[TO_CLIENT]);
+    tcp->seq = be32((to_rs ? c->next_seq[TO_RS] + c->dseq + conn_inserted(c) : c->next_seq[TO_CLIENT]) - behind);
     tcp->ack = be32(to_rs ? c->next_seq[TO_CLIENT] : c->next_seq[TO_RS]);
     tcp->csum = (u16)~csum_fold(pseudo(p, PROTO_TCP, sizeof *tcp) + csum_partial(tcp, sizeof *tcp));
-    answer_link(k, p, c->next_hop[dir]);
-    count(k, CNT_resets_sent);
+    return answer_link(k, p, c->next_hop[dir]);
+}
+
+/* The next sequence number the receiver expects: acceptable to every stack, challenge ACKs included (RFC 5961 3.2). */
+void answer_reset_side(struct core *k, const struct conn *c, enum direction dir)
+{
+    if (own_segment(k, c, dir, TCP_RST | TCP_ACK, 0))
+        count(k, CNT_resets_sent);
+}
+
+/* Just below the window: not acceptable, so a living RS answers with an ACK and changes nothing (RFC 9293 3.10.7.4); one that has no such
+ * connection answers with a RST, whose number is the ACK sent here. */
+bool answer_probe(struct core *k, const struct conn *c)
+{
+    bool sent = own_segment(k, c, TO_RS, TCP_ACK, track_window(c, TO_RS) + 1);
+    if (sent)
+        count(k, CNT_probes_sent);
+    return sent;
 }

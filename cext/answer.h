@@ -19,6 +19,8 @@ void answer_ask_neighbour(struct core *k, u32 neigh, bool unicast);
 void answer_reset_side(struct core *k, const struct conn *c, enum direction dir);
 /* A packet to be filled, which leaves at the end of the turn; NULL: no frame is free. */
 struct packet *answer_blank(struct core *k);
+/* Ask the RS whether it still knows the connection. False: not possible now. */
+bool answer_probe(struct core *k, const struct conn *c);
 /* Give the packet its MACs if the neighbour is known. Sets out_port. */
 bool answer_link(struct core *k, struct packet *p, u32 neigh);
 

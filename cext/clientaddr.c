@@ -32,20 +32,22 @@ void clientaddr_opens(struct conn *c, u8 wanted)
         return;
     c->flags |= CONN_MARKED;
     c->marks = wanted;
-    if (c->proto == PROTO_TCP)
-        c->next_seq[TO_RS]++; /* the stream begins behind the SYN */
 }
 
-void clientaddr_follow(struct conn *c, const struct packet *p, enum direction dir, bool was_half_open, u32 first)
+void clientaddr_again(struct conn *c)
 {
-    const struct tcp_header *tcp = tcp_of(p);
-    if (!was_half_open)
+    if (!mode_of(c))
         return;
-    if (dir == TO_CLIENT && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK))
-        first = be32(get32(&tcp->ack)) - c->dseq;
-    if (c->flags & CONN_HALF_OPEN)
-        c->next_seq[TO_RS] = first;
-    else
+    c->flags |= CONN_MARKED;
+    c->marks &= (u8) ~(MARK_SENT | MARK_ACKED);
+    c->insertion = c->next_seq[TO_RS];
+    c->insertion_len = 0;
+    c->replaced = 0;
+}
+
+void clientaddr_follow(struct conn *c, bool was_half_open, u32 first)
+{
+    if (was_half_open && !(c->flags & CONN_HALF_OPEN))
         c->insertion = first;
 }
 

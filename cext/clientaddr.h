@@ -13,7 +13,10 @@
 
 #include "core.h"
 
-enum { CLIENTADDR_HEADER = 107 /* longest PROXY header that is made */, UOA_TRAIL = 3 /* datagrams that carry it at most */ };
+enum {
+    CLIENTADDR_HEADER = CONN_INSERTION_MOST /* longest PROXY header that is made */,
+    UOA_TRAIL = 3 /* datagrams that carry it at most */
+};
 
 enum clientaddr {
     CLIENTADDR_NOTHING, /* the packet is as it was */
@@ -22,11 +25,13 @@ enum clientaddr {
     CLIENTADDR_AHEAD,   /* likewise, but clientaddr_ahead makes a packet that goes first */
 };
 
-/* A connection opens for a service that wants this (FNAT_CLIENT_ADDR_*); its TCP numbers are known. */
+/* A connection opens for a service that wants this (FNAT_CLIENT_ADDR_*). */
 void clientaddr_opens(struct conn *c, u8 wanted);
-/* was_half_open and first (next_seq of the client): before this packet moved anything. While the connection is half open, where the
- * client's stream begins is what the RS's SYN-ACK says, whatever clients claim. */
-void clientaddr_follow(struct conn *c, const struct packet *p, enum direction dir, bool was_half_open, u32 first);
+/* The RS has forgotten the connection and begins anew with its client (track.c). */
+void clientaddr_again(struct conn *c);
+/* was_half_open and first (next_seq of the client): before this packet moved anything. The client's stream begins where the RS's SYN-ACK
+ * has settled its numbers, whatever clients claim. */
+void clientaddr_follow(struct conn *c, bool was_half_open, u32 first);
 /* Change the rewritten packet, at most to `mtu` bytes of IP packet. */
 enum clientaddr clientaddr_apply(struct core *k, struct packet *p, struct conn *c, enum direction dir, u32 mtu);
 /* After CLIENTADDR_AHEAD: make `ahead`, whose data has room, the packet that goes before p; NULL: there is no frame for it. */

@@ -60,7 +60,10 @@ void fnat_plane_info(const struct fnat_plane *plane, struct fnat_plane_info *out
 
 enum { FNAT_SCHED_RR = 0, FNAT_SCHED_WRR = 1 };
 enum { FNAT_NO_RS_DROP = 0, FNAT_NO_RS_RESET = 1 };
-enum { FNAT_SVC_EXPIRE_QUIESCENT = 1 };
+enum {
+    FNAT_SVC_EXPIRE_QUIESCENT = 1,
+    FNAT_SVC_ONE_PACKET = 2, /* UDP: every datagram of a client is scheduled anew */
+};
 /* How a service tells its RSs the client's address and port (clientaddr.h). */
 enum {
     FNAT_CLIENT_ADDR_NONE = 0,
@@ -130,7 +133,8 @@ struct fnat_settings {
     uint32_t timeouts[FNAT_STATES];   /* seconds, by conn state */
     uint16_t lport_first, lport_last; /* local ports that may be used, 1024..65535 */
     uint8_t unserved;                 /* a SYN for an owned address and a port nobody serves */
-    uint8_t pad[3];
+    uint8_t own_sources;              /* 1: an owned address may be the source of a first packet; else that is a forgery: `martian` */
+    uint8_t pad[2];
 };
 
 int fnat_put_settings(struct fnat_plane *plane, const struct fnat_settings *settings);

@@ -67,25 +67,42 @@ static always_inline void account(struct core *k, struct conn *c, const struct p
     m->bytes[dir] += p->l3_len;
 }
 
+/* A segment that opens, ends or disturbs. */
+__attribute__((noinline)) static void follow_turn(struct core *k, struct conn *c, u32 index, const struct packet *p, enum direction dir)
+{
+    bool doubted = c->marks & MARK_DOUBT;
+    u8 next = track_follow(c, dir, p);
+    if (next != c->state)
+        conn_enter(k, index, next);
+    else if (next == TCP_TIME_WAIT && !(p->tcp_flags & TCP_FIN))
+        c->flags |= CONN_FINISHED; /* the acknowledgement of the second FIN */
+    if (next == TCP_CLOSED)
+        c->flags |= CONN_FINISHED;
+    if (unlikely(c->marks & MARK_DOUBT && !doubted))
+        conn_doubt(k, index);
+    if (unlikely(doubted && !(c->marks & MARK_DOUBT)))
+        clientaddr_again(c);
+}
+
+/* The RS has answered a datagram that nothing was known to come of. */
+static void follow_answer(struct core *k, u32 index)
+{
+    struct conn *c = &k->conns[index];
+    if (c->state == UDP_ONEWAY)
+        return conn_enter(k, index, UDP_NORM);
+    if (c->state != UDP_NONE)
+        return;
+    conn_enter(k, index, UDP_LAST);
+    c->flags |= CONN_FINISHED; /* one datagram, one answer: the port may be taken when there is no other */
+}
+
 static always_inline void follow_tcp(struct core *k, struct conn *c, u32 index, const struct packet *p, enum direction dir)
 {
     const struct tcp_header *tcp = (const struct tcp_header *)(p->data + p->l4);
-    u8 flags = p->tcp_flags;
-    u32 end = be32(get32(&tcp->seq)) + p->payload + !!(flags & TCP_SYN) + (flags & TCP_FIN);
-    if (unlikely(dir == TO_CLIENT && (flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) && !(c->flags & CONN_SYNACK_SEEN))) {
-        c->flags |= CONN_SYNACK_SEEN;
-        c->next_seq[TO_CLIENT] = end;
-    } else if (after_u32(end, c->next_seq[dir]) && (dir == TO_RS || c->flags & CONN_SYNACK_SEEN) && !(flags & TCP_RST))
-        c->next_seq[dir] = end;
-    if (likely(c->state == TCP_EST && !(flags & (TCP_SYN | TCP_FIN | TCP_RST))))
-        return; /* most packets: no row of the table moves it */
-    u8 next = track_tcp(c->state, dir, flags, c->flags & CONN_SYNACK_SEEN);
-    if (unlikely(next != c->state))
-        conn_enter(k, index, next);
-    else if (unlikely(next == TCP_TIME_WAIT) && !(flags & TCP_FIN))
-        c->flags |= CONN_FINISHED; /* the acknowledgement of the second FIN */
-    if (unlikely(next == TCP_CLOSED))
-        c->flags |= CONN_FINISHED;
+    if (likely(c->state == TCP_EST && (p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) == TCP_ACK))
+        track_advance(c, dir, be32(get32(&tcp->seq)) + p->payload);
+    else
+        follow_turn(k, c, index, p, dir);
 }
 
 /* Bytes of the packet when it leaves: the headers of both families differ. */
@@ -133,8 +150,8 @@ static always_inline void follow(struct core *k, struct conn *c, u32 index, cons
     account(k, c, p, dir, narrow);
     if (p->proto == PROTO_TCP)
         follow_tcp(k, c, index, p, dir);
-    else if (unlikely(c->state == UDP_ONEWAY && dir == TO_CLIENT))
-        conn_enter(k, index, UDP_NORM);
+    else if (unlikely(c->state != UDP_NORM && dir == TO_CLIENT))
+        follow_answer(k, index);
 }
 
 /* The same for a connection whose RS is to be told who the client is. */
@@ -148,10 +165,8 @@ rare static enum verdict forward_marked(struct core *k, struct packet *p, u32 in
     struct packet *ahead = NULL;
 
     follow(k, c, index, p, dir, narrow);
-    if (half_open && c->next_seq[TO_RS] != first)
-        conn_numbers_used(k, c);
     if (p->proto == PROTO_TCP)
-        clientaddr_follow(c, p, dir, half_open, first);
+        clientaddr_follow(c, half_open, first);
     if (narrow)
         rewrite_narrow(k, p, c, dir);
     else
@@ -226,17 +241,36 @@ _Static_assert(CNT_to_client == CNT_to_rs + TO_CLIENT, "counters in the order of
 
 /* ---- a packet of no known connection ---- */
 
-/* A source that no host on another link may use: RFC 1122 3.2.1.3; RFC 4291 2.5.2, 2.5.3, 2.5.5.2, 2.5.6, 2.7. */
-static bool is_martian(const struct packet *p)
+/* A source that no host on another link may use: RFC 1122 3.2.1.3; RFC 4291 2.5.2, 2.5.3, 2.5.5.2, 2.5.6, 2.7; or one of our own addresses. */
+static bool is_martian(const struct core *k, const struct packet *p)
 {
+    struct addr16 src = packet_src(p);
+    if (!k->snap->settings.own_sources && owned(k, p->family, src.b))
+        return true;
     if (p->family == 6) {
         static const u8 low[15], mapped[12] = {[10] = 0xff, [11] = 0xff};
-        const u8 *a = packet_src6(p);
+        const u8 *a = src.b;
         return (!memcmp(a, low, sizeof low) && a[15] <= 1) || !memcmp(a, mapped, sizeof mapped) || a[0] == 0xff ||
-               (a[0] == 0xfe && (a[1] & 0xc0) == 0x80) || same_addr(a, packet_dst6(p));
+               (a[0] == 0xfe && (a[1] & 0xc0) == 0x80);
     }
     u32 a = be32(p->saddr);
-    return a >> 24 == 0 || a >> 24 == 127 || a >= 0xe0000000 || p->saddr == p->daddr;
+    return a >> 24 == 0 || a >> 24 == 127 || a >= 0xe0000000;
+}
+
+/* What nobody sends who wants a connection. 0: nothing wrong. */
+static enum counter unwelcome(const struct core *k, const struct packet *p)
+{
+    if (p->family == 6 ? same_addr(packet_src6(p), packet_dst6(p)) : p->saddr == p->daddr)
+        return DROP_land;
+    if (is_martian(k, p))
+        return DROP_martian;
+    if (p->kind == KIND_ROUTED)
+        return DROP_source_route;
+    if (p->kind != KIND_TCP && p->kind != KIND_UDP)
+        return 0;
+    if (!p->sport || !p->dport)
+        return DROP_port_zero;
+    return p->kind == KIND_TCP && track_is_nonsense(p->tcp_flags) ? DROP_tcp_flags : 0;
 }
 
 static enum verdict pass(struct core *k, struct packet *p, enum counter otherwise)
@@ -345,8 +379,9 @@ __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, st
     const struct snap_address_slot *mine = owned(k, p->family, dst.b);
     if (!mine || is_hosts(k, p->family, dst.b))
         return pass(k, p, DROP_not_ours);
-    if (is_martian(p))
-        return drop(k, p, DROP_martian);
+    enum counter reason = unwelcome(k, p);
+    if (unlikely(reason))
+        return drop(k, p, reason);
     switch (p->kind) {
     case KIND_TCP:
     case KIND_UDP: {

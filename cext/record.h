@@ -49,6 +49,7 @@ enum conn_mark {
     MARK_INSECURE = 8, /* the client may bring a PROXY header of its own */
     MARK_SENT = 16,    /* the header went to the RS */
     MARK_ACKED = 32,   /* the RS has it all; its length is part of dseq */
+    MARK_DOUBT = 128,  /* of another matter: a segment said that the connection may be over; ask the RS when both sides stay silent */
 };
 
 struct conn_counts {
@@ -93,8 +94,8 @@ struct conn {
         u32 half_next;
     };
     struct conn_counts counts6;
-    u8 bytes_high[2], window_log2[2];
-    u8 insertion_len, marks; /* bytes inserted, or packets that told; enum conn_mark */
+    u8 bytes_high[2], window_log2[2]; /* window: by direction, the largest that the receiver can open */
+    u8 insertion_len, marks;          /* bytes inserted, or packets that told; enum conn_mark */
     u16 sync;
 } cache_aligned;
 
@@ -103,8 +104,11 @@ _Static_assert(offsetof(struct conn, cport) == 32 && offsetof(struct conn, last_
 _Static_assert(offsetof(struct conn, gen) == 60 && offsetof(struct conn, vip_id) == 64, "line 1 begins with the address ids");
 
 static inline bool conn_live(const struct conn *c) { return c->gen & 1; }
+/* One datagram of a one-packet service: only answers find it, the client's next datagram does not. */
+static inline bool conn_one_packet(const struct conn *c) { return c->state == UDP_NONE || c->state == UDP_LAST; }
 static inline struct conn_counts *conn_counts(struct conn *c) { return likely(c->families == FAMILIES_44) ? &c->a.v4.counts : &c->counts6; }
 
+enum { CONN_INSERTION_MOST = 107 }; /* bytes */
 /* What the numbers of the client's end of stream are shifted by beyond dseq: an inserted header that the RS has not yet acknowledged. */
 static inline u32 conn_inserted(const struct conn *c)
 {

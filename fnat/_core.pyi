@@ -178,11 +178,17 @@ class Plane:
     def info(self) -> PlaneInfo: ...
     # control: nothing is in force before publish()
     def put_settings(
-        self, timeouts: dict[str, int], unserved_reset: bool, lports: tuple[int, int] = (1024, 65535)
+        self,
+        timeouts: dict[str, int],
+        unserved_reset: bool,
+        lports: tuple[int, int] = (1024, 65535),
+        *,
+        own_sources: bool = False,
     ) -> None:
         """Seconds by state name (see STATES); a state left out keeps its built-in default.
 
-        lports: first and last local port."""
+        lports: first and last local port. own_sources: an owned address may be the source of a first packet, which
+        else is dropped as `martian`."""
     def put_port(self, id: int, name: str, mac: str, mtu: int, *, up: bool = True, exclusive: bool = False) -> None: ...
     def put_service(
         self,
@@ -194,6 +200,7 @@ class Plane:
         scheduler: str = "rr",
         no_rs_reset: bool = False,
         expire_quiescent: bool = False,
+        one_packet: bool = False,
         conn_timeout: int = 0,
         half_open: int = 0,
         client_addr: str = "none",

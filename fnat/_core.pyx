@@ -17,7 +17,7 @@ cdef extern from "<arpa/inet.h>" nogil:
 
 cdef extern from "fnat.h" nogil:
     enum: FNAT_PORTS, FNAT_STATES, FNAT_NAME, FNAT_ANON, FNAT_FRESH
-    enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT
+    enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT, FNAT_SVC_ONE_PACKET
     enum: FNAT_CLIENT_ADDR_NONE, FNAT_CLIENT_ADDR_TOA, FNAT_CLIENT_ADDR_UOA_OPP, FNAT_CLIENT_ADDR_UOA_IPO
     enum: FNAT_CLIENT_ADDR_PROXY_V1, FNAT_CLIENT_ADDR_PROXY_V2, FNAT_CLIENT_ADDR_INSECURE
     enum: FNAT_ADDR_VIP, FNAT_ADDR_LIP, FNAT_ROUTE_UNICAST, FNAT_ROUTE_HOST, FNAT_ROUTE_UNREACHABLE
@@ -66,7 +66,7 @@ cdef extern from "fnat.h" nogil:
     struct fnat_settings:
         uint32_t timeouts[15]
         uint16_t lport_first, lport_last
-        uint8_t unserved
+        uint8_t unserved, own_sources
     struct fnat_steering_spec:
         uint8_t mode, loose, key_len
         uint16_t slots
@@ -469,10 +469,11 @@ cdef class Plane:
         fnat_plane_info_get(self.handle(), &info)
         return info_dict(&info)
 
-    def put_settings(self, timeouts, unserved_reset, lports=(1024, 65535)):
+    def put_settings(self, timeouts, unserved_reset, lports=(1024, 65535), *, own_sources=False):
         cdef fnat_settings s
         memset(&s, 0, sizeof(s))
-        defaults = (2, 7440, 10, 10, 600, 7, 3, 600, 30, 120, 30, 2, 300, 300, 2)
+        s.own_sources = own_sources
+        defaults = (2, 7440, 10, 10, 600, 7, 3, 900, 30, 120, 30, 10, 300, 300, 2)
         for i, name in enumerate(STATES):
             s.timeouts[i] = timeouts.get(name, defaults[i])
         unknown = set(timeouts) - set(STATES)
@@ -492,8 +493,8 @@ cdef class Plane:
         spec.flags = (FNAT_PORT_UP if up else 0) | (FNAT_PORT_EXCLUSIVE if exclusive else 0)
         check(fnat_put_port(self.handle(), &spec), f"port {name} (id {id}, mtu {mtu})")
 
-    def put_service(self, id, vip, vport, proto, *, scheduler="rr", no_rs_reset=False, expire_quiescent=False, conn_timeout=0, half_open=0,
-                    client_addr="none", members=(), lips=()):
+    def put_service(self, id, vip, vport, proto, *, scheduler="rr", no_rs_reset=False, expire_quiescent=False, one_packet=False, conn_timeout=0,
+                    half_open=0, client_addr="none", members=(), lips=()):
         cdef fnat_service_spec s
         cdef fnat_member_spec *m = NULL
         cdef uint16_t *l = NULL
@@ -501,7 +502,7 @@ cdef class Plane:
         s.family = put_addr(s.vip, vip)
         s.id, s.vport, s.proto, s.sched = id, vport, proto, SCHEDULERS[scheduler]
         s.no_rs = FNAT_NO_RS_RESET if no_rs_reset else FNAT_NO_RS_DROP
-        s.flags = FNAT_SVC_EXPIRE_QUIESCENT if expire_quiescent else 0
+        s.flags = (FNAT_SVC_EXPIRE_QUIESCENT if expire_quiescent else 0) | (FNAT_SVC_ONE_PACKET if one_packet else 0)
         s.client_addr = CLIENT_ADDRS[client_addr]
         s.conn_timeout, s.half_open, s.n_members, s.n_lips = conn_timeout, half_open, len(members), len(lips)
         m = <fnat_member_spec *>calloc(len(members) + 1, sizeof(fnat_member_spec))

@@ -163,6 +163,11 @@ def option_sack(blocks: list[tuple[int, int]]) -> bytes:
     return out + b"".join(struct.pack("!II", a & 0xFFFFFFFF, b & 0xFFFFFFFF) for a, b in blocks)
 
 
+def option_scale(shift: int) -> bytes:
+    """RFC 7323 2.2."""
+    return bytes([3, 3, shift, 1])
+
+
 OPTION_MSS = b"\2\4\5\xb4"
 OPTION_SACK_OK = b"\4\2"
 

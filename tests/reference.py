@@ -49,18 +49,20 @@ TCP_STATES = (
 )
 STATES = (*TCP_STATES, "UDP_NONE", "UDP_ONEWAY", "UDP_NORM", "UDP_LAST")
 
-# What a packet does to a connection: (sender, first of RST SYN FIN ACK) -> {state: next state}; states left out stay.
+# What a packet that counts does to a connection: (sender, first of RST SYN FIN ACK) -> {state: next state}; states left out stay.
 _CLIENT, _RS = 0, 1
 _TABLE: dict[tuple[int, str], dict[str, str]] = {
     (_CLIENT, "SYN"): {"TCP_NONE": "SYN_RECV"},
-    (_CLIENT, "FIN"): {"TCP_EST": "CLOSE_WAIT", "SYN_RECV": "TIME_WAIT", "FIN_WAIT": "TIME_WAIT"},
+    (_CLIENT, "FIN"): {"TCP_EST": "CLOSE_WAIT", "SYN_RECV": "CLOSE_WAIT", "FIN_WAIT": "TIME_WAIT"},
     (_CLIENT, "ACK"): {"SYN_RECV": "TCP_EST"},
-    (_CLIENT, "RST"): dict.fromkeys(("TCP_EST", "FIN_WAIT", "TIME_WAIT", "CLOSE_WAIT"), "TCP_CLOSE"),
+    (_CLIENT, "RST"): dict.fromkeys(("TCP_EST", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE_WAIT"), "TCP_CLOSE"),
     (_RS, "SYN"): {},
-    (_RS, "FIN"): {"TCP_EST": "FIN_WAIT", "SYN_RECV": "TIME_WAIT", "CLOSE_WAIT": "TIME_WAIT"},
+    (_RS, "FIN"): {"TCP_EST": "FIN_WAIT", "SYN_RECV": "FIN_WAIT", "CLOSE_WAIT": "TIME_WAIT"},
     (_RS, "ACK"): {},
     (_RS, "RST"): dict.fromkeys(("TCP_EST", "SYN_RECV", "FIN_WAIT", "CLOSE_WAIT"), "TCP_CLOSE"),
 }
+_LIVING = ("TCP_EST", "FIN_WAIT", "CLOSE_WAIT")
+ONE_PACKET = ("UDP_NONE", "UDP_LAST")  # states of a datagram of a one-packet service: waits for its answer, has one
 
 
 _CLOSING = ("FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "TCP_CLOSE")
@@ -76,6 +78,25 @@ class Illegal(AssertionError):
 def later(a: int, b: int) -> bool:
     """RFC 1982: is a later than b?"""
     return 0 < (a - b) & MASK < 0x80000000
+
+
+class Received:
+    """What a receiver remembers of a stream: how far it has it without a gap, and pieces beyond gaps. Offsets from the SYN."""
+
+    def __init__(self, isn: int) -> None:
+        self.isn, self.upto, self.pieces = isn, 1, list[tuple[int, int]]()
+
+    def take(self, seq: int, length: int) -> None:
+        start = (seq - self.isn) & MASK
+        if start + length > 0x7FFFFFFF:
+            return
+        self.pieces = sorted([*self.pieces, (start, start + length)])
+        while self.pieces and self.pieces[0][0] <= self.upto:
+            self.upto = max(self.upto, self.pieces.pop(0)[1])
+
+    @property
+    def next(self) -> int:
+        return (self.isn + self.upto) & MASK
 
 
 @dataclass
@@ -99,6 +120,7 @@ class Service:
     half_open: int
     members: list[Member]
     lips: list[int]
+    one_packet: bool
     client_addr: str = "none"
 
 
@@ -161,10 +183,14 @@ class Conn:
     looked_at: int = 0  # tick of a deadline that a change of configuration has moved nearer
     stamped: bool = False  # the SYN had a timestamp; without it an RS ignores timestamps (RFC 7323 3.2)
     first_stamp: tuple[int, int] | None = None  # as the RS saw it, and when
-    sent: int | None = None  # highest sequence number + 1 that the RS saw
+    received: Received | None = None  # of the client's stream, as the RS has it, in its numbers
     synack_seen: bool = False
+    doubt: bool = False  # something said that it may be over
+    windows: list[int] = field(
+        default_factory=lambda: [1 << 30, 1 << 30]
+    )  # by sender: what the receiver can take at most
     finished: bool = False  # both sides have closed; its local port may be taken when none is free
-    next_seq: list[int | None] = field(default_factory=lambda: [None, None])  # by sender, in the sender's own numbers
+    next_seq: list[int] = field(default_factory=lambda: [0, 0])  # by sender, in the sender's own numbers
     telling: Telling | None = None
     # By sender: the hop towards the other end, and those it was chosen from.
     ways: list[tuple[Hop, frozenset[Hop]] | None] = field(default_factory=lambda: [None, None])
@@ -261,6 +287,7 @@ class Reference:
         expire_quiescent: bool = False,
         conn_timeout: int = 0,
         half_open: int = 0,
+        one_packet: bool = False,
         client_addr: str = "none",
         members: list[tuple[int, str, int, int]] | None = None,
         lips: list[int] | None = None,
@@ -277,6 +304,7 @@ class Reference:
             half_open,
             [Member(*m) for m in members or []],
             list(lips or []),
+            one_packet and proto == UDP,
             client_addr,
         )
         self.schedulers.setdefault(id, Scheduler())
@@ -385,7 +413,7 @@ class Reference:
             return self._pass(port, frame, reason)
         f = wire.read(frame)
         fragment = is_fragment(f)
-        if f.proto in (TCP, UDP) and not fragment:
+        if f.proto in (TCP, UDP) and not fragment and not source_routed(frame):
             known = self.by_key.get(f.flow)
             if known:
                 outcome = self._hit(port, f, *known)
@@ -393,8 +421,12 @@ class Reference:
                     return outcome
         if not self.owned(f.dst):
             return self._pass(port, frame, "not_ours")
-        if martian(f.src) or f.src == f.dst:
+        if f.src == f.dst:
+            return "land"
+        if martian(f.src) or self.owned(f.src):
             return "martian"
+        if source_routed(frame):
+            return "source_route"
         if fragment:
             return "fragment"
         if f.proto == (wire.ICMP6 if wire.is6(f.src) else wire.ICMP):
@@ -451,7 +483,7 @@ class Reference:
         leaving = f.total if leaves6 == came6 else 14 + f.total - f.l4 + (40 if leaves6 else 20)
         if leaving > mtu:
             return self._error(port, f, "mtu", mtu + f.total - leaving) if came6 or f.frag & wire.DF else "mtu"
-        before = conn.half_open, conn.next_seq[_CLIENT]
+        before = conn.half_open, conn.next_seq[_CLIENT], conn.telling is not None and not conn.telling.done
         self._track(f, conn, sender)
         conn.last_seen = self.tick
         conn.packets[sender] += 1
@@ -475,20 +507,24 @@ class Reference:
         return "to_rs" if sender == _CLIENT else "to_client"
 
     def _tell(
-        self, f: wire.Frame, conn: Conn, sender: int, room: int, half_open: bool, first: int | None, *, known: bool
+        self,
+        f: wire.Frame,
+        conn: Conn,
+        sender: int,
+        room: int,
+        half_open: bool,
+        first: int,
+        telling: bool,
+        *,
+        known: bool,
     ) -> Change:
-        """What this packet has to tell; half_open, first: before it. While a connection is half open, where the client's stream
-        begins is what the RS says."""
+        """What this packet has to tell; half_open, first, telling: before it. The client's stream begins where the handshake has left
+        its numbers: where the RS says."""
         t = conn.telling
-        if t is None or t.done:
+        if t is None or not telling:
             return Change()
-        if half_open:
-            if sender == _RS and f.flags & (SYN | ACK) == SYN | ACK:
-                first = (f.ack - (conn.dseq or 0)) & MASK
-            if conn.half_open:
-                conn.next_seq[_CLIENT] = first
-            else:
-                t.first = first or 0
+        if half_open and not conn.half_open:
+            t.first = first
         change = t.turn(f, sender, conn.half_open, conn.synack_seen, room, conn.dseq or 0)
         change.dseq = conn.dseq
         if t.acked and conn.proto == TCP and change.number:
@@ -505,31 +541,99 @@ class Reference:
 
     def _track(self, f: wire.Frame, conn: Conn, sender: int) -> None:
         if conn.proto == UDP:
-            if sender == _RS:
+            if sender == _RS and conn.state in ONE_PACKET:
+                conn.state, conn.finished = "UDP_LAST", True
+            elif sender == _RS:
                 conn.state = "UDP_NORM"
             return
-        if sender == _RS and f.flags & (SYN | ACK) == SYN | ACK:
-            conn.synack_seen = True
-        end = (f.seq + len(f.payload) + bool(f.flags & SYN) + bool(f.flags & FIN)) & MASK
-        known = conn.next_seq[sender]
-        if (known is None or later(end, known)) and (sender == _CLIENT or conn.synack_seen) and not f.flags & RST:
-            conn.next_seq[sender] = end
-        before, conn.state = conn.state, next_state(conn.state, sender, f.flags, conn.synack_seen)
+        before, conn.state = conn.state, self._next_state(f, conn, sender)
         last_ack = before == conn.state == "TIME_WAIT" and not f.flags & FIN
         conn.finished |= last_ack or conn.state == "TCP_CLOSE"
 
+    def _next_state(self, f: wire.Frame, conn: Conn, sender: int) -> str:
+        """RFC 9293, RFC 5961 for somebody in the middle: what nobody can have sent who sees the connection moves nothing."""
+        if f.flags & RST:
+            return self._after_reset(f, conn, sender)
+        if f.flags & SYN:
+            return conn.state if f.flags & FIN else self._after_syn(f, conn, sender)
+        if not f.flags & ACK:
+            return conn.state
+        state = conn.state
+        if state == "SYN_RECV":
+            if not conn.synack_seen or (sender == _CLIENT and not acknowledges(conn, _RS, f.ack)):
+                return state
+            state = next_state(state, sender, ACK, conn.synack_seen)
+        known, window = conn.next_seq[sender], conn.windows[sender]
+        end = (f.seq + len(f.payload) + bool(f.flags & FIN)) & MASK
+        fits = (f.seq - known + window) & MASK <= 2 * window
+        beyond = 1 <= (end - known) & MASK <= window
+        if beyond:
+            conn.next_seq[sender] = end
+        if f.flags & FIN:
+            return next_state(state, sender, FIN, conn.synack_seen) if fits and beyond else state
+        if beyond and state == "TIME_WAIT":  # who sends more has not finished after all
+            conn.finished = False
+            return ("FIN_WAIT", "CLOSE_WAIT")[sender]
+        if beyond and state == ("CLOSE_WAIT", "FIN_WAIT")[sender]:
+            return "TCP_EST"
+        return next_state(state, sender, ACK, conn.synack_seen)
+
+    def _after_reset(self, f: wire.Frame, conn: Conn, sender: int) -> str:
+        known, window, state = conn.next_seq[sender], conn.windows[sender], conn.state
+        if state == "SYN_RECV":
+            answers = sender == _RS and f.flags & ACK and acknowledges(conn, _CLIENT, f.ack - (conn.dseq or 0))
+            return "TCP_CLOSE" if answers or (conn.synack_seen and f.seq == known) else state
+        behind = (known - f.seq) & MASK
+        if behind == 0 or (behind == 1 and state != "TCP_EST"):
+            return next_state(state, sender, RST, conn.synack_seen)
+        if state in _LIVING and (f.seq - known + window) & MASK <= 2 * window:
+            conn.doubt = True
+        return state
+
+    def _after_syn(self, f: wire.Frame, conn: Conn, sender: int) -> str:
+        end, state = (f.seq + len(f.payload) + 1) & MASK, conn.state
+        if sender == _CLIENT:
+            if f.flags & ACK:
+                return state
+            if state == "SYN_RECV" and not conn.synack_seen:
+                conn.next_seq[_CLIENT] = end
+                conn.windows[_RS] = max(window_in(f), conn.windows[_RS])
+            conn.doubt |= state in _LIVING
+            return state
+        if not f.flags & ACK:
+            return state
+        acked = (f.ack - (conn.dseq or 0)) & MASK
+        anew = state in _LIVING and conn.doubt
+        if not anew and (state != "SYN_RECV" or not acknowledges(conn, _CLIENT, acked)):
+            return state
+        if conn.synack_seen and not anew and acknowledges(conn, _RS, end):
+            return state
+        conn.synack_seen, conn.doubt = True, False
+        conn.next_seq = [acked, end]
+        conn.windows[_CLIENT] = window_in(f)
+        if scale_of(f) is None:
+            conn.windows[_RS] = 1 << 16
+        if anew and conn.telling:
+            conn.telling.again(acked)
+        if anew:  # the RS has forgotten all that it knew
+            self.wild.add((conn.lip[0], conn.rs))
+        return "TCP_EST" if anew else state
+
     def _remember(self, frame: bytes, conn: Conn) -> None:
-        """What the RS has seen from this local port, in its numbers. A client whose numbers leap (16 MiB, or a clock faster than
-        RFC 7323 5.4 allows) spoils the order for the endpoint: nothing is asked of it any more."""
+        """What the RS remembers of this local port, in its numbers: what it has received without a gap. A client that begins twice with
+        different numbers, that pushes its own numbers a gigabyte ahead, or whose clock is faster than RFC 7323 5.4 allows, spoils the order
+        for the endpoint: nothing is asked of it any more."""
         f, floor = wire.read(frame), self.floors.setdefault((conn.proto, *conn.lip, *conn.rs), Floor())
         if f.flags & RST:
             return
-        leaps = False
-        end = (f.seq + len(f.payload) + bool(f.flags & SYN) + bool(f.flags & FIN)) & MASK
-        if conn.sent is not None:
-            leaps = (end - conn.sent + 0x1000000) & MASK > 0x2000000
-        conn.sent = end if conn.sent is None or later(end, conn.sent) else conn.sent
-        floor.seq = end if floor.seq is None or later(end, floor.seq) else floor.seq
+        if conn.received is None:
+            conn.received = Received(f.seq)
+        leaps = is_first(f.flags) and f.seq != conn.received.isn
+        if is_first(f.flags) or conn.state != "SYN_RECV":  # before the handshake is over nothing but the SYN is taken
+            conn.received.take(f.seq, len(f.payload) + bool(f.flags & SYN) + bool(f.flags & FIN))
+        seen = conn.received.next
+        floor.seq = seen if floor.seq is None or later(seen, floor.seq) else floor.seq
+        leaps |= (conn.at_rs(conn.next_seq[_CLIENT]) - seen) & MASK > 1 << 30
         if conn.stamped and f.ts is not None:
             conn.first_stamp = conn.first_stamp or (f.ts[0], self.now)
             fastest = conn.first_stamp[0] + (self.now - conn.first_stamp[1]) // 1_000_000 + 1
@@ -672,6 +776,10 @@ class Reference:
         service = next(
             (s for s in self.services.values() if (s.vip, s.vport, s.proto) == (f.dst, f.dport, f.proto)), None
         )
+        if 0 in (f.sport, f.dport):
+            return "port_zero"
+        if f.proto == TCP and nonsense(f.flags):
+            return "tcp_flags"
         if f.proto == TCP and not is_first(f.flags):
             return "no_conn"
         if service is not None:
@@ -707,7 +815,7 @@ class Reference:
             (member.rip, member.rport),
             service.id,
             member.id,
-            "SYN_RECV" if f.proto == TCP else "UDP_ONEWAY",
+            "SYN_RECV" if f.proto == TCP else "UDP_NONE" if service.one_packet else "UDP_ONEWAY",
             self.tick,
             self.tick,
             service.expire_quiescent,
@@ -715,9 +823,9 @@ class Reference:
         if conn.proto == TCP:
             conn.stamped = f.ts is not None
             conn.dseq, conn.dts = None, None if conn.stamped else 0
+            conn.windows[_RS] = window_in(f)
         if service.client_addr != "none":
             conn.telling = Telling(service.client_addr, conn.proto, conn.client, conn.vip, conn.rs[0])
-            conn.next_seq[_CLIENT] = (f.seq + 1) & MASK
         if not self._free_ports(conn, service):
             finished = [c for c in self.conns if self._shares_ports(c, conn, service) and c.finished]
             if not finished:
@@ -742,7 +850,8 @@ class Reference:
         if not all(hops):
             return "no_route"
         self.conns.append(conn)
-        self.by_key[conn.proto, *conn.client, *conn.vip] = (conn, _CLIENT)
+        if conn.state not in ONE_PACKET:
+            self.by_key[conn.proto, *conn.client, *conn.vip] = (conn, _CLIENT)
         self.by_key[conn.proto, *conn.rs, *conn.lip] = (conn, _RS)
         self.count["conns_opened"] += 1
         self.member_count[member.id, "conns"] += 1
@@ -811,7 +920,8 @@ class Reference:
 
     def _close(self, conn: Conn) -> None:
         self.conns.remove(conn)
-        del self.by_key[conn.proto, *conn.client, *conn.vip]
+        if conn.state not in ONE_PACKET:
+            del self.by_key[conn.proto, *conn.client, *conn.vip]
         del self.by_key[conn.proto, *conn.rs, *conn.lip]
         self.count["conns_closed"] += 1
 
@@ -827,7 +937,7 @@ class Reference:
     def _evict_expendable(self, f: wire.Frame) -> bool:
         """Close the connection with which least is lost: finished, never answered, half-closed, in this order; of equal
         ones the longest idle, and of those any. Nobody who said something in the last second goes."""
-        ranks = {"SYN_RECV": 1, "UDP_ONEWAY": 1} | dict.fromkeys(_CLOSING, 2)
+        ranks = dict.fromkeys(("SYN_RECV", "UDP_ONEWAY", "UDP_NONE"), 1) | dict.fromkeys(_CLOSING, 2)
         idle = [c for c in self.conns if self.tick - c.last_seen >= 64 and (c.finished or c.state in ranks)]
         if not idle:
             return False
@@ -847,20 +957,44 @@ class Reference:
         self._close(conn)
         if conn.state != "TCP_EST":
             return
-        client, server = conn.next_seq[_CLIENT] or 0, conn.next_seq[_RS] or 0
+        client, server = conn.next_seq[_CLIENT], conn.next_seq[_RS]
         self._own_reset(conn, _CLIENT, conn.at_rs(client), server)
         self._own_reset(conn, _RS, server, client)
 
+    def asks_at(self, conn: Conn) -> int | None:
+        """The tick from which a doubtful connection's RS is asked whether it still knows it; None: nobody asks."""
+        asks = conn.last_seen + self.timeouts["TCP_CLOSE"] * TICKS
+        return asks if conn.doubt and conn.state in _LIVING and asks <= self.deadline(conn) else None
+
+    def question(self, conn: Conn) -> tuple[int, bytes] | None:
+        """The segment that asks: its number lies just below the window, so a living RS answers and changes nothing (RFC 9293
+        3.10.7.4). None: there is no way to the RS."""
+        seq = conn.at_rs(conn.next_seq[_CLIENT]) - conn.windows[_CLIENT] - 1
+        return self._own_segment(conn, _CLIENT, ACK, seq & MASK, conn.next_seq[_RS])
+
+    def asked(self, conn: Conn, port: int, frame: bytes) -> None:
+        conn.doubt = False
+        self.count["probes_sent"] += 1
+        self.count["own_packets"] += 1
+        self._send(port, frame)
+
     def _own_reset(self, conn: Conn, sender: int, seq: int, ack: int) -> None:
+        made = self._own_segment(conn, sender, RST | ACK, seq, ack)
+        if made:
+            self.count["resets_sent"] += 1
+            self.count["own_packets"] += 1
+            self._send(*made)
+
+    def _own_segment(self, conn: Conn, sender: int, flags: int, seq: int, ack: int) -> tuple[int, bytes] | None:
         """As the sender would say it."""
         src, dst = (conn.lip, conn.rs) if sender == _CLIENT else (conn.vip, conn.client)
         hop = self.way(conn, sender)
         if not hop or hop[0] not in self.ports or not self.neighbours.get(hop, Neighbour()).mac:
-            return
+            return None
         frame = wire.tcp(
             *src,
             *dst,
-            RST | ACK,
+            flags,
             seq=seq,
             ack=ack,
             window=0,
@@ -868,9 +1002,7 @@ class Reference:
             eth_src=self.ports[hop[0]][0],
             eth_dst=self.neighbours[hop].mac,
         )
-        self.count["resets_sent"] += 1
-        self.count["own_packets"] += 1
-        self._send(hop[0], padded(frame))
+        return hop[0], padded(frame)
 
     # ---- answers: back the way the packet came ----
 
@@ -1046,6 +1178,43 @@ def is_first(flags: int) -> bool:
     return flags & (SYN | ACK | RST | FIN) == SYN
 
 
+def nonsense(flags: int) -> bool:
+    """Flags that no TCP sends: SYN with FIN or RST, or none of SYN, RST and ACK."""
+    return bool(flags & (FIN | RST)) if flags & SYN else not flags & (RST | ACK)
+
+
+def acknowledges(conn: Conn, sent: int, ack: int) -> bool:
+    """In a handshake: the last of what one side has sent, not more bytes than its packets had."""
+    return (conn.next_seq[sent] - ack) & MASK <= conn.bytes[sent]
+
+
+def scale_of(f: wire.Frame) -> int | None:
+    """RFC 7323 2.2, 2.3: at most 14."""
+    header = f.raw[f.l4 : f.l4 + (f.raw[f.l4 + 12] >> 4) * 4]
+    found = [header[20 + at + 2] for kind, at, size in wire.tcp_options(header[20:]) if kind == 3 and size == 3]
+    return min(found[0], 14) if found else None
+
+
+def window_in(f: wire.Frame) -> int:
+    """The largest window that the sender of this SYN can ever open."""
+    return 1 << 16 + (scale_of(f) or 0)
+
+
+def source_routed(frame: bytes) -> bool:
+    """RFC 791: loose (131) or strict (137) source and record route; options have the form of TCP's."""
+    if frame[12:14] != b"\x08\x00":
+        return False
+    options = frame[34 : 14 + (frame[14] & 15) * 4]
+    at = 0
+    while at < len(options) and options[at]:
+        if options[at] in (131, 137):
+            return True
+        if options[at] != 1 and (at + 2 > len(options) or options[at + 1] < 2):
+            return False
+        at += 1 if options[at] == 1 else options[at + 1]
+    return False
+
+
 def left_to_hardware(f: wire.Frame) -> bool:
     """Does the checksum field hold just the folded pseudo-header sum?"""
     length = struct.unpack_from("!H", f.raw, f.l4 + 4)[0] if f.proto == UDP else 14 + f.total - f.l4
@@ -1080,7 +1249,7 @@ def malformed(frame: bytes) -> str:
         return "truncated"
     if wire.residue(packet[:header]) != 0:
         return "ip_checksum"
-    if struct.unpack_from("!H", packet, 6)[0] & 0x3FFF:
+    if struct.unpack_from("!H", packet, 6)[0] & 0x3FFF or source_routed(frame):
         return ""
     return malformed_l4(packet[9], packet[header:total], wire.ICMP)
 
@@ -1088,8 +1257,10 @@ def malformed(frame: bytes) -> str:
 def malformed_l4(proto: int, body: bytes, icmp: int) -> str:
     if proto == TCP and (len(body) < 20 or not 20 <= (body[12] >> 4) * 4 <= len(body)):
         return "l4_header"
-    if proto == UDP and (len(body) < 8 or not 8 <= struct.unpack_from("!H", body, 4)[0] <= len(body)):
+    if proto == UDP and len(body) < 8:
         return "l4_header"
+    if proto == UDP and not 8 <= struct.unpack_from("!H", body, 4)[0] <= len(body):
+        return "udp_length"
     return "l4_header" if proto == icmp and len(body) < 8 else ""
 
 

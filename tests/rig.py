@@ -12,7 +12,7 @@ from typing import Any
 
 import packets as wire
 from packets import TCP
-from reference import MASK, Choice, Conn, Hop, Illegal, Reference
+from reference import MASK, ONE_PACKET, Choice, Conn, Hop, Illegal, Reference
 
 from fnat._core import COUNTERS, MemQueue, Plane, Worker
 
@@ -207,16 +207,30 @@ class Twin(Rig):
         for f in self.frames:
             if f.tos == sent.tos and (f.proto, f.dst, f.dport) == (conn.proto, *conn.rs):
                 return Choice(f.src, f.sport)
-        key = (conn.proto, *conn.client, *conn.vip)
+        key = (conn.proto, *conn.client, *conn.vip, *conn.rs)
         for c in self.conns():
-            if (c.proto, c.cip, c.cport, c.vip, c.vport) == key:
-                return Choice(c.lip, c.lport)
+            if (c.proto, c.cip, c.cport, c.vip, c.vport, c.rip, c.rport) != key:
+                continue
+            if conn.state in ONE_PACKET and (
+                (c.proto, *conn.rs, c.lip, c.lport) in self.reference.by_key or c.in_bytes not in (0, sent.total)
+            ):
+                continue  # another datagram of this client
+            return Choice(c.lip, c.lport)
         return None
 
     def _expend(self, candidates: list[Conn], frame: bytes) -> Conn:
         """Which of equals went: one that the core no longer has."""
-        alive = {(c.proto, c.cip, c.cport, c.vip, c.vport) for c in self.conns()}
-        gone = [c for c in candidates if (c.proto, *c.client, *c.vip) not in alive]
+        clients = {(c.proto, c.cip, c.cport, c.vip, c.vport) for c in self.conns()}
+        locals = {(c.proto, c.rip, c.rport, c.lip, c.lport) for c in self.conns()}
+        gone = [
+            c
+            for c in candidates
+            if (
+                (c.proto, *c.rs, *c.lip) not in locals
+                if c.state in ONE_PACKET
+                else (c.proto, *c.client, *c.vip) not in clients
+            )
+        ]
         if not gone:
             raise Illegal(f"nobody of {candidates} went for {wire.describe(frame)}")
         return gone[0]
@@ -291,6 +305,7 @@ class Twin(Rig):
         ]
         self.frames = [wire.read(f) for port, f in out if port >= 0]
         outcomes = [r.receive(port, frame) for port, frame in frames]
+        self._ask_doubtful(out)
         self._end_expired()
         unseen = [c for c in r.conns if not c.lip[0]]
         assert not unseen, f"the core did not open {unseen}"
@@ -307,6 +322,17 @@ class Twin(Rig):
         if answers:
             self.deliver(answers)
         return outcomes
+
+    def _ask_doubtful(self, out: list[tuple[int, bytes]]) -> None:
+        """When the RS of a doubtful connection is asked is the core's choice: within two seconds from the moment it may."""
+        r = self.reference
+        for conn in r.conns:
+            at = r.asks_at(conn)
+            made = r.question(conn) if at is not None and at <= r.tick else None
+            if made and made in out:
+                r.asked(conn, *made)
+            elif made and at is not None and r.tick > max(at, conn.looked_at) + 2 * 64 and conn.rs[0] in RS_MACS:
+                raise Illegal(f"{conn} should have been asked {(r.tick - at) / 64:.2f} s ago")
 
     def _end_expired(self) -> None:
         """Which connections ended by time is the core's choice within a second after the deadline."""
@@ -377,13 +403,13 @@ class Twin(Rig):
         """Every connection and every number that can be read."""
         self.check_sums()
         r = self.reference
-        core = {(c.proto, c.cip, c.cport, c.vip, c.vport): c for c in self.conns()}
-        mine = {(c.proto, *c.client, *c.vip): c for c in r.conns}
+        core = {(c.proto, c.rip, c.rport, c.lip, c.lport): c for c in self.conns()}
+        mine = {(c.proto, *c.rs, *c.lip): c for c in r.conns}
         assert core.keys() == mine.keys()
         active: dict[int, list[int]] = defaultdict(lambda: [0, 0])
         for key, conn in mine.items():
             c = core[key]
-            assert (c.lip, c.lport, c.rip, c.rport) == (*conn.lip, *conn.rs)
+            assert (c.cip, c.cport, c.vip, c.vport) == (*conn.client, *conn.vip)
             assert (c.state, c.service, c.member) == (conn.state, conn.service, conn.member), key
             assert (c.in_packets, c.out_packets, c.in_bytes, c.out_bytes) == (*conn.packets, *conn.bytes), key
             assert abs(c.remaining - max(0, r.deadline(conn) - r.tick) / 64) <= 1, (key, c.remaining)

@@ -79,6 +79,11 @@ class Telling:
         """What the end of the client's stream is shifted by, beyond the connection's shift."""
         return self.adds if self.sent and not self.acked and not self.done else 0
 
+    def again(self, first: int) -> None:
+        """The RS has forgotten the connection and begins anew."""
+        self.done, self.first, self.told = False, first, 0
+        self.header, self.replaced, self.added, self.sent, self.acked = b"", 0, 0, False, False
+
     def turn(self, f: wire.Frame, sender: int, half_open: bool, synack_seen: bool, room: int, dseq: int) -> Change:
         """The state has followed the packet already. room: by how many bytes it may grow."""
         if self.done:

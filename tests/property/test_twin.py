@@ -26,7 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from packets import ACK, FIN, PARTIAL, PSH, RST, SYN, TCP, UDP
-from reference import MASK, Conn
+from reference import MASK, ONE_PACKET, Conn
 from rig import (
     ADDRESSES,
     CLIENT,
@@ -75,6 +75,13 @@ ports = st.sampled_from([1024, 5000, 5001, 5002, 65535])
 numbers = st.one_of(st.sampled_from([0, 1, 0x7FFFFFFF, 0x80000000, MASK - 1, MASK]), st.integers(0, MASK))
 small = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 100, 101, 536, 1000])
 sums = st.sampled_from([None, None, None, PARTIAL, 0, 0xFFFF, 0x1234])
+scales = st.sampled_from([None, None, 0, 7, 14, 255])
+# Where a forged number lies, from the next one that its pretended sender has
+offsets = st.one_of(
+    st.sampled_from([0, 0, -1, 1, -2, 100, -100, 0xFFFF, 0x10000, 0x10001, -0x10000, -0x10001]),
+    st.sampled_from([1 << 23, (1 << 23) + 1, -(1 << 23) - 1, 1 << 30, (1 << 30) + 1, -(1 << 30), -(1 << 30) - 1]),
+    st.integers(0, MASK),
+)
 times = st.sampled_from([0.02, 0.02, 0.1, 0.1, 0.5, 0.5, 1.1, 1.1, 2.5, 3.2, 4.0, 8.0, 11.5, 21.5, 95.0])
 
 
@@ -121,6 +128,7 @@ class Flow:
     rs_seq: int = 0  # next of the RS
     ts: int | None = None
     odd: bool = False  # the timestamp option lies at an odd offset
+    scale: int | None = None  # window scale of the client
 
     def stamp(self, now: int) -> int:
         """A millisecond clock (RFC 7323 5.4)."""
@@ -128,6 +136,7 @@ class Flow:
 
     def syn_options(self, now: int) -> bytes:
         base = wire.OPTION_MSS + wire.OPTION_SACK_OK + b"\1" * self.odd
+        base += b"" if self.scale is None else wire.option_scale(self.scale)
         return base + struct.pack("!BBII", 8, 10, self.stamp(now), 0) if self.ts is not None else base
 
 
@@ -195,6 +204,7 @@ class CoreAndReference(RuleBasedStateMachine):
         isn=numbers,
         ts=st.one_of(st.none(), numbers),
         odd=st.booleans(),
+        scale=scales,
         data=small,
         sum=sums,
         hold=st.booleans(),
@@ -207,11 +217,12 @@ class CoreAndReference(RuleBasedStateMachine):
         isn: int,
         ts: int | None,
         odd: bool,
+        scale: int | None,
         data: int,
         sum: int | None,
         hold: bool,
     ) -> None:
-        self.start_tcp(service, client, port, isn, ts, odd, bytes(data) if data == 13 else b"", sum, hold)
+        self.start_tcp(service, client, port, isn, ts, odd, bytes(data) if data == 13 else b"", sum, hold, scale)
 
     def start_tcp(
         self,
@@ -224,9 +235,12 @@ class CoreAndReference(RuleBasedStateMachine):
         payload: bytes,
         sum: int | None,
         hold: bool,
+        scale: int | None = None,
     ) -> None:
         client = at_family(client, VIPS[service][0])
-        flow = Flow(TCP, (client, port), VIPS[service], self.twin.now, isn, (isn + 1) & MASK, ts=ts, odd=odd)
+        flow = Flow(
+            TCP, (client, port), VIPS[service], self.twin.now, isn, (isn + 1) & MASK, ts=ts, odd=odd, scale=scale
+        )
         self.flows = [f for f in self.flows if (f.client, f.vip) != (flow.client, flow.vip)][-30:] + [flow]
         self.give(WAN, self.client_segment(flow, SYN, isn, 0, payload, flow.syn_options(self.twin.now), sum), hold)
 
@@ -276,12 +290,12 @@ class CoreAndReference(RuleBasedStateMachine):
         return known[0] if known else None
 
     @precondition(lambda self: self.flows)
-    @rule(data=st.data(), rs_isn=numbers, hold=st.booleans())
-    def handshake(self, data: st.DataObject, rs_isn: int, hold: bool) -> None:
+    @rule(data=st.data(), rs_isn=numbers, scale=scales, hold=st.booleans())
+    def handshake(self, data: st.DataObject, rs_isn: int, scale: int | None, hold: bool) -> None:
         flow = data.draw(st.sampled_from(self.flows))
         conn = self.connected(flow)
         if conn is not None and flow.proto == TCP:
-            self.finish_handshake(flow, conn, rs_isn, hold)
+            self.finish_handshake(flow, conn, rs_isn, hold, scale)
 
     @rule(service=st.sampled_from([0, 1, 4]), n=st.integers(1, 5), isn=numbers, rs_isn=numbers, ts=st.booleans())
     def open_many(self, service: int, n: int, isn: int, rs_isn: int, ts: bool) -> None:
@@ -295,12 +309,13 @@ class CoreAndReference(RuleBasedStateMachine):
                 self.finish_handshake(flow, conn, rs_isn, True)
         self.settle()
 
-    def finish_handshake(self, flow: Flow, conn: Conn, rs_isn: int, hold: bool) -> None:
+    def finish_handshake(self, flow: Flow, conn: Conn, rs_isn: int, hold: bool, scale: int | None = None) -> None:
         """SYN-ACK and ACK, as real ends make them."""
         if conn.dseq is None or conn.dts is None:
             return
         flow.rs_isn, flow.rs_seq = rs_isn, (rs_isn + 1) & MASK
-        self.give(LAN, self.rs_segment(flow, conn, SYN | ACK, flow.rs_isn, flow.seq, b""), True)
+        options = b"" if scale is None else wire.option_scale(scale)
+        self.give(LAN, self.rs_segment(flow, conn, SYN | ACK, flow.rs_isn, flow.seq, b"", options=options), True)
         options = wire.option_timestamp(flow.stamp(self.twin.now), 77) if flow.ts is not None else b""
         self.give(WAN, self.client_segment(flow, ACK, flow.seq, flow.rs_seq, b"", options), hold)
 
@@ -316,11 +331,12 @@ class CoreAndReference(RuleBasedStateMachine):
         blocks: int = 0,
         ttl: int = 64,
         frag: int = wire.DF,
+        options: bytes = b"",
     ) -> bytes:
         """What the RS would send: numbers of the client as the RS knows them."""
         # What is under way to the RS in front of the stream may have arrived or not.
         dseq, dts = conn.at_rs(0) if ack & 1 else conn.dseq or 0, conn.dts or 0
-        options = wire.option_timestamp(77, flow.stamp(self.twin.now) + dts) if flow.ts is not None else b""
+        options += wire.option_timestamp(77, flow.stamp(self.twin.now) + dts) if flow.ts is not None else b""
         if blocks:
             options += wire.option_sack(
                 [(ack + dseq + 100 * i, ack + dseq + 100 * i + 50) for i in range(1, blocks + 1)]
@@ -506,9 +522,49 @@ class CoreAndReference(RuleBasedStateMachine):
     @precondition(lambda self: self.flows)
     @rule(
         data=st.data(),
+        kind=st.sampled_from(
+            [RST, RST, RST | ACK, FIN | ACK, FIN | ACK, SYN, SYN | ACK, ACK, ACK | PSH, SYN | FIN, 0, 0x29]
+        ),
+        offset=offsets,
+        answer=offsets,
+        n=st.sampled_from([0, 0, 0, 1, 1000]),
+        from_rs=st.booleans(),
+        hold=st.booleans(),
+    )
+    def forged(
+        self, data: st.DataObject, kind: int, offset: int, answer: int, n: int, from_rs: bool, hold: bool
+    ) -> None:
+        """Somebody speaks for an end: numbers some way from the next ones, inside and outside of windows."""
+        flow = data.draw(st.sampled_from(self.flows))
+        conn = self.connected(flow)
+        if flow.proto == UDP or conn is None or conn.dseq is None or conn.dts is None:
+            return
+        client, server = conn.next_seq
+        seq, ack = (server, client) if from_rs else (client, server)
+        seq, ack, payload = (seq + offset) & MASK, (ack + answer) & MASK, bytes(n)
+        if from_rs:
+            self.give(LAN, self.rs_segment(flow, conn, kind, seq, ack, payload), hold)
+        else:
+            options = flow.syn_options(self.twin.now) if kind & SYN else b""
+            self.give(WAN, self.client_segment(flow, kind, seq, ack, payload, options), hold)
+
+    @rule(data=st.data(), n=small, hold=st.booleans())
+    def answer_a_datagram(self, data: st.DataObject, n: int, hold: bool) -> None:
+        """An RS answers one of the datagrams that were scheduled each for itself."""
+        self.settle()
+        open = [c for c in self.twin.reference.conns if c.state in ONE_PACKET and c.lip[0]]
+        if open:
+            conn = data.draw(st.sampled_from(open))
+            self.give(LAN, wire.udp(*conn.rs, *conn.lip, bytes(n), eth_dst=MACS[LAN], ident=self.next_ident()), hold)
+
+    @precondition(lambda self: self.flows)
+    @rule(
+        data=st.data(),
         options=st.binary(max_size=40),
         from_rs=st.booleans(),
-        ip_options=st.sampled_from([b"", b"\1\1\1\0", b"\x94\4\0\0"]),
+        ip_options=st.sampled_from(
+            [b"", b"\1\1\1\0", b"\x94\4\0\0", b"\1\x83\3\4", b"\x94\4\0\0\x89\3\4\0", b"\0\x83\3\4"]
+        ),
     )
     def any_options(self, data: st.DataObject, options: bytes, from_rs: bool, ip_options: bytes) -> None:
         flow = data.draw(st.sampled_from(self.flows))
@@ -548,6 +604,8 @@ class CoreAndReference(RuleBasedStateMachine):
     def change_members(self, id: int, at: int, weight: int, rip: str, action: str) -> None:
         self.settle()
         members = self.members[id]
+        if (id, rip) == (2, LATE):
+            return  # which of several datagrams that wait for a MAC has which port cannot be told
         if action == "add" and len(members) < 4 and all(m[1] != rip for m in members):
             members.append((id * 8 + [*RSS, LATE].index(rip), rip, 8080, weight))
         elif at < len(members) and action == "set":
@@ -566,6 +624,7 @@ class CoreAndReference(RuleBasedStateMachine):
         half_open=st.sampled_from([0, 0, 1, 2]),
         client_addr=st.sampled_from(["none", *TELLING[TCP]]),
         lips=st.sampled_from([[3, 4, 6], [3, 6], [4], [6], []]),
+        one_packet=st.booleans(),
     )
     def change_service(self, id: int, **options: Any) -> None:
         self.settle()
@@ -575,6 +634,7 @@ class CoreAndReference(RuleBasedStateMachine):
                 if options["client_addr"] != "none"
                 else "none"
             )
+        options["one_packet"] &= id == 2
         self.options[id] = options
         self.put(id)
         self.twin.operations += 1
@@ -641,7 +701,8 @@ class CoreAndReference(RuleBasedStateMachine):
     @rule(
         src=st.sampled_from([*CLIENTS, "0.1.2.3", "127.0.0.1", "224.0.0.5", "255.255.255.255", VIP, LIP]),
         dst=st.sampled_from([VIP, VIP2, LIP, LIP2, GATEWAY, "192.0.2.77"]),
-        port=st.sampled_from([53, 80, 443, 9, 65535]),
+        port=st.sampled_from([53, 80, 443, 9, 65535, 0]),
+        sport=st.sampled_from([7, 7, 7, 0]),
         kind=st.sampled_from([TCP, UDP, 1, 47]),
         flags=st.integers(0, 63),
         n=small,
@@ -650,14 +711,14 @@ class CoreAndReference(RuleBasedStateMachine):
         hold=st.booleans(),
     )
     def stray(
-        self, src: str, dst: str, port: int, kind: int, flags: int, n: int, side: int, frag: int, hold: bool
+        self, src: str, dst: str, port: int, sport: int, kind: int, flags: int, n: int, side: int, frag: int, hold: bool
     ) -> None:
         """Packets of nobody: other ports, other protocols, fragments, sources that cannot be."""
         mark = self.mark()
         if kind == TCP:
-            frame = wire.tcp(src, 7, dst, port, flags, payload=bytes(n), frag=frag, **mark)
+            frame = wire.tcp(src, sport, dst, port, flags, payload=bytes(n), frag=frag, **mark)
         elif kind == UDP:
-            frame = wire.udp(src, 7, dst, port, bytes(n), frag=frag, **mark)
+            frame = wire.udp(src, sport, dst, port, bytes(n), frag=frag, **mark)
         elif kind == 1:
             frame = wire.icmp(src, dst, flags, flags & 1, b"abcd", bytes(n), frag=frag, **mark)
         else:

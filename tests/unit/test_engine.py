@@ -89,6 +89,7 @@ def test_config_becomes_specs(house):
         "scheduler": "wrr",
         "no_rs_reset": False,
         "expire_quiescent": False,
+        "one_packet": False,
         "conn_timeout": 0,
         "half_open": 8192,
         "client_addr": "none",
@@ -309,7 +310,9 @@ def test_kernel_routes_are_mirrored_and_given_ones_win(house):
         ]
     )
     routes = put_routes(house)
-    assert routes["10.2.0.0/24"] == ("10.2.0.0/24", "", "10.2.0.1", 3, 0, 0, "unicast"), "the host's address cannot ask"
+    assert routes["10.2.0.0/24"] == ("10.2.0.0/24", "", "10.2.0.1", 3, 1300, 0, "unicast"), (
+        "the host's address cannot ask"
+    )
     assert routes["0.0.0.0/0"] == ("0.0.0.0/0", "10.2.0.254", "10.2.0.1", 3, 0, 100, "unicast"), (
         "a LIP asks for the gateway"
     )
