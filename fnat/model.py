@@ -122,8 +122,8 @@ class ServiceRef(Frozen):
 
 
 class Shape(ServiceRef):
-    """Names a service and says how it works. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only): every
-    datagram is scheduled anew."""
+    """Names a service and says how it works. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only):
+    every datagram is scheduled anew."""
 
     scheduler: Scheduler = "wrr"
     conn_timeout: Seconds = 0
@@ -167,7 +167,8 @@ class LocalAddress(Frozen):
 
 
 class Service(Shape):
-    """A VIP:port with its RSs and LIPs. RSs may be of another family than the VIP, and of both; each family needs LIPs."""
+    """A VIP:port with its RSs and LIPs. RSs may be of another family than the VIP, and of both; each family needs
+    LIPs."""
 
     lips: tuple[LocalAddress, ...] = ()
     servers: tuple[RealServer, ...] = ()

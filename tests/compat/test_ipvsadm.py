@@ -93,7 +93,7 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("-Z", {"op": "service.zero", "proto": None, "vip": None, "vport": None}),
     ("-Z -t 192.168.100.254:80", {"op": "service.zero", **WEB}),
     # DPVS's tutorial for IPv6, and IPv6 clients of IPv4 servers
-    ("-A -t [2001::1]:80 -s rr", {"op": "service.add", **WEB6, "scheduler": "rr"}),
+    ("-A -t [2001::1]:80 -s rr", {"op": "service.add", **WEB6, "scheduler": "rr", "client_addr": "toa"}),
     (
         "-a -t [2001::1]:80 -r [2001::11]:8080 -b",
         {"op": "server.add", "service": WEB6, "rip": "2001::11", "rport": 8080, "weight": 1},
@@ -469,7 +469,8 @@ def test_ipv6_stands_in_brackets_where_a_port_follows() -> None:
         "-a -t [2001:db8::1]:443 -r [2001:db8:88::30]:80 -b -w 1\n"
     )
     changes = parse_rules(saved).changes
-    assert changes[0] == {"op": "service.add", "proto": "tcp", "vip": "2001:db8::1", "vport": 443, "scheduler": "rr"}
+    name = {"proto": "tcp", "vip": "2001:db8::1", "vport": 443}
+    assert changes[0] == {"op": "service.add", **name, "scheduler": "rr", "client_addr": "toa"}
     assert [c["rip"] for c in changes[3:]] == ["192.168.88.30", "2001:db8:88::4", "2001:db8:88::30"]
     MODEL.validate_python(changes)
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from topology import HTTP, SERVERS, Balancer, Topology, fnat_program, wait_until
+from test_families import CLIENT6, LIP6, RS6, VIP6, speak_ipv6
+from topology import HTTP, LIPS, SERVERS, Balancer, Topology, fnat_program, wait_until
 
 EXAMPLES = Path(__file__).parents[2] / "conf" / "examples"
-NGINX, HAPROXY, UOA, PROOF = 8080, 8081, 5354, 7000
+NGINX, HAPROXY, UOA, PROOF, FAMILY_PROOF = 8080, 8081, 5354, 7000, 7001
 RS = SERVERS[:1]
 _WRAP = """\
 daemon off; user root; pid {directory}/client-addr.pid; error_log {directory}/client-addr.log;
@@ -27,6 +28,13 @@ http {{
 @pytest.fixture(scope="module")
 def balancer() -> Iterator[Balancer]:
     with Topology(prefix="fnaddr") as top:
+        for name, device, address in (
+            ("client", "eth0", CLIENT6),
+            ("lb", "wan", "2001:db8:a::7"),
+            ("lb", "lan", "2001:db8:b::7"),
+            ("rs1", "eth0", RS6),
+        ):
+            speak_ipv6(top, name, device, address)
         top.start_servers()
         directory = top.servers[0].directory
         config = directory / "client-addr.conf"
@@ -39,7 +47,8 @@ def balancer() -> Iterator[Balancer]:
         wait_until(lambda: f":{NGINX} " in top.run("rs1", "ss", "-Hlt", "-n").stdout, "nginx listens")
         balancer = Balancer(top)
         balancer.start()
-        balancer.change({"op": "addr.add", "addr": top.vip, "port": top.vip_port})
+        for vip in (top.vip, VIP6):
+            balancer.change({"op": "addr.add", "addr": vip, "port": top.vip_port})
         yield balancer
 
 
@@ -138,3 +147,34 @@ def test_the_command_proves_every_way(balancer: Balancer) -> None:
     balancer.serve("tcp", PROOF, servers=RS)
     done = top.run("client", fnat_program("fnat"), "test", "client-addr", f"{top.vip}:{PROOF}", check=False)
     assert done.returncode == 1 and "nothing tells it" in done.stderr and "FN-1401" in done.stderr
+
+
+FAMILIES = [
+    ("6 to 4", VIP6, CLIENT6, RS[0], LIPS[0]),
+    ("6 to 6", VIP6, CLIENT6, RS6, LIP6),
+    ("4 to 6", "", "", RS6, LIP6),
+]
+WAYS = [("tcp", "toa"), ("tcp", "proxy-v1"), ("tcp", "proxy-v2"), ("udp", "uoa-opp"), ("udp", "proxy-v2")]
+
+
+@pytest.mark.parametrize(("vip", "client", "rip", "lip"), [f[1:] for f in FAMILIES], ids=[f[0] for f in FAMILIES])
+def test_between_families(balancer: Balancer, vip: str, client: str, rip: str, lip: str) -> None:
+    """The client's address in its own family, whatever the server's is."""
+    top = balancer.topology
+    vip, client = vip or top.vip, client or top.client_address
+    listener = top.spawn("rs1", fnat_program("fnat"), "test", "client-addr", f"[{rip}]:{FAMILY_PROOF}", "--listen")
+    wait_until(lambda: f":{FAMILY_PROOF} " in top.run("rs1", "ss", "-Hlt", "-n").stdout, "the listener listens")
+    for proto, mode in WAYS:
+        service = {"proto": proto, "vip": vip, "vport": FAMILY_PROOF}
+        balancer.change(
+            {"op": "service.add", **service, "client_addr": mode},
+            {"op": "server.add", "service": service, "rip": rip, "rport": FAMILY_PROOF},
+            {"op": "lip.add", "service": service, "addr": lip, "port": "dpdk0"},
+        )
+        words = ("test", "client-addr", f"[{vip}]:{FAMILY_PROOF}", "--proto", proto)
+        done = top.run("client", fnat_program("fnat"), *words)
+        assert done.stdout.startswith(f"the server sees {client} port ") and f"by {mode}: right" in done.stdout
+        balancer.change({"op": "service.del", **service})
+    listener.terminate()
+    listener.wait(timeout=5)
+    top.processes.remove(listener)
