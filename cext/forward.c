@@ -9,7 +9,7 @@
  *   clientaddr.h  what tells the RS who the client is: in the first packets of a connection whose service asks for it
  *   neigh.h    the MAC of the next hop         (resolve.h: wait for it)
  * and for a first packet: snapshot.h (whose service?), conn.h (open), again from rewrite.h on.
- * answer.h makes the packets that go back at once.
+ * icmp.h reads and translates errors about packets of connections; answer.h makes the packets that go back at once.
  *
  * Rules: a packet leaves with one verdict; a drop moves one reason; hits never read the snapshot.
  */
@@ -18,6 +18,7 @@
 #include "answer.h"
 #include "clientaddr.h"
 #include "conn.h"
+#include "icmp.h"
 #include "parse.h"
 #include "resolve.h"
 #include "rewrite.h"
@@ -237,7 +238,8 @@ static always_inline enum verdict forward_hit(struct core *k, struct packet *p, 
         return forward_known(k, p, index, dir, clock, true);
     return forward_wide(k, p, index, dir, clock);
 }
-_Static_assert(CNT_to_client == CNT_to_rs + TO_CLIENT, "counters in the order of directions");
+_Static_assert(CNT_to_client == CNT_to_rs + TO_CLIENT && CNT_icmp_errors_to_client == CNT_icmp_errors_to_rs + TO_CLIENT,
+               "counters in the order of directions");
 
 /* ---- a packet of no known connection ---- */
 
@@ -315,27 +317,21 @@ static bool may_open(const struct packet *p, const struct snap_address_slot *own
     return p->proto == PROTO_TCP ? track_is_first(p->tcp_flags) : owned->kind != FNAT_ADDR_LIP;
 }
 
-/* Where else may the connection be? An answer from an RS belongs to the owner of its lport. What still is unknown there, or is
- * from a client and not a first packet, may be known to any worker (a sender changed its queue, a NIC its table): it goes
- * round once. A first packet may be a repeated SYN or a later datagram: where a NIC deals without a rule it goes round and comes
- * back before it opens. `hops`: 0 on arrival, 1 at the owner of the lport, then one more for each worker of the round. */
-static bool belongs_elsewhere(struct core *k, struct packet *p, const struct snap_address_slot *owned, u32 *to)
+/* Is the local port of this answer another worker's by the rule? */
+static bool is_anothers(struct core *k, struct packet *p, const struct snap_address_slot *owned, const struct flow_key *answer, u32 *to)
 {
-    if (!k->handoff)
+    const struct steer_map *map = lip_rule(&k->lip, owned->port, answer->proto, answer->family)->map;
+    *to = steer_owner(map, be16(answer->dport), steer_rest(map, answer->src.b, answer->dst.b, answer->sport));
+    p->hops = 1;
+    if (*to == k->index)
         return false;
-    bool answer = owned->kind & FNAT_ADDR_LIP, opens = may_open(p, owned);
-    if (answer && !p->hops) {
-        const struct steer_map *map = lip_rule(&k->lip, owned->port, p->proto, p->family)->map;
-        struct addr16 rip = packet_src(p), lip = packet_dst(p);
-        *to = steer_owner(map, be16(p->dport), steer_rest(map, rip.b, lip.b, p->sport));
-        p->hops = 1;
-        if (*to != k->index) {
-            count(k, CNT_answers_elsewhere);
-            return true;
-        }
-    }
-    if (opens && !lip_rule(&k->lip, p->in_port, p->proto, p->family)->loose)
-        return false;
+    count(k, CNT_answers_elsewhere);
+    return true;
+}
+
+/* The next worker of the round, if the packet may go there. */
+static bool goes_round(struct core *k, struct packet *p, bool answer, bool opens, u32 *to)
+{
     if (p->hops > k->workers - !opens)
         return false; /* it has been everywhere */
     *to = k->index + 1 == k->workers ? 0 : k->index + 1;
@@ -346,6 +342,37 @@ static bool belongs_elsewhere(struct core *k, struct packet *p, const struct sna
     }
     p->hops = (u8)(max_u32(p->hops, 1) + 1);
     return true;
+}
+
+/* Where else may the connection be? An answer from an RS belongs to the owner of its lport. What still is unknown there, or is
+ * from a client and not a first packet, may be known to any worker (a sender changed its queue, a NIC its table): it goes
+ * round once. A first packet may be a repeated SYN or a later datagram: where a NIC deals without a rule it goes round and comes
+ * back before it opens. `hops`: 0 on arrival, 1 at the owner of the lport, then one more for each worker of the round. */
+static bool belongs_elsewhere(struct core *k, struct packet *p, const struct snap_address_slot *owned, u32 *to)
+{
+    if (!k->handoff)
+        return false;
+    bool answer = owned->kind & FNAT_ADDR_LIP, opens = may_open(p, owned);
+    if (answer && !p->hops) {
+        struct flow_key key = {packet_src(p), packet_dst(p), p->sport, p->dport, p->proto, p->family};
+        if (is_anothers(k, p, owned, &key, to))
+            return true;
+    }
+    if (opens && !lip_rule(&k->lip, p->in_port, p->proto, p->family)->loose)
+        return false;
+    return goes_round(k, p, answer, opens, to);
+}
+
+/* The same for an ICMP error about a packet that `answer` would answer. */
+static bool error_belongs_elsewhere(struct core *k, struct packet *p, const struct snap_address_slot *owned, const struct flow_key *answer,
+                                    u32 *to)
+{
+    bool from_rs = owned->kind & FNAT_ADDR_LIP;
+    if (!k->handoff)
+        return false;
+    if (from_rs && !p->hops && is_anothers(k, p, owned, answer, to))
+        return true;
+    return goes_round(k, p, from_rs, false, to);
 }
 
 static enum verdict forward_first(struct core *k, struct packet *p, const struct snap_address_slot *owned)
@@ -373,6 +400,43 @@ static enum verdict forward_first(struct core *k, struct packet *p, const struct
     return drop(k, p, reason);
 }
 
+/* An ICMP error: about a packet that left here for a connection, it goes on to who sent that. It neither ends nor refreshes the
+ * connection: anybody on the way may send it (RFC 5927). */
+rare static enum verdict forward_error(struct core *k, struct packet *p, const struct snap_address_slot *mine)
+{
+    struct icmp_quote quote;
+    u32 to;
+    if (!icmp_checksum_right(p))
+        return drop(k, p, DROP_icmp_checksum);
+    enum counter reason = icmp_read(p, &quote);
+    if (reason)
+        return drop(k, p, reason);
+    u32 ref = conn_find_key(k, &quote.answer);
+    if (!ref)
+        return error_belongs_elsewhere(k, p, mine, &quote.answer, &to) ? hand_off(k, p, to) : drop(k, p, DROP_icmp_no_conn);
+    const struct conn *c = &k->conns[ref >> 1];
+    enum direction dir = ref & 1;
+    u16 mtu = k->link_mtu[neigh_word_link(neigh_load(&k->neigh, c->next_hop[dir]))];
+    if (hops_left(p) <= 1)
+        return drop(k, p, DROP_ttl);
+    if (!c->next_hop[dir])
+        return drop(k, p, DROP_no_route);
+    if (!mtu)
+        return drop(k, p, DROP_port_down);
+    reason = icmp_translate(k, p, c, dir, &quote, mtu);
+    if (reason)
+        return drop(k, p, reason);
+    if (!answer_link(k, p, c->next_hop[dir])) {
+        enum verdict verdict = resolve_wait(k, p, c->next_hop[dir], dir);
+        k->counters[CNT_icmp_errors_to_rs + dir] += verdict == VERDICT_HELD;
+        return verdict;
+    }
+    k->neigh.entries[c->next_hop[dir]].used = 1;
+    k->counters[CNT_icmp_errors_to_rs + dir]++;
+    k->counters[CNT_to_rs + dir]++;
+    return VERDICT_TX;
+}
+
 __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, struct packet *p)
 {
     struct addr16 dst = packet_dst(p);
@@ -389,7 +453,9 @@ __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, st
         return belongs_elsewhere(k, p, mine, &to) ? hand_off(k, p, to) : forward_first(k, p, mine);
     }
     case KIND_ICMP:
-        return p->data[p->l4] == (p->family == 4 ? ICMP_ECHO : ICMP6_ECHO) ? answer_echo(k, p) : drop(k, p, DROP_icmp);
+        if (p->data[p->l4] == (p->family == 4 ? ICMP_ECHO : ICMP6_ECHO))
+            return answer_echo(k, p, mine);
+        return icmp_is_error(p->family, p->data[p->l4]) ? forward_error(k, p, mine) : drop(k, p, DROP_icmp);
     case KIND_FRAGMENT:
         return drop(k, p, DROP_fragment);
     default:
@@ -453,6 +519,10 @@ static always_inline enum verdict forward_one(struct core *k, struct packet *p, 
         return drop(k, p, p->reason);
     case KIND_OTHER:
         return pass(k, p, DROP_ether_type);
+    case KIND_ICMP:
+        if (answer_is_nd(p))
+            return answer_nd(k, p);
+        return forward_unknown(k, p);
     default:
         return forward_unknown(k, p);
     }

@@ -59,6 +59,8 @@ void snapshot_default_settings(struct fnat_settings *s)
     memset(s, 0, sizeof *s);
     memcpy(s->timeouts, seconds, sizeof seconds);
     s->unserved = FNAT_UNSERVED_RESET;
+    s->icmp_rate = 1000;
+    s->echo_rate = 10000;
     s->lport_first = LIP_PORT_FIRST;
     s->lport_last = 65535;
 }
@@ -322,6 +324,8 @@ int snapshot_put_settings(struct fnat_plane *p, const struct fnat_settings *sett
         if (!settings->timeouts[i] || settings->timeouts[i] > 31535999)
             return -ERANGE;
     if (settings->lport_first < LIP_PORT_FIRST || settings->lport_last < settings->lport_first)
+        return -ERANGE;
+    if (settings->icmp_rate > FNAT_RATE_MOST || settings->echo_rate > FNAT_RATE_MOST)
         return -ERANGE;
     b->settings = *settings;
     return 0;

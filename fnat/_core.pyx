@@ -20,7 +20,7 @@ cdef extern from "fnat.h" nogil:
     enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT, FNAT_SVC_ONE_PACKET
     enum: FNAT_CLIENT_ADDR_NONE, FNAT_CLIENT_ADDR_TOA, FNAT_CLIENT_ADDR_UOA_OPP, FNAT_CLIENT_ADDR_UOA_IPO
     enum: FNAT_CLIENT_ADDR_PROXY_V1, FNAT_CLIENT_ADDR_PROXY_V2, FNAT_CLIENT_ADDR_INSECURE
-    enum: FNAT_ADDR_VIP, FNAT_ADDR_LIP, FNAT_ROUTE_UNICAST, FNAT_ROUTE_HOST, FNAT_ROUTE_UNREACHABLE
+    enum: FNAT_ADDR_VIP, FNAT_ADDR_LIP, FNAT_ADDR_SERVED, FNAT_ECHO_ALWAYS, FNAT_ECHO_SERVED, FNAT_ROUTE_UNICAST, FNAT_ROUTE_HOST, FNAT_ROUTE_UNREACHABLE
     enum: FNAT_FLOWS, FNAT_STEER_MASK, FNAT_STEER_RSS, FNAT_STEER_SLOTS, FNAT_STEER_KEY, FNAT_STEER_NOTE
     enum: FNAT_PORT_UP, FNAT_PORT_EXCLUSIVE, FNAT_UNSERVED_DROP, FNAT_UNSERVED_RESET, FNAT_NEIGH_STATIC
     struct fnat_plane:
@@ -66,7 +66,8 @@ cdef extern from "fnat.h" nogil:
     struct fnat_settings:
         uint32_t timeouts[15]
         uint16_t lport_first, lport_last
-        uint8_t unserved, own_sources
+        uint8_t unserved, own_sources, echo, announce
+        uint32_t icmp_rate, echo_rate
     struct fnat_steering_spec:
         uint8_t mode, loose, key_len
         uint16_t slots
@@ -349,6 +350,7 @@ NEIGH_STATES = ("NONE", "SEND", "REACHABLE", "PROBE", "DELAY")
 UNSPECIFIED = ("0.0.0.0", "::")
 ROUTE_KINDS = {"unicast": FNAT_ROUTE_UNICAST, "host": FNAT_ROUTE_HOST, "unreachable": FNAT_ROUTE_UNREACHABLE}
 ADDR_KINDS = {"vip": FNAT_ADDR_VIP, "lip": FNAT_ADDR_LIP, "vip+lip": FNAT_ADDR_VIP | FNAT_ADDR_LIP}
+ADDR_KINDS |= {kind + "+served": bits | FNAT_ADDR_SERVED for kind, bits in ADDR_KINDS.items()}
 SCHEDULERS = {"rr": FNAT_SCHED_RR, "wrr": FNAT_SCHED_WRR}
 CLIENT_ADDRS = {
     "none": FNAT_CLIENT_ADDR_NONE,
@@ -469,7 +471,8 @@ cdef class Plane:
         fnat_plane_info_get(self.handle(), &info)
         return info_dict(&info)
 
-    def put_settings(self, timeouts, unserved_reset, lports=(1024, 65535), *, own_sources=False):
+    def put_settings(self, timeouts, unserved_reset, lports=(1024, 65535), *, own_sources=False, icmp_rate=1000, echo_rate=10000,
+                     echo_served=False, announce=False):
         cdef fnat_settings s
         memset(&s, 0, sizeof(s))
         s.own_sources = own_sources
@@ -481,7 +484,9 @@ cdef class Plane:
             raise ValueError(f"unknown connection states {sorted(unknown)}; known: {', '.join(STATES)}")
         s.lport_first, s.lport_last = lports
         s.unserved = FNAT_UNSERVED_RESET if unserved_reset else FNAT_UNSERVED_DROP
-        check(fnat_put_settings(self.handle(), &s), "timeouts (1..31535999 s) and local ports (1024..65535)")
+        s.icmp_rate, s.echo_rate, s.announce = icmp_rate, echo_rate, bool(announce)
+        s.echo = FNAT_ECHO_SERVED if echo_served else FNAT_ECHO_ALWAYS
+        check(fnat_put_settings(self.handle(), &s), "timeouts (1..31535999 s), local ports (1024..65535) and rates (0..10000000)")
 
     def put_port(self, id, name, mac, mtu, *, up=True, exclusive=False):
         cdef fnat_port_spec spec

@@ -333,6 +333,7 @@ def icmp(
     ident: int = 0,
     frag: int = DF,
     tos: int = 0,
+    options: bytes = b"",
     label: int = 0,
     extensions: tuple[int, ...] = (),
     eth_dst: str = ROUTER_MAC,
@@ -350,7 +351,7 @@ def icmp(
         ident=ident,
         frag=frag,
         tos=tos,
-        options=b"",
+        options=options,
         label=label,
         extensions=extensions,
     )

@@ -14,6 +14,7 @@ Rules, in the order they apply to a frame:
 Sequence numbers compare as serial numbers (RFC 1982). Time comes in as nanoseconds; connections live in ticks of 1/64 s.
 A connection may have IPv4 on one side and IPv6 on the other: then the IP header is made anew (RFC 7915).
 How an RS is told the client's address is in `telling.py`.
+ICMP errors and neighbour discovery: `reference_icmp` takes them apart and builds them, here they meet connections and neighbours.
 Left out: IP fragments, several workers.
 """
 
@@ -27,6 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import packets as wire
+import reference_icmp as icmp
 from packets import ACK, FIN, RST, SYN, TCP, UDP
 from telling import Change, Telling, with_first, without
 
@@ -212,7 +214,8 @@ class Waiting:
     conn: Conn | None
     sender: int
     in_port: int
-    change: Change
+    change: Change = field(default_factory=Change)
+    packet: bytes = b""  # an ICMP error, translated already
 
 
 @dataclass
@@ -230,11 +233,32 @@ class Floor:
     ts: int | None = None
 
 
+@dataclass
+class Limit:
+    """Packets of one kind: a token each, `rate` new ones a second, at most a second's worth. In 1/64 tokens, ticks of 1/64 s."""
+
+    rate: int
+    left: int = 0
+    tick: int = -TICKS
+
+    def take(self, tick: int) -> bool:
+        if not self.rate:
+            return True
+        self.left = min(TICKS * self.rate, self.left + min(tick - self.tick, TICKS) * self.rate)
+        self.tick = tick
+        if self.left < TICKS:
+            return False
+        self.left -= TICKS
+        return True
+
+
 class Reference:
     def __init__(self, *, conns: int = 65536) -> None:
         self.capacity = conns
         self.timeouts = dict.fromkeys(STATES, 60)
         self.unserved_reset = True
+        self.echo_served = False
+        self.errors, self.echoes = Limit(1000), Limit(10000)
         self.lports = range(1024, 65536)
         self.ports: dict[int, tuple[str, int]] = {}  # id -> (mac, mtu)
         self.punt: set[int] = set()
@@ -243,7 +267,8 @@ class Reference:
         self.schedulers: dict[int, Scheduler] = {}
         self.addresses: dict[int, tuple[str, str, int]] = {}  # id -> (address, kind, port)
         self.lip_names: dict[int, str] = {}  # every id ever given out
-        self.routes: list[tuple[Network, str, int, str, int, int]] = []  # prefix, gateway, port, kind, metric, mtu
+        # prefix, gateway, port, kind, metric, mtu, source
+        self.routes: list[tuple[Network, str, int, str, int, int, str]] = []
         self.neighbours: dict[tuple[int, str], Neighbour] = {}
         self.conns: list[Conn] = []  # in order of opening
         self.by_key: dict[tuple[int, str, int, str, int], tuple[Conn, int]] = {}
@@ -263,8 +288,16 @@ class Reference:
     # ---- configuration: the calls of Plane ----
 
     def put_settings(
-        self, timeouts: dict[str, int], unserved_reset: bool, lports: tuple[int, int] = (1024, 65535)
+        self,
+        timeouts: dict[str, int],
+        unserved_reset: bool,
+        lports: tuple[int, int] = (1024, 65535),
+        *,
+        icmp_rate: int = 1000,
+        echo_rate: int = 10000,
+        echo_served: bool = False,
     ) -> None:
+        self.errors.rate, self.echoes.rate, self.echo_served = icmp_rate, echo_rate, echo_served
         self.timeouts.update(timeouts)
         self.unserved_reset = unserved_reset
         self.lports = range(lports[0], lports[1] + 1)
@@ -322,8 +355,8 @@ class Reference:
 
     def put_routes(self, routes: list[tuple[str, str, str, int, int, int, str]]) -> None:
         self.routes = [
-            (ipaddress.ip_network(prefix), gateway, port, kind, metric, mtu)
-            for prefix, gateway, _, port, mtu, metric, kind in routes
+            (ipaddress.ip_network(prefix), gateway, port, kind, metric, mtu, src)
+            for prefix, gateway, src, port, mtu, metric, kind in routes
         ]
 
     def neigh_set(self, port: int, addr: str, mac: str, *, static: bool = False) -> None:
@@ -337,13 +370,14 @@ class Reference:
 
     def hops(self, addr: str) -> dict[Hop, int]:
         """(port, next hop) and MTU of the route, 0: the port's. Longest prefix first, then lowest metric; several are equals."""
+        equals = self._best_routes(addr)
+        unicast = [r for r in equals if r[3] == "unicast"] if equals and equals[0][3] == "unicast" else []
+        return {(port, gateway or addr): mtu for _, gateway, port, _, _, mtu, _ in unicast}
+
+    def _best_routes(self, addr: str) -> list[tuple[Network, str, int, str, int, int, str]]:
         fitting = [r for r in self.routes if ipaddress.ip_address(addr) in r[0]]
-        if not fitting:
-            return {}
-        best = min((-r[0].prefixlen, r[4]) for r in fitting)
-        equals = [r for r in fitting if (-r[0].prefixlen, r[4]) == best]
-        unicast = [r for r in equals if r[3] == "unicast"] if equals[0][3] == "unicast" else []
-        return {(port, gateway or addr): mtu for _, gateway, port, _, _, mtu in unicast}
+        best = min(((-r[0].prefixlen, r[4]) for r in fitting), default=None)
+        return [r for r in fitting if (-r[0].prefixlen, r[4]) == best]
 
     def way(self, conn: Conn, sender: int) -> Hop | None:
         """The hop of a connection. Among equals it is the product's choice, as long as it is one of them; one that comes new may
@@ -364,6 +398,13 @@ class Reference:
         """What may leave by this hop of the connection."""
         own = self.hops(hop_side(conn, sender)).get(hop, 0)
         return min(own or 65535, self.ports[hop[0]][1])
+
+    def source(self, addr: str) -> str:
+        """The balancer's own address on the way there, as the route names it, or the route to its gateway; "" when neither does."""
+        found = next(iter(self._best_routes(addr)), None)
+        if found and found[3] == "unicast" and not found[6] and found[1]:
+            found = next(iter(self._best_routes(found[1])), None)
+        return found[6] if found and found[3] == "unicast" else ""
 
     def usable(self, conn: Conn) -> bool:
         service = self.services.get(conn.service)
@@ -419,6 +460,8 @@ class Reference:
                 outcome = self._hit(port, f, *known)
                 if outcome:
                     return outcome
+        if wire.is6(f.src) and f.proto == wire.ICMP6 and not fragment and f.icmp_type in (135, 136):
+            return self._discovery(port, f)
         if not self.owned(f.dst):
             return self._pass(port, frame, "not_ours")
         if f.src == f.dst:
@@ -430,7 +473,9 @@ class Reference:
         if fragment:
             return "fragment"
         if f.proto == (wire.ICMP6 if wire.is6(f.src) else wire.ICMP):
-            return self._echo(port, f) if f.icmp_type in (8, 128) else "icmp"
+            if f.icmp_type == (128 if wire.is6(f.src) else 8):
+                return self._echo(port, f)
+            return self._icmp_error(port, f) if icmp.is_error(f) else "icmp"
         if f.proto not in (TCP, UDP):
             return "protocol"
         return self._miss(port, f)
@@ -1010,6 +1055,11 @@ class Reference:
         self._send(port, padded(wire.ether(packet, dst=f.eth_src, src=self.ports[port][0], ethertype=f.ethertype)))
 
     def _echo(self, port: int, f: wire.Frame) -> str:
+        kind = self._kind(f.dst).split("+")
+        if self.echo_served and "vip" in kind and "served" not in kind:
+            return "echo_unserved"
+        if not self.echoes.take(self.tick):
+            return "rate_limited"
         pseudo = wire.pseudo_header(f.src, f.dst, wire.ICMP6, 8 + len(f.payload)) if wire.is6(f.src) else b""
         message = wire.icmp_message(129 if pseudo else 0, f.icmp_code, f.icmp_rest, f.payload, pseudo)
         error = (wire.residue(pseudo) + wire.residue(f.raw[f.l4 : 14 + f.total])) % 0xFFFF
@@ -1053,20 +1103,98 @@ class Reference:
     def _error(self, port: int, f: wire.Frame, reason: str, mtu: int = 0) -> str:
         """RFC 792, RFC 1812 4.3.2.3: as much of the packet as fits into 576 bytes, from the address the packet was sent to;
         RFC 4443 2.4: into 1280."""
+        if wire.mac_bytes(f.eth_dst)[0] & 1 or not self.errors.take(self.tick):
+            self.count["icmp_errors_withheld"] += 1
+            return reason
+        src = (self.source(f.src) if reason == "ttl" else "") or f.dst
         rest, packet = struct.pack("!I", mtu), f.raw[14 : 14 + f.total]
         if wire.is6(f.src):
             kind, code = {"ttl": (3, 0), "mtu": (2, 0), "no_service": (1, 4)}[reason]
-            message = wire.icmp6_message(f.dst, f.src, kind, code, rest, packet[:1232])
-            answer = wire.ipv6(message, src=f.dst, dst=f.src, proto=wire.ICMP6)
+            message = wire.icmp6_message(src, f.src, kind, code, rest, packet[:1232])
+            answer = wire.ipv6(message, src=src, dst=f.src, proto=wire.ICMP6)
         else:
             kind, code = {"ttl": (11, 0), "mtu": (3, 4), "no_service": (3, 3)}[reason]
             message = wire.icmp_message(kind, code, rest, packet[:548])
-            answer = wire.ipv4(message, src=f.dst, dst=f.src, proto=wire.ICMP, ttl=64, tos=0xC0, frag=0)
+            answer = wire.ipv4(message, src=src, dst=f.src, proto=wire.ICMP, ttl=64, tos=0xC0, frag=0)
         self._answer(port, f, answer)
         self.count["icmp_errors_sent"] += 1
         return reason
 
+    # ---- errors about packets that went out ----
+
+    def _icmp_error(self, port: int, f: wire.Frame) -> str:
+        """It goes on to who sent the packet it is about; the connection does not notice."""
+        quote = icmp.quoted(f) if icmp.sound(f) else "icmp_checksum"
+        if isinstance(quote, str):
+            return quote
+        known = self.by_key.get((quote.proto, *quote.dst, *quote.src))
+        if known is None:
+            return "icmp_no_conn"
+        conn, sender = known
+        hop = self.way(conn, sender)
+        if f.ttl <= 1:
+            return "ttl"
+        if hop is None:
+            return "no_route"
+        if hop[0] not in self.ports:
+            return "port_down"
+        near, far = (conn.lip, conn.rs) if sender == _CLIENT else (conn.vip, conn.client)
+        packet = icmp.translated(f, quote, near, far, conn.dseq or 0, sender == _RS, self.mtu(conn, sender, hop))
+        if isinstance(packet, str):
+            return packet
+        neighbour = self.neighbours.setdefault(hop, Neighbour())
+        if not neighbour.mac and len(neighbour.waiting) >= NEIGHBOUR_QUEUE:
+            return "neigh_queue_full"
+        self.count["icmp_errors_to_rs" if sender == _CLIENT else "icmp_errors_to_client"] += 1
+        if not neighbour.mac:
+            neighbour.waiting.append(Waiting(f.raw, conn, sender, port, packet))
+            return "parked"
+        self._send_packet(hop[0], packet, neighbour.mac)
+        return "to_rs" if sender == _CLIENT else "to_client"
+
+    def _send_packet(self, port: int, packet: bytes, mac: str) -> None:
+        ethertype = wire.ETH_IP6 if packet[0] >> 4 == 6 else wire.ETH_IP4
+        self._send(port, padded(wire.ether(packet, dst=mac, src=self.ports[port][0], ethertype=ethertype)))
+
     # ---- neighbours ----
+
+    def _discovery(self, port: int, f: wire.Frame) -> str:
+        """RFC 4861 7.2."""
+        d = icmp.discovery(f)
+        if d is None:
+            return "nd"
+        if f.icmp_type == 136:
+            self._advertised(port, d)
+            return self._pass(port, f.raw, "absorbed")
+        target = self.owned(d.target)
+        ours = target is not None and target[2] == port
+        if d.mac and not self.owned(f.src) and (ours or (port, f.src) in self.neighbours):
+            self.learn(port, f.src, d.mac)
+        if not ours:
+            return self._pass(port, f.raw, "absorbed")
+        nobody, mac = f.src == "::", self.ports[port][0]
+        self.count["nd_advertisements_sent"] += 1
+        self._send(
+            port,
+            icmp.advertisement(
+                d.target,
+                icmp.ALL_NODES if nobody else f.src,
+                d.target,
+                mac,
+                flags=0x20 if nobody else 0x60,
+                eth_src=mac,
+                eth_dst=icmp.group_mac(icmp.ALL_NODES) if nobody else f.eth_src,
+            ),
+        )
+        return "answered"
+
+    def _advertised(self, port: int, d: icmp.Discovery) -> None:
+        """Only who is known is learned; another MAC only with the override flag."""
+        n = self.neighbours.get((port, d.target))
+        if n is None or self.owned(d.target) or not d.mac:
+            return
+        if not n.mac or d.override or d.mac == n.mac:
+            self.learn(port, d.target, d.mac)
 
     def _arp(self, port: int, frame: bytes) -> str:
         """RFC 826: whoever asks for us, or is known already, is learned."""
@@ -1103,7 +1231,10 @@ class Reference:
         waiting, n.waiting = n.waiting, []
         for w in waiting:
             assert w.conn is not None
-            self._send(port, self._rewritten(w.frame, w.conn, w.sender, self.ports[port][0], n.mac, w.change))
+            if w.packet:
+                self._send_packet(port, w.packet, n.mac)
+            else:
+                self._send(port, self._rewritten(w.frame, w.conn, w.sender, self.ports[port][0], n.mac, w.change))
             self.count["to_rs" if w.sender == _CLIENT else "to_client"] += 1
 
     def give_up(self, port: int, addr: str) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import packets as wire
+import reference_icmp as icmp
 from packets import TCP
 from reference import MASK, ONE_PACKET, Choice, Conn, Hop, Illegal, Reference
 
@@ -298,11 +299,7 @@ class Twin(Rig):
         r.now = self.now
         waiting = any(n.waiting for n in r.neighbours.values())
         out = self.step()
-        asked = [
-            (port, f)
-            for port, f in out
-            if f[12:14] == b"\x08\x06" and f[20:22] == b"\0\1" and port >= 0 and f not in [x for _, x in frames]
-        ]
+        asked = [(port, f) for port, f in out if port >= 0 and is_request(f) and f not in [x for _, x in frames]]
         self.frames = [wire.read(f) for port, f in out if port >= 0]
         outcomes = [r.receive(port, frame) for port, frame in frames]
         self._ask_doubtful(out)
@@ -371,21 +368,27 @@ class Twin(Rig):
 
     def _check_request(self, port: int, frame: bytes) -> None:
         f, r = wire.read(frame), self.reference
-        if (
-            (port, f.dst) not in r.neighbours
-            or f.arp_sha != MACS[port]
-            or f.eth_src != MACS[port]
-            or not r.owned(f.src)
-        ):
-            raise Illegal(f"ARP request {wire.describe(frame)}")
-        for name in ("own_packets", "arp_requests_sent", "tx_packets"):
+        target, sender, by_nd = asked_for(f), f.arp_sha, f.ethertype == wire.ETH_IP6
+        if by_nd:
+            d = icmp.discovery(f)
+            assert d is not None and wire.faults(frame) == [], wire.describe(frame)
+            sender = d.mac
+            assert f.dst in (target, icmp.solicited_node(target)) and (
+                f.dst == target or f.eth_dst == icmp.group_mac(f.dst)
+            )
+        if (port, target) not in r.neighbours or {sender, f.eth_src} != {MACS[port]} or not r.owned(f.src):
+            raise Illegal(f"request {wire.describe(frame)}")
+        for name in ("own_packets", "nd_solicitations_sent" if by_nd else "arp_requests_sent", "tx_packets"):
             r.count[name] += 1
         r.count["tx_bytes"] += len(frame)
 
     def _arp_answer(self, port: int, frame: bytes) -> tuple[int, bytes] | None:
         f = wire.read(frame)
-        mac = self.hosts.get((port, f.dst))
-        self.unanswered[port, f.dst] = 0 if mac else self.unanswered.get((port, f.dst), 0) + 1
+        target = asked_for(f)
+        mac = self.hosts.get((port, target))
+        self.unanswered[port, target] = 0 if mac else self.unanswered.get((port, target), 0) + 1
+        if mac and f.ethertype == wire.ETH_IP6:
+            return port, icmp.advertisement(target, f.src, target, mac, eth_src=mac, eth_dst=f.eth_src)
         return (port, wire.arp(2, mac, f.dst, f.arp_sha, f.src, eth_dst=f.eth_src)) if mac else None
 
     # ---- comparing ----
@@ -424,6 +427,17 @@ class Twin(Rig):
             holds = [c for c in r.conns if addr in (c.vip[0], c.lip[0])]
             used = [c for c in holds if c.lip[0] == addr]
             assert self.plane.address_stats(id)[1:] == (len(used), len(holds)), addr
+
+
+def is_request(frame: bytes) -> bool:
+    """An ARP request, or a neighbour solicitation."""
+    if frame[12:14] == b"\x08\x06":
+        return frame[20:22] == b"\0\1"
+    return frame[12:14] == b"\x86\xdd" and frame[20] == wire.ICMP6 and frame[54] == 135
+
+
+def asked_for(f: wire.Frame) -> str:
+    return wire.addr_text(f.payload[:16]) if f.ethertype == wire.ETH_IP6 else f.dst
 
 
 def compare(

@@ -15,6 +15,7 @@ from typing import Any
 
 import packets as wire
 import pytest
+import reference_icmp as icmp
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -66,6 +67,7 @@ TELLING = {
 }
 GATEWAYS = [GATEWAY, "192.0.2.2", "192.0.2.3"]
 GATEWAYS6 = [GATEWAY6, "2001:db8:1::2", "2001:db8:1::3"]
+LATE6 = "fd00::150"  # likewise, by neighbour discovery
 CLIENTS = [CLIENT, "198.51.100.8", "203.0.113.9"]
 CLIENTS6 = [CLIENT6, "2001:db8:99::8", "2001:db8:7::ffff:1"]
 
@@ -152,7 +154,7 @@ class CoreAndReference(RuleBasedStateMachine):
     )
     def begin(self, punt: bool, conns: int, mtu: int, lports: tuple[int, int], telling: dict[int, int]) -> None:
         self.twin = Twin(punt=punt, conns=conns, mtu=mtu, lports=lports)
-        self.twin.hosts[LAN, LATE] = LATE_MAC
+        self.twin.hosts[LAN, LATE] = self.twin.hosts[LAN, LATE6] = LATE_MAC
         for i, gateway in enumerate([*GATEWAYS[1:], *GATEWAYS6[1:]]):
             for side in self.twin.both():
                 side.neigh_set(WAN, gateway, f"02:00:00:00:02:{i:02x}", static=True)
@@ -167,6 +169,7 @@ class CoreAndReference(RuleBasedStateMachine):
                 self.members[id].append((id * 8 + 6, LATE, 8080, 1))
             else:
                 self.members[id].append((id * 8 + 4, RS6, 8080, 1))
+                self.members[id].append((id * 8 + 7, LATE6, 8080, 1))
             self.options[id] = {"lips": [3, 4, 6], "expire_quiescent": id > 1}
             if id in telling:
                 self.options[id]["client_addr"] = TELLING[PROTOS[id]][telling[id] % len(TELLING[PROTOS[id]])]
@@ -598,7 +601,7 @@ class CoreAndReference(RuleBasedStateMachine):
         id=ids,
         at=st.integers(0, 3),
         weight=st.integers(0, 4),
-        rip=st.sampled_from([*RSS, LATE]),
+        rip=st.sampled_from([*RSS, LATE, LATE6]),
         action=st.sampled_from(["set", "set", "remove", "add"]),
     )
     def change_members(self, id: int, at: int, weight: int, rip: str, action: str) -> None:
@@ -607,7 +610,7 @@ class CoreAndReference(RuleBasedStateMachine):
         if (id, rip) == (2, LATE):
             return  # which of several datagrams that wait for a MAC has which port cannot be told
         if action == "add" and len(members) < 4 and all(m[1] != rip for m in members):
-            members.append((id * 8 + [*RSS, LATE].index(rip), rip, 8080, weight))
+            members.append((id * 8 + [*RSS, LATE, LATE6].index(rip), rip, 8080, weight))
         elif at < len(members) and action == "set":
             members[at] = (*members[at][:3], weight)
         elif at < len(members) and action == "remove":
@@ -656,12 +659,24 @@ class CoreAndReference(RuleBasedStateMachine):
             self.put(id)
         self.twin.operations += 1
 
-    @rule(owned=st.sets(st.sampled_from([a[0] for a in ADDRESSES])), reset=st.booleans())
-    def change_addresses(self, owned: set[int], reset: bool) -> None:
+    @rule(
+        owned=st.sets(st.sampled_from([a[0] for a in ADDRESSES])),
+        reset=st.booleans(),
+        served=st.booleans(),
+        echo_served=st.booleans(),
+        rates=st.sampled_from([(1000, 10000), (0, 0), (2, 3)]),
+    )
+    def change_addresses(
+        self, owned: set[int], reset: bool, served: bool, echo_served: bool, rates: tuple[int, int]
+    ) -> None:
         self.settle()
+        addresses = [a for a in ADDRESSES if a[0] in owned or len(owned) < 3]
+        if served:
+            addresses = [(id, addr, kind.replace("vip", "vip+served"), port) for id, addr, kind, port in addresses]
+        limits: dict[str, Any] = {"icmp_rate": rates[0], "echo_rate": rates[1], "echo_served": echo_served}
         for side in self.twin.both():
-            side.put_addresses([a for a in ADDRESSES if a[0] in owned or len(owned) < 3])
-            side.put_settings(TIMEOUTS, reset, self.twin.lports)
+            side.put_addresses(addresses)
+            side.put_settings(TIMEOUTS, reset, self.twin.lports, **limits)
         self.twin.plane.publish()
         self.twin.operations += 1
 
@@ -691,10 +706,11 @@ class CoreAndReference(RuleBasedStateMachine):
 
     @rule(up=st.booleans())
     def late_host(self, up: bool) -> None:
-        """The host behind ARP comes or goes."""
-        self.twin.hosts.pop((LAN, LATE), None)
-        if up:
-            self.twin.hosts[LAN, LATE] = LATE_MAC
+        """The hosts behind ARP and neighbour discovery come or go."""
+        for late in (LATE, LATE6):
+            self.twin.hosts.pop((LAN, late), None)
+            if up:
+                self.twin.hosts[LAN, late] = LATE_MAC
 
     # ---- strangers ----
 
@@ -776,6 +792,131 @@ class CoreAndReference(RuleBasedStateMachine):
         if (side, sender) == (LAN, LATE) and (LAN, LATE) not in self.twin.hosts:
             return
         self.give(side, wire.arp(op, mac, sender, MACS[side], wanted) + trailer)
+
+    @rule(
+        asks=st.booleans(),
+        sender=st.sampled_from([GATEWAY6, RS6, LATE6, "fd00::200", "fe80::1", "::", VIP6, "ff02::5"]),
+        wanted=st.sampled_from([VIP6, VIP6, LIP6, LATE6, "fd00::201", GATEWAY6, "ff02::1"]),
+        to=st.sampled_from(["group", "group", "target", "everybody"]),
+        mac=st.sampled_from(["02:00:00:00:09:09", "02:00:00:00:09:09", "03:00:00:00:09:09", ""]),
+        flags=st.sampled_from([0, 0x20, 0x40, 0x60, 0xE0]),
+        side=st.sampled_from([WAN, LAN]),
+        hop_limit=st.sampled_from([255, 255, 255, 255, 64]),
+        wrong=st.sampled_from([0, 0, 0, 0, 0, 1]),
+        more=st.sampled_from([b"", b"", b"\x0e\1abcdef", b"\x0e\0abcdef", b"\1\2", bytes(3)]),
+        extensions=st.sampled_from([(), (), (0,), (60,)]),
+    )
+    def discovery(
+        self,
+        asks: bool,
+        sender: str,
+        wanted: str,
+        to: str,
+        mac: str,
+        flags: int,
+        side: int,
+        hop_limit: int,
+        wrong: int,
+        more: bytes,
+        extensions: tuple[int, ...],
+    ) -> None:
+        """Neighbour solicitations and advertisements, sound ones and others."""
+        self.settle()
+        speaks = sender if asks else wanted
+        mac = LATE_MAC if (side, speaks) == (LAN, LATE6) and mac.startswith("02") else mac
+        if (side, speaks) == (LAN, LATE6) and (LAN, LATE6) not in self.twin.hosts:
+            return
+        dst = {"group": icmp.solicited_node(wanted), "target": wanted, "everybody": icmp.ALL_NODES}[to]
+        option = (b"\1\1" if asks else b"\2\1") + wire.mac_bytes(mac) if mac else b""
+        rest, body = bytes([0 if asks else flags, 0, 0, wrong]), wire.addr_bytes(wanted) + option + more
+        frame = wire.icmp(sender, dst, 135 if asks else 136, 0, rest, body, ttl=hop_limit, extensions=extensions)
+        self.give(side, frame if not wrong else frame[:-1] + bytes([frame[-1] ^ 1]))
+
+    @precondition(lambda self: self.flows)
+    @rule(
+        data=st.data(),
+        kind=st.sampled_from([(3, 1), (3, 1), (3, 3), (11, 3), (12, 4), (4, 4), (5, 0)]),
+        code=st.sampled_from([0, 1, 2, 3, 4, 4, 4, 9, 13, 14, 15, 200]),
+        rest=st.one_of(
+            st.integers(0, 41),
+            st.integers(0, 41).map(lambda at: at << 24),
+            st.sampled_from([0, 68, 1260, 1280, 1400, 1500, 70000, MASK]),
+        ),
+        from_rs=st.booleans(),
+        cut=st.sampled_from([2000, 2000, 548, 128, 60, 56, 48, 40, 36, 28, 27, 20, 19, 4, 0]),
+        n=st.sampled_from([0, 2, 100, 600, 1300]),
+        seq=numbers,
+        flags=st.sampled_from([ACK, SYN, ACK | PSH, RST]),
+        sum=sums,
+        objects=st.sampled_from([None, None, None, 128, 32, 255]),
+        quote_options=st.sampled_from([b"", b"\1\1\1\0"]),
+        quote_extensions=st.sampled_from([(), (), (0,), (43, 60)]),
+        options=st.sampled_from([b"", b"", b"\1\1\1\0"]),
+        ttl=st.sampled_from([64, 64, 64, 1]),
+        lie=st.sampled_from(["", "", "", "", "", "sum", "lport", "sender", "fragment", "byte"]),
+        at=st.integers(0, 79),
+        hold=st.booleans(),
+    )
+    def error(
+        self,
+        data: st.DataObject,
+        kind: tuple[int, int],
+        code: int,
+        rest: int,
+        from_rs: bool,
+        cut: int,
+        n: int,
+        seq: int,
+        flags: int,
+        sum: int | None,
+        objects: int | None,
+        quote_options: bytes,
+        quote_extensions: tuple[int, ...],
+        options: bytes,
+        ttl: int,
+        lie: str,
+        at: int,
+        hold: bool,
+    ) -> None:
+        """An ICMP error about what went out to the RS, or to the client: of any kind, quoting more or less, perhaps lying."""
+        flow = data.draw(st.sampled_from(self.flows))
+        conn = self.connected(flow)
+        if conn is None or conn.dseq is None or conn.dts is None:
+            return
+        near, far = (conn.lip, conn.rs) if from_rs else (conn.vip, conn.client)
+        six = wire.is6(near[0])
+        near = (near[0], 7) if lie == "lport" else near
+        fields: dict[str, Any] = {"ttl": 3, "ident": 77, "tos": 0x48, "checksum": sum}
+        fields["frag"] = 5 if lie == "fragment" else wire.DF
+        fields |= {"ip_options": quote_options, "extensions": quote_extensions}
+        if flow.proto == UDP:
+            quote = wire.udp(*near, *far, bytes(n), **fields)[14:]
+        else:
+            quote = wire.tcp(*near, *far, flags, seq=seq, ack=seq, payload=bytes(n), **fields)[14:]
+        quote = bytearray(quote[:cut])
+        if lie == "byte" and at < len(quote):
+            quote[at] ^= 0x81
+        value = struct.pack("!I", rest)
+        if objects is not None:
+            words = objects // 8 if six else objects // 4
+            quote = quote[:objects].ljust(objects, b"\0") + b"\x20\0\0\0\0\x08\1\1abcd"
+            value = bytes([words]) + value[1:] if six else value[:1] + bytes([words]) + value[2:]
+        sender = {"sender": LIP6 if six else VIP}.get(lie, "2001:db8:5::1" if six else "192.0.2.254")
+        frame = wire.icmp(
+            sender,
+            near[0],
+            kind[six],
+            code,
+            value,
+            bytes(quote),
+            ttl=ttl,
+            extensions=(60,) if options and six else (),
+            options=b"" if six else options,
+            **self.mark(),
+        )
+        if lie == "sum":
+            frame = frame[:-1] + bytes([frame[-1] ^ 1])
+        self.give(LAN if from_rs else WAN, frame, hold)
 
     @rule(
         data=st.data(),
