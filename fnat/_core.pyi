@@ -192,9 +192,10 @@ class Plane:
         """Seconds by state name (see STATES); a state left out keeps its built-in default.
 
         lports: first and last local port. own_sources: an owned address may be the source of a first packet, which
-        else is dropped as `martian`. icmp_rate, echo_rate: most ICMP errors and echo replies that a worker makes, packets a
-        second, 0 to 10 000 000; 0: unlimited. echo_served: a VIP answers pings only while its kind says "served". announce: owned
-        addresses that are new on a port are told to its link (gratuitous ARP, RFC 5227 3; unsolicited advertisement, RFC 4861 7.2.6)."""
+        else is dropped as `martian`. icmp_rate, echo_rate: most ICMP errors and echo replies that a worker makes,
+        packets a second, 0 to 10 000 000; 0: unlimited. echo_served: a VIP answers pings only while its kind says
+        "served". announce: owned addresses that are new on a port are told to its link (gratuitous ARP, RFC 5227 3;
+        unsolicited advertisement, RFC 4861 7.2.6)."""
     def put_port(self, id: int, name: str, mac: str, mtu: int, *, up: bool = True, exclusive: bool = False) -> None: ...
     def put_service(
         self,
@@ -222,8 +223,8 @@ class Plane:
         service on the VIP has a usable RS."""
     def del_address(self, id: int) -> None: ...
     def put_addresses(self, addresses: list[tuple[int, str, str, int]]) -> None:
-        """The whole list of (address id, address, kind, port id); kind is "vip", "lip" or "vip+lip", with "+served" behind it while a
-        service on the VIP has a usable RS."""
+        """The whole list of (address id, address, kind, port id); kind is "vip", "lip" or "vip+lip", with "+served"
+        behind it while a service on the VIP has a usable RS."""
     def put_routes(self, routes: list[tuple[str, str, str, int, int, int, str]]) -> None:
         """The whole list of (prefix "10.0.0.0/8", gateway or "", src or "", port id, mtu, metric, kind).
 

@@ -1147,7 +1147,7 @@ class Reference:
             return "neigh_queue_full"
         self.count["icmp_errors_to_rs" if sender == _CLIENT else "icmp_errors_to_client"] += 1
         if not neighbour.mac:
-            neighbour.waiting.append(Waiting(f.raw, conn, sender, port, packet))
+            neighbour.waiting.append(Waiting(f.raw, conn, sender, port, packet=packet))
             return "parked"
         self._send_packet(hop[0], packet, neighbour.mac)
         return "to_rs" if sender == _CLIENT else "to_client"
