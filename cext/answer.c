@@ -185,6 +185,8 @@ static struct packet *own_packet(struct core *k, u16 len)
     return p;
 }
 
+struct packet *answer_blank(struct core *k) { return own_packet(k, ETH_MIN_FRAME); }
+
 /* An owned address to ask from: that of the route by this port, else any on it, else any. The reply is addressed to it. All zero: there is none. */
 static struct addr16 asking_address(const struct core *k, u8 port, u8 family, const u8 target[16])
 {
@@ -464,7 +466,7 @@ static bool own_segment(struct core *k, const struct conn *c, enum direction dir
     *tcp = (struct tcp_header){.offset = 5 << 4, .flags = flags};
     tcp->sport = to_rs ? c->lport : c->vport;
     tcp->dport = to_rs ? c->rport : c->cport;
-    tcp->seq = be32((to_rs ? c->next_seq[TO_RS] + c->dseq : c->next_seq[TO_CLIENT]) - behind);
+    tcp->seq = be32((to_rs ? c->next_seq[TO_RS] + c->dseq + conn_inserted(c) : c->next_seq[TO_CLIENT]) - behind);
     tcp->ack = be32(to_rs ? c->next_seq[TO_CLIENT] : c->next_seq[TO_RS]);
     tcp->csum = (u16)~csum_fold(pseudo(p, PROTO_TCP, sizeof *tcp) + csum_partial(tcp, sizeof *tcp));
     return answer_link(k, p, c->next_hop[dir]);

@@ -26,6 +26,8 @@ void answer_ask_neighbour(struct core *k, u32 neigh, bool unicast);
 void answer_announce(struct core *k, u8 port, u8 family, const u8 addr[16]);
 /* RST to one side of an expiring connection. */
 void answer_reset_side(struct core *k, const struct conn *c, enum direction dir);
+/* A packet to be filled, which leaves at the end of the turn; NULL: no frame is free. */
+struct packet *answer_blank(struct core *k);
 /* Ask the RS whether it still knows the connection. False: not possible now. */
 bool answer_probe(struct core *k, const struct conn *c);
 /* Give the packet its MACs if the neighbour is known. Sets out_port. */

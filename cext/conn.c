@@ -5,6 +5,7 @@
 #include "conn.h"
 
 #include "answer.h"
+#include "clientaddr.h"
 #include "csum.h"
 #include "sched.h"
 #include "track.h"
@@ -373,6 +374,7 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
     prefetch_write(&k->table.buckets[conntab_first(&k->table, answer_hash)]);
     if (p->proto == PROTO_TCP)
         identity_take(k, p, c, endpoint);
+    clientaddr_opens(c, svc->client_addr);
     deltas_fill(k, c);
 
     /* Both ways go by the hash of the client's flow, which is the same when the sweep looks again. */
@@ -426,8 +428,8 @@ void conn_close(struct core *k, u32 index)
         conntab_remove(&k->table, conn_hash(k, c, TO_RS), index << 1 | TO_RS);
     u32 endpoint = endpoint_of(k, c);
     if (c->proto == PROTO_TCP)
-        lip_isn_used(&k->lip, endpoint, be16(c->lport), c->next_seq[TO_RS] + c->dseq,
-                     (u64)c->bytes_high[TO_RS] << 32 | conn_counts(c)->bytes[TO_RS]);
+        lip_isn_used(&k->lip, endpoint, be16(c->lport), c->next_seq[TO_RS] + c->dseq + conn_inserted(c),
+                     ((u64)c->bytes_high[TO_RS] << 32 | conn_counts(c)->bytes[TO_RS]) + CONN_INSERTION_MOST);
     lip_port_give(&k->lip, endpoint, be16(c->lport));
     record_give(k, index);
     k->header->intent = outer;
@@ -455,7 +457,7 @@ void conn_enter(struct core *k, u32 index, u8 state)
 void conn_doubt(struct core *k, u32 index)
 {
     struct conn *c = &k->conns[index];
-    c->flags |= CONN_DOUBT;
+    c->marks |= MARK_DOUBT;
     if (timeout_of(k, c, c->state) <= k->timeouts[TCP_CLOSED])
         return; /* it ends sooner than anybody would ask */
     wheel_remove(k->wheel, k->conns, index);
@@ -473,7 +475,7 @@ static u32 look_into_doubt(struct core *k, struct conn *c, u32 deadline, u32 tic
         return asks;
     if (!answer_probe(k, c))
         return tick + TICKS_PER_SECOND;
-    c->flags &= (u8)~CONN_DOUBT;
+    c->marks &= (u8)~MARK_DOUBT;
     return deadline;
 }
 
@@ -483,7 +485,7 @@ static void due_one(struct core *k, u32 index, u32 tick)
     u32 deadline = c->last_seen + timeout_of(k, c, c->state);
     c->flags &= (u8)~CONN_FIRST_LOOK;
     if (after_u32(deadline, tick)) {
-        wheel_add(k->wheel, k->conns, index, unlikely(c->flags & CONN_DOUBT) ? look_into_doubt(k, c, deadline, tick) : deadline);
+        wheel_add(k->wheel, k->conns, index, unlikely(c->marks & MARK_DOUBT) ? look_into_doubt(k, c, deadline, tick) : deadline);
         return;
     }
     if (c->state == TCP_EST) {

@@ -64,6 +64,16 @@ enum {
     FNAT_SVC_EXPIRE_QUIESCENT = 1,
     FNAT_SVC_ONE_PACKET = 2, /* UDP: every datagram of a client is scheduled anew */
 };
+/* How a service tells its RSs the client's address and port (clientaddr.h). */
+enum {
+    FNAT_CLIENT_ADDR_NONE = 0,
+    FNAT_CLIENT_ADDR_TOA = 1,      /* TCP: option 254, as DPVS's toa.ko reads it */
+    FNAT_CLIENT_ADDR_UOA_OPP = 2,  /* UDP: header of IP protocol 248, as uoa.ko reads it */
+    FNAT_CLIENT_ADDR_UOA_IPO = 3,  /* UDP over IPv4: IP option 31 */
+    FNAT_CLIENT_ADDR_PROXY_V1 = 4, /* TCP: a line of text before the stream */
+    FNAT_CLIENT_ADDR_PROXY_V2 = 5, /* TCP, UDP: binary; before the stream, in the first datagram */
+    FNAT_CLIENT_ADDR_INSECURE = 8  /* with a PROXY version: a header that the client itself brings counts */
+};
 
 struct fnat_member_spec {
     uint8_t rip[16];
@@ -78,10 +88,10 @@ struct fnat_service_spec {
     uint8_t vip[16];
     uint32_t id; /* service id, stable */
     uint16_t vport;
-    uint8_t family, proto; /* 4 | 6; 6 (TCP) | 17 (UDP) */
-    uint8_t sched, no_rs, flags, pad;
-    uint32_t conn_timeout; /* seconds, replaces ESTABLISHED (TCP) or all states (UDP); 0: the general timeouts */
-    uint32_t half_open;    /* most half-open connections of this service on one worker; 0: unlimited */
+    uint8_t family, proto;                    /* 4 | 6; 6 (TCP) | 17 (UDP) */
+    uint8_t sched, no_rs, flags, client_addr; /* client_addr: FNAT_CLIENT_ADDR_* */
+    uint32_t conn_timeout;                    /* seconds, replaces ESTABLISHED (TCP) or all states (UDP); 0: the general timeouts */
+    uint32_t half_open;                       /* most half-open connections of this service on one worker; 0: unlimited */
     uint32_t n_members, n_lips;
 };
 
@@ -134,7 +144,7 @@ struct fnat_settings {
 
 int fnat_put_settings(struct fnat_plane *plane, const struct fnat_settings *settings);
 int fnat_put_port(struct fnat_plane *plane, const struct fnat_port_spec *port); /* flags without FNAT_PORT_UP: gone */
-/* Add or replace one service. -ENOSPC snapshot area full. */
+/* Add or replace one service. -EINVAL an id, number or combination that cannot be, -ENOSPC snapshot area full. */
 int fnat_put_service(struct fnat_plane *plane, const struct fnat_service_spec *svc, const struct fnat_member_spec *members,
                      const uint16_t *lips);
 int fnat_del_service(struct fnat_plane *plane, uint32_t id);

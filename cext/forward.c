@@ -6,6 +6,7 @@
  *   record.h   does it, really?                then, one by one:
  *   track.h    what does it do to the state?
  *   rewrite.h  both addresses, numbers, checksums
+ *   clientaddr.h  what tells the RS who the client is: in the first packets of a connection whose service asks for it
  *   neigh.h    the MAC of the next hop         (resolve.h: wait for it)
  * and for a first packet: snapshot.h (whose service?), conn.h (open), again from rewrite.h on.
  * icmp.h reads and translates errors about packets of connections; answer.h makes the packets that go back at once.
@@ -15,6 +16,7 @@
 #include "forward.h"
 
 #include "answer.h"
+#include "clientaddr.h"
 #include "conn.h"
 #include "icmp.h"
 #include "parse.h"
@@ -69,7 +71,7 @@ static always_inline void account(struct core *k, struct conn *c, const struct p
 /* A segment that opens, ends or disturbs. */
 __attribute__((noinline)) static void follow_turn(struct core *k, struct conn *c, u32 index, const struct packet *p, enum direction dir)
 {
-    bool doubted = c->flags & CONN_DOUBT;
+    bool doubted = c->marks & MARK_DOUBT;
     u8 next = track_follow(c, dir, p);
     if (next != c->state)
         conn_enter(k, index, next);
@@ -77,8 +79,10 @@ __attribute__((noinline)) static void follow_turn(struct core *k, struct conn *c
         c->flags |= CONN_FINISHED; /* the acknowledgement of the second FIN */
     if (next == TCP_CLOSED)
         c->flags |= CONN_FINISHED;
-    if (unlikely(c->flags & CONN_DOUBT && !doubted))
+    if (unlikely(c->marks & MARK_DOUBT && !doubted))
         conn_doubt(k, index);
+    if (unlikely(doubted && !(c->marks & MARK_DOUBT)))
+        clientaddr_again(c);
 }
 
 /* The RS has answered a datagram that nothing was known to come of. */
@@ -125,6 +129,69 @@ static inline u8 hops_left(const struct packet *p)
     return p->family == 4 ? ((const struct ip4_header *)l3)->ttl : ((const struct ip6_header *)l3)->hop_limit;
 }
 
+/* The rewritten packet leaves by this neighbour. */
+static always_inline enum verdict leave(struct core *k, struct packet *p, const struct conn *c, enum direction dir, struct neigh_entry *hop,
+                                        u64 word, bool narrow)
+{
+    u8 port = neigh_word_port(word);
+    if (unlikely(!neigh_word_usable(word)))
+        return resolve_wait(k, p, c->next_hop[dir], dir);
+    if (unlikely(!hop->used))
+        hop->used = 1;
+    put64(p->data, word); /* the MAC; the rest of the word is written over */
+    put64(p->data + 6, narrow || conn_family(c, !dir) == 4 ? k->ports[port].source4 : k->ports[port].source6);
+    p->out_port = port;
+    k->counters[CNT_to_rs + dir]++;
+    return VERDICT_TX;
+}
+
+/* The state follows the packet. */
+static always_inline void follow(struct core *k, struct conn *c, u32 index, const struct packet *p, enum direction dir, bool narrow)
+{
+    account(k, c, p, dir, narrow);
+    if (p->proto == PROTO_TCP)
+        follow_tcp(k, c, index, p, dir);
+    else if (unlikely(c->state != UDP_NORM && dir == TO_CLIENT))
+        follow_answer(k, index);
+}
+
+/* The same for a connection whose RS is to be told who the client is. */
+rare static enum verdict forward_marked(struct core *k, struct packet *p, u32 index, enum direction dir)
+{
+    struct conn *c = &k->conns[index];
+    struct neigh_entry *hop = &k->neigh.entries[c->next_hop[dir]];
+    u64 word = load_relaxed(&hop->word);
+    bool half_open = c->flags & CONN_HALF_OPEN, narrow = c->families == FAMILIES_44;
+    u32 first = c->next_seq[TO_RS];
+    struct packet *ahead = NULL;
+
+    follow(k, c, index, p, dir, narrow);
+    if (p->proto == PROTO_TCP)
+        clientaddr_follow(c, half_open, first);
+    if (narrow)
+        rewrite_narrow(k, p, c, dir);
+    else
+        rewrite_wide(k, p, c, dir);
+    enum clientaddr done = clientaddr_apply(k, p, c, dir, k->link_mtu[neigh_word_link(word)]);
+    if (done == CLIENTADDR_AHEAD) {
+        if (neigh_word_usable(word) && k->own_count + 2 <= OWN_PACKETS)
+            ahead = answer_blank(k);
+        clientaddr_ahead(k, p, c, ahead);
+        if (ahead)
+            answer_link(k, ahead, c->next_hop[dir]);
+    }
+    if (done == CLIENTADDR_TOLD || ahead)
+        count(k, CNT_client_addr_told);
+    else if (done != CLIENTADDR_NOTHING)
+        count(k, CNT_client_addr_no_room);
+    enum verdict verdict = leave(k, p, c, dir, hop, word, narrow);
+    if (!ahead)
+        return verdict;
+    k->own[k->own_count] = *p; /* behind it */
+    k->own[k->own_count++].verdict = VERDICT_TX;
+    return VERDICT_HELD;
+}
+
 /* narrow: IPv4 on both sides. */
 static always_inline enum verdict forward_known(struct core *k, struct packet *p, u32 index, enum direction dir, struct stage_clock *clock,
                                                 bool narrow)
@@ -132,9 +199,7 @@ static always_inline enum verdict forward_known(struct core *k, struct packet *p
     struct conn *c = &k->conns[index];
     struct neigh_entry *hop = &k->neigh.entries[c->next_hop[dir]];
     u64 word = load_relaxed(&hop->word);
-    u32 link = neigh_word_link(word);
-    u8 port = neigh_word_port(word);
-    u32 leaving = narrow ? p->l3_len : leaving_len(c, p);
+    u32 link = neigh_word_link(word), leaving = narrow ? p->l3_len : leaving_len(c, p);
 
     if (unlikely(c->flags & CONN_QUIESCENT && !load_relaxed(&k->plane_members[c->member].usable))) {
         conn_close(k, index);
@@ -147,30 +212,19 @@ static always_inline enum verdict forward_known(struct core *k, struct packet *p
             return drop(k, p, DROP_port_down);
         return too_big(k, p, leaving, k->link_mtu[link]);
     }
+    if (unlikely(c->flags & CONN_MARKED))
+        return forward_marked(k, p, index, dir);
 
-    account(k, c, p, dir, narrow);
-    if (p->proto == PROTO_TCP)
-        follow_tcp(k, c, index, p, dir);
-    else if (unlikely(c->state != UDP_NORM && dir == TO_CLIENT))
-        follow_answer(k, index);
+    follow(k, c, index, p, dir, narrow);
     stage_mark(clock, STAGE_CONN);
-
     if (narrow)
         rewrite_narrow(k, p, c, dir);
     else
         rewrite_wide(k, p, c, dir);
     stage_mark(clock, STAGE_REWRITE);
-
-    if (unlikely(!neigh_word_usable(word)))
-        return resolve_wait(k, p, c->next_hop[dir], dir);
-    if (unlikely(!hop->used))
-        hop->used = 1;
-    put64(p->data, word); /* the MAC; the rest of the word is written over */
-    put64(p->data + 6, narrow || conn_family(c, !dir) == 4 ? k->ports[port].source4 : k->ports[port].source6);
-    p->out_port = port;
-    k->counters[CNT_to_rs + dir]++;
+    enum verdict verdict = leave(k, p, c, dir, hop, word, narrow);
     stage_mark(clock, STAGE_NEIGHBOUR);
-    return VERDICT_TX;
+    return verdict;
 }
 __attribute__((noinline)) static enum verdict forward_wide(struct core *k, struct packet *p, u32 index, enum direction dir,
                                                            struct stage_clock *clock)

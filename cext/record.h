@@ -39,7 +39,17 @@ enum conn_flag {
     CONN_ACTIVE = 16,     /* counted as active, else as inactive */
     CONN_FIRST_LOOK = 64, /* the wheel still has the entry made at opening */
     CONN_FINISHED = 32,   /* both sides have closed and the last FIN is acknowledged: its local port may be reused */
-    CONN_DOUBT = 128,     /* a segment said that it may be over: ask the RS when both sides stay silent */
+    CONN_MARKED = 128,    /* the RS is still to be told the client's address: see marks and clientaddr.h */
+};
+
+/* How the RS is told who the client is, and how far that is. */
+enum conn_mark {
+    MARK_MODE = 7,     /* FNAT_CLIENT_ADDR_* of the service when the connection opened */
+    MARK_PROXY = 4,    /* part of the mode: bytes are inserted into a stream */
+    MARK_INSECURE = 8, /* the client may bring a PROXY header of its own */
+    MARK_SENT = 16,    /* the header went to the RS */
+    MARK_ACKED = 32,   /* the RS has it all; its length is part of dseq */
+    MARK_DOUBT = 128,  /* of another matter: a segment said that the connection may be over; ask the RS when both sides stay silent */
 };
 
 struct conn_counts {
@@ -75,6 +85,7 @@ struct conn {
     union {
         u32 dseq_client; /* added to the RS's sequence numbers; unused while half open */
         u32 half_prev;
+        u32 replaced; /* bytes of the client's stream that the inserted ones stand for; unused while half open */
     };
     u32 dts;         /* added to the client's timestamps */
     u32 next_seq[2]; /* highest sequence number sent + 1, by direction, in the sender's own numbers */
@@ -84,7 +95,7 @@ struct conn {
     };
     struct conn_counts counts6;
     u8 bytes_high[2], window_log2[2]; /* window: by direction, the largest that the receiver can open */
-    u8 insertion_len, phase;
+    u8 insertion_len, marks;          /* bytes inserted, or packets that told; enum conn_mark */
     u16 sync;
 } cache_aligned;
 
@@ -96,6 +107,14 @@ static inline bool conn_live(const struct conn *c) { return c->gen & 1; }
 /* One datagram of a one-packet service: only answers find it, the client's next datagram does not. */
 static inline bool conn_one_packet(const struct conn *c) { return c->state == UDP_NONE || c->state == UDP_LAST; }
 static inline struct conn_counts *conn_counts(struct conn *c) { return likely(c->families == FAMILIES_44) ? &c->a.v4.counts : &c->counts6; }
+
+enum { CONN_INSERTION_MOST = 107 }; /* bytes */
+/* What the numbers of the client's end of stream are shifted by beyond dseq: an inserted header that the RS has not yet acknowledged. */
+static inline u32 conn_inserted(const struct conn *c)
+{
+    bool under_way = (c->marks & (MARK_PROXY | MARK_SENT | MARK_ACKED)) == (MARK_PROXY | MARK_SENT) && c->flags & CONN_MARKED;
+    return under_way ? c->insertion_len - c->replaced : 0;
+}
 
 /* Family of the packets that come in in this direction. */
 static inline u8 conn_family(const struct conn *c, u32 dir) { return dir == TO_RS ? c->families & 15 : c->families >> 4; }

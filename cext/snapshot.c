@@ -362,13 +362,33 @@ static void forget_unpublished(struct fnat_plane *p, struct snapshot_builder *b,
 
 static bool is_family(u8 family) { return family == 4 || family == 6; }
 
+/* TOA and PROXY v1 are for TCP, UOA for UDP; a client's own header is a matter of PROXY only. */
+static bool is_client_addr(u8 how, u8 proto)
+{
+    switch (how) {
+    case FNAT_CLIENT_ADDR_NONE:
+    case FNAT_CLIENT_ADDR_PROXY_V2:
+    case FNAT_CLIENT_ADDR_PROXY_V2 | FNAT_CLIENT_ADDR_INSECURE:
+        return true;
+    case FNAT_CLIENT_ADDR_TOA:
+    case FNAT_CLIENT_ADDR_PROXY_V1:
+    case FNAT_CLIENT_ADDR_PROXY_V1 | FNAT_CLIENT_ADDR_INSECURE:
+        return proto == PROTO_TCP;
+    case FNAT_CLIENT_ADDR_UOA_OPP:
+    case FNAT_CLIENT_ADDR_UOA_IPO:
+        return proto == PROTO_UDP;
+    default:
+        return false;
+    }
+}
+
 int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *svc, const struct fnat_member_spec *members, const u16 *lips)
 {
     struct snapshot_builder *b = builder_of(p);
     if (!b)
         return -ENOMEM;
     if (svc->id >= p->config.services || !is_family(svc->family) || (svc->proto != PROTO_TCP && svc->proto != PROTO_UDP) || !svc->vport ||
-        svc->sched > FNAT_SCHED_WRR || svc->n_members > 65535 || svc->n_lips > 65535)
+        svc->sched > FNAT_SCHED_WRR || svc->n_members > 65535 || svc->n_lips > 65535 || !is_client_addr(svc->client_addr, svc->proto))
         return -EINVAL;
     for (u32 i = 0; i < svc->n_members; i++)
         if (members[i].id >= p->config.members || !is_family(members[i].family) || !members[i].rport)
@@ -381,7 +401,7 @@ int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *s
     struct snap_service *s = (struct snap_service *)(p->snapshots + (u64)at * 64);
     memcpy(s->vip, svc->vip, 16);
     s->id = svc->id, s->vport = be16(svc->vport), s->family = svc->family, s->proto = svc->proto;
-    s->sched = svc->sched, s->no_rs = svc->no_rs, s->flags = svc->flags;
+    s->sched = svc->sched, s->no_rs = svc->no_rs, s->flags = svc->flags, s->client_addr = svc->client_addr;
     s->conn_timeout = svc->conn_timeout, s->half_open = svc->half_open;
     s->n_members = svc->n_members, s->n_lips = svc->n_lips;
     /* Members that left the list stop being usable; they keep counting for this service. */

@@ -25,7 +25,7 @@ struct snap_service {
     u8 vip[16];
     u32 id;
     u16 vport; /* network order */
-    u8 family, proto, sched, no_rs, flags, pad;
+    u8 family, proto, sched, no_rs, flags, client_addr;
     u32 conn_timeout; /* seconds, 0: general */
     u32 half_open;
     u32 n_members, n_lips;

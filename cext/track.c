@@ -144,7 +144,7 @@ static u8 follow_reset(struct conn *c, enum direction dir, const struct segment 
     if (!behind || (behind == 1 && c->state != TCP_EST))
         return table[dir][EVENT_RST][c->state];
     if (lives(c) && within_window(c, dir, s->seq))
-        c->flags |= CONN_DOUBT;
+        c->marks |= MARK_DOUBT;
     return c->state;
 }
 
@@ -157,18 +157,18 @@ static u8 follow_syn(struct conn *c, enum direction dir, const struct segment *s
             c->next_seq[TO_RS] = s->end; /* the first one, or the one that the RS will answer now */
             c->window_log2[TO_CLIENT] = (u8)max_u32(c->window_log2[TO_CLIENT], window_in(p));
         } else if (c->state != TCP_SYN_RECV && lives(c))
-            c->flags |= CONN_DOUBT;
+            c->marks |= MARK_DOUBT;
         return c->state;
     }
     if (!(s->flags & TCP_ACK))
         return c->state;
-    bool anew = c->state != TCP_SYN_RECV && lives(c) && c->flags & CONN_DOUBT;
+    bool anew = c->state != TCP_SYN_RECV && lives(c) && c->marks & MARK_DOUBT;
     if (!anew && (c->state != TCP_SYN_RECV || !acknowledges(c, TO_RS, s->ack)))
         return c->state;
     if (c->flags & CONN_SYNACK_SEEN && !anew && acknowledges(c, TO_CLIENT, s->end))
         return c->state; /* once more */
     c->flags |= CONN_SYNACK_SEEN;
-    c->flags &= (u8)~CONN_DOUBT;
+    c->marks &= (u8)~MARK_DOUBT;
     c->next_seq[TO_CLIENT] = s->end;
     c->next_seq[TO_RS] = s->ack;
     settle_windows(c, p);

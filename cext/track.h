@@ -9,7 +9,7 @@
 enum { TRACK_WINDOW_MOST = 30, TRACK_WINDOW_PLAIN = 16 };
 
 /* Follow a segment that is not plain data of an established connection: its numbers, then the state. Sets CONN_SYNACK_SEEN,
- * CONN_DOUBT and window_log2; returns the next state. The packet is counted already. */
+ * MARK_DOUBT and window_log2; returns the next state. The packet is counted already. */
 u8 track_follow(struct conn *c, enum direction dir, const struct packet *p);
 /* The SYN that opens a connection: what its sender can take. */
 void track_opens(struct conn *c, const struct packet *p);

@@ -210,18 +210,21 @@ class Plane:
         one_packet: bool = False,
         conn_timeout: int = 0,
         half_open: int = 0,
+        client_addr: str = "none",
         members: list[tuple[int, str, int, int]] = ...,
         lips: list[int] = ...,
     ) -> None:
-        """members: (member id, rip, rport, weight); lips: address ids."""
+        """members: (member id, rip, rport, weight); lips: address ids; client_addr: how the RSs learn the client's
+        address, "none", "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", the last two also with "-insecure".
+        EINVAL one that the protocol cannot have."""
     def del_service(self, id: int) -> None: ...
     def put_address(self, id: int, addr: str, kind: str, port: int) -> None:
         """Add or replace one owned address; kind is "vip", "lip" or "vip+lip",
         with "+served" behind it while a service on the VIP has a usable RS."""
     def del_address(self, id: int) -> None: ...
     def put_addresses(self, addresses: list[tuple[int, str, str, int]]) -> None:
-        """The whole list of (address id, address, kind, port id); kind is "vip", "lip" or "vip+lip",
-        with "+served" behind it while a service on the VIP has a usable RS."""
+        """The whole list of (address id, address, kind, port id); kind is "vip", "lip" or "vip+lip", with "+served"
+        behind it while a service on the VIP has a usable RS."""
     def put_routes(self, routes: list[tuple[str, str, str, int, int, int, str]]) -> None:
         """The whole list of (prefix "10.0.0.0/8", gateway or "", src or "", port id, mtu, metric, kind).
 

@@ -18,6 +18,8 @@ cdef extern from "<arpa/inet.h>" nogil:
 cdef extern from "fnat.h" nogil:
     enum: FNAT_PORTS, FNAT_STATES, FNAT_NAME, FNAT_ANON, FNAT_FRESH
     enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT, FNAT_SVC_ONE_PACKET
+    enum: FNAT_CLIENT_ADDR_NONE, FNAT_CLIENT_ADDR_TOA, FNAT_CLIENT_ADDR_UOA_OPP, FNAT_CLIENT_ADDR_UOA_IPO
+    enum: FNAT_CLIENT_ADDR_PROXY_V1, FNAT_CLIENT_ADDR_PROXY_V2, FNAT_CLIENT_ADDR_INSECURE
     enum: FNAT_ADDR_VIP, FNAT_ADDR_LIP, FNAT_ADDR_SERVED, FNAT_ECHO_ALWAYS, FNAT_ECHO_SERVED, FNAT_ROUTE_UNICAST, FNAT_ROUTE_HOST, FNAT_ROUTE_UNREACHABLE
     enum: FNAT_FLOWS, FNAT_STEER_MASK, FNAT_STEER_RSS, FNAT_STEER_SLOTS, FNAT_STEER_KEY, FNAT_STEER_NOTE
     enum: FNAT_PORT_UP, FNAT_PORT_EXCLUSIVE, FNAT_UNSERVED_DROP, FNAT_UNSERVED_RESET, FNAT_NEIGH_STATIC
@@ -44,7 +46,7 @@ cdef extern from "fnat.h" nogil:
         uint8_t vip[16]
         uint32_t id
         uint16_t vport
-        uint8_t family, proto, sched, no_rs, flags
+        uint8_t family, proto, sched, no_rs, flags, client_addr
         uint32_t conn_timeout, half_open, n_members, n_lips
     struct fnat_address_spec:
         uint8_t addr[16]
@@ -350,6 +352,16 @@ ROUTE_KINDS = {"unicast": FNAT_ROUTE_UNICAST, "host": FNAT_ROUTE_HOST, "unreacha
 ADDR_KINDS = {"vip": FNAT_ADDR_VIP, "lip": FNAT_ADDR_LIP, "vip+lip": FNAT_ADDR_VIP | FNAT_ADDR_LIP}
 ADDR_KINDS |= {kind + "+served": bits | FNAT_ADDR_SERVED for kind, bits in ADDR_KINDS.items()}
 SCHEDULERS = {"rr": FNAT_SCHED_RR, "wrr": FNAT_SCHED_WRR}
+CLIENT_ADDRS = {
+    "none": FNAT_CLIENT_ADDR_NONE,
+    "toa": FNAT_CLIENT_ADDR_TOA,
+    "uoa-opp": FNAT_CLIENT_ADDR_UOA_OPP,
+    "uoa-ipo": FNAT_CLIENT_ADDR_UOA_IPO,
+    "proxy-v1": FNAT_CLIENT_ADDR_PROXY_V1,
+    "proxy-v2": FNAT_CLIENT_ADDR_PROXY_V2,
+    "proxy-v1-insecure": FNAT_CLIENT_ADDR_PROXY_V1 | FNAT_CLIENT_ADDR_INSECURE,
+    "proxy-v2-insecure": FNAT_CLIENT_ADDR_PROXY_V2 | FNAT_CLIENT_ADDR_INSECURE,
+}
 
 
 cdef int put_rule(fnat_steering_spec *to, rule) except -1:
@@ -487,7 +499,7 @@ cdef class Plane:
         check(fnat_put_port(self.handle(), &spec), f"port {name} (id {id}, mtu {mtu})")
 
     def put_service(self, id, vip, vport, proto, *, scheduler="rr", no_rs_reset=False, expire_quiescent=False, one_packet=False, conn_timeout=0,
-                    half_open=0, members=(), lips=()):
+                    half_open=0, client_addr="none", members=(), lips=()):
         cdef fnat_service_spec s
         cdef fnat_member_spec *m = NULL
         cdef uint16_t *l = NULL
@@ -496,6 +508,7 @@ cdef class Plane:
         s.id, s.vport, s.proto, s.sched = id, vport, proto, SCHEDULERS[scheduler]
         s.no_rs = FNAT_NO_RS_RESET if no_rs_reset else FNAT_NO_RS_DROP
         s.flags = (FNAT_SVC_EXPIRE_QUIESCENT if expire_quiescent else 0) | (FNAT_SVC_ONE_PACKET if one_packet else 0)
+        s.client_addr = CLIENT_ADDRS[client_addr]
         s.conn_timeout, s.half_open, s.n_members, s.n_lips = conn_timeout, half_open, len(members), len(lips)
         m = <fnat_member_spec *>calloc(len(members) + 1, sizeof(fnat_member_spec))
         l = <uint16_t *>calloc(len(lips) + 1, sizeof(uint16_t))
@@ -507,7 +520,7 @@ cdef class Plane:
                 m[i].id, m[i].rport, m[i].weight = member, rport, weight
             for i, lip in enumerate(lips):
                 l[i] = lip
-            check(fnat_put_service(self.handle(), &s, m, l), f"service {vip}:{vport}")
+            check(fnat_put_service(self.handle(), &s, m, l), f"service {vip}:{vport}, client address {client_addr}")
         finally:
             free(m)
             free(l)

@@ -26,6 +26,7 @@ from fnat import addresses as words
 from fnat import plan
 from fnat.errors import ChangeError, ConfigError
 from fnat.model import (
+    CLIENT_ADDRS,
     MAX_SECONDS,
     Address,
     Config,
@@ -59,6 +60,7 @@ _SERVICE_KEYS = (
     "no_rs",
     "conn_timeout",
     "expire_quiescent",
+    "client_addr",
     "one_packet",
     "limits",
     "lips",
@@ -70,12 +72,13 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "host.timeouts": (*Timeouts.model_fields, *_SHORTHANDS),
     "service.*": _SERVICE_KEYS,
     "service.*.limits": ("half_open",),
+    "service.*.client_addr": ("tcp", "udp"),
     "service.*.rs.*": ("weight",),
     "node.*.*": ("nic", "mac"),
 }
 _LATER: dict[str, tuple[str, ...]] = {
     "": ("ha",),
-    "service.*": ("client_addr", "check", "panic", "persist"),
+    "service.*": ("check", "panic", "persist"),
     "service.*.limits": ("conns", "new_per_s", "per_client"),
     "service.*.rs.*": ("role",),
     "node.*.*": ("pci",),
@@ -387,6 +390,7 @@ class _Reader:
             fields["half_open"] = self.count(f"{path}.limits.half_open", limits["half_open"])
         if "conn_timeout" in table:
             fields["conn_timeout"] = self.seconds(f"{path}.conn_timeout", table["conn_timeout"], 0)
+        told = self.client_addr(f"{path}.client_addr", table.get("client_addr", "none"))
         servers = tuple(self.servers(f"{path}.rs", self.table(f"{path}.rs", table.get("rs", {}))))
         there = {words.family(lip.addr) for lip in lips}
         for server in servers:
@@ -403,10 +407,30 @@ class _Reader:
                     self.build(
                         Service,
                         path,
-                        {"proto": proto, "vip": vip, "vport": vport, "lips": lips, "servers": servers, **fields},
+                        {
+                            "proto": proto,
+                            "vip": vip,
+                            "vport": vport,
+                            "lips": lips,
+                            "servers": servers,
+                            **fields,
+                            "client_addr": told.get(proto, "none"),
+                        },
                     ),
                     port,
                 )
+
+    def client_addr(self, path: str, value: object) -> dict[str, str]:
+        """One word for all protocols of the service, or { tcp = …, udp = … }."""
+        told: dict[str, Any] = value if isinstance(value, dict) else dict.fromkeys(CLIENT_ADDRS, value)
+        self.keys(path, told, "service.*.client_addr")
+        for proto, how in told.items():
+            if not isinstance(how, str) or not any(how in words for words in CLIENT_ADDRS.values()):
+                every = dict.fromkeys(word for words in CLIENT_ADDRS.values() for word in words)
+                self.fail("FN-1104", path, f"{how!r} is not known", f"allowed: {', '.join(every)}")
+            if isinstance(value, dict) and how not in CLIENT_ADDRS[proto]:
+                self.fail("FN-1104", path, f"{how!r} is not for {proto}", f"allowed: {', '.join(CLIENT_ADDRS[proto])}")
+        return told
 
     def servers(self, path: str, table: dict[str, Any]) -> Iterable[RealServer]:
         seen = set()
@@ -595,6 +619,8 @@ def _dump_service(service: Service, port: str | None, all_lips: tuple[LocalAddre
         f"conn_timeout = {service.conn_timeout}",
     ]
     lines.append(f"expire_quiescent = {str(service.expire_quiescent).lower()}")
+    if service.client_addr != "none":
+        lines.append(f'client_addr = "{service.client_addr}"')
     if service.one_packet:
         lines.append("one_packet = true")
     if service.half_open is not None:

@@ -604,6 +604,7 @@ class Engine:
             "one_packet": service.one_packet,
             "conn_timeout": service.conn_timeout,
             "half_open": max(64, half_open // self._info["workers"]) if half_open else 0,
+            "client_addr": service.client_addr,
             "members": members,
             "lips": self._lips_in_use(service),
         }
@@ -766,6 +767,7 @@ class Engine:
             expire_quiescent=service.expire_quiescent,
             one_packet=service.one_packet,
             half_open=service.half_open,
+            client_addr=service.client_addr,
             stats=stats,
             rate=rate,
             lips=[],

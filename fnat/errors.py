@@ -42,6 +42,7 @@ CODES: dict[str, str] = {
     "FN-1305": "The data plane is not there.",
     "FN-1306": "The XDP program refused an address.",
     "FN-1307": 'A NIC cannot hold the flow rules of its local addresses (steering = "ntuple").',
+    "FN-1401": "A test did not show what it should.",
     "FN-1309": "An unexpected failure inside fnat.",
 }
 

@@ -28,6 +28,14 @@ HALF_OPEN_DEFAULT = 16_384  # half-open connections of a service over all worker
 Proto = Literal["tcp", "udp"]
 Scheduler = Literal["rr", "wrr"]
 NoRs = Literal["drop", "reset"]
+ClientAddr = Literal[
+    "none", "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", "proxy-v1-insecure", "proxy-v2-insecure"
+]
+CLIENT_ADDRS: dict[str, tuple[str, ...]] = {
+    "tcp": ("none", "toa", "proxy-v1", "proxy-v2", "proxy-v1-insecure", "proxy-v2-insecure"),
+    "udp": ("none", "uoa-opp", "uoa-ipo", "proxy-v2", "proxy-v2-insecure"),
+}
+"""How a service can tell its servers the client's address, by protocol."""
 Scope = Literal["host", "link", "global", "kni_host"]
 
 
@@ -112,10 +120,30 @@ class ServiceRef(Frozen):
     def key(self) -> Key:
         return Key(self.proto, self.vip, self.vport)
 
+
+class Shape(ServiceRef):
+    """Names a service and says how it works. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only):
+    every datagram is scheduled anew."""
+
+    scheduler: Scheduler = "wrr"
+    conn_timeout: Seconds = 0
+    no_rs: NoRs = "drop"
+    expire_quiescent: bool = False
+    one_packet: bool = False
+    half_open: HalfOpen | None = None
+    client_addr: ClientAddr = "none"
+
     @model_validator(mode="after")
     def _one_packet_is_udp(self) -> Self:
-        if getattr(self, "one_packet", False) and self.proto != "udp":
+        if self.one_packet and self.proto != "udp":
             raise ValueError("one_packet is for UDP services only")
+        return self
+
+    @model_validator(mode="after")
+    def _protocol_can_tell(self) -> Self:
+        if self.client_addr not in CLIENT_ADDRS[self.proto]:
+            can = ", ".join(CLIENT_ADDRS[self.proto])
+            raise ValueError(f"client_addr {self.client_addr!r} is not for {self.proto}; allowed: {can}")
         return self
 
 
@@ -138,16 +166,10 @@ class LocalAddress(Frozen):
     port: PortName
 
 
-class Service(ServiceRef):
-    """A VIP:port with its RSs and LIPs. RSs may be of another family than the VIP, and of both; each family needs LIPs.
-    half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only): every datagram is scheduled anew."""
+class Service(Shape):
+    """A VIP:port with its RSs and LIPs. RSs may be of another family than the VIP, and of both; each family needs
+    LIPs."""
 
-    scheduler: Scheduler = "wrr"
-    conn_timeout: Seconds = 0
-    no_rs: NoRs = "drop"
-    expire_quiescent: bool = False
-    one_packet: bool = False
-    half_open: HalfOpen | None = None
     lips: tuple[LocalAddress, ...] = ()
     servers: tuple[RealServer, ...] = ()
 
@@ -477,26 +499,14 @@ class Config(Frozen):
 # ---- how they change it ----
 
 
-class ServiceAdd(ServiceRef):
+class ServiceAdd(Shape):
     op: Literal["service.add"] = "service.add"
-    scheduler: Scheduler = "wrr"
-    conn_timeout: Seconds = 0
-    no_rs: NoRs = "drop"
-    expire_quiescent: bool = False
-    one_packet: bool = False
-    half_open: HalfOpen | None = None
 
 
-class ServiceSet(ServiceRef):
+class ServiceSet(Shape):
     """Only the fields that are given change."""
 
     op: Literal["service.set"] = "service.set"
-    scheduler: Scheduler = "wrr"
-    conn_timeout: Seconds = 0
-    no_rs: NoRs = "drop"
-    expire_quiescent: bool = False
-    one_packet: bool = False
-    half_open: HalfOpen | None = None
 
 
 class ServiceDel(ServiceRef):
@@ -750,6 +760,7 @@ class ServiceView(TypedDict):
     expire_quiescent: bool
     one_packet: bool
     half_open: int | None
+    client_addr: str
     stats: StatsView
     rate: RateView
     lips: list[LipView]

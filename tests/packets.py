@@ -15,7 +15,7 @@ import struct
 from dataclasses import dataclass, field
 
 ETH_IP4, ETH_ARP, ETH_IP6 = 0x0800, 0x0806, 0x86DD
-ICMP, TCP, UDP, ICMP6 = 1, 6, 17, 58
+ICMP, TCP, UDP, ICMP6, UOA = 1, 6, 17, 58, 248
 HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION = 0, 43, 44, 60  # IPv6 extension headers, RFC 8200
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 DF, MF = 0x4000, 0x2000
@@ -416,6 +416,8 @@ class Frame:
     checksum: int = 0
     ts: tuple[int, int] | None = None
     sack: list[tuple[int, int]] = field(default_factory=list)
+    toa: bytes = b""  # TCP option 254
+    uoa: bytes = b""  # header of IP protocol 248
     payload: bytes = b""
     icmp_type: int = -1
     icmp_code: int = -1
@@ -445,6 +447,10 @@ def read(raw: bytes) -> Frame:
         f.l4 = 14 + (raw[14] & 15) * 4
     else:
         return f
+    if f.proto == UOA:
+        size = struct.unpack_from("!H", raw, f.l4 + 2)[0]
+        f.uoa, f.proto = raw[f.l4 : f.l4 + size], raw[f.l4 + 1]
+        f.l4 += size
     body = raw[f.l4 : 14 + f.total]
     if f.proto == TCP:
         f.sport, f.dport, f.seq, f.ack, offset, f.flags, f.window, f.checksum = struct.unpack_from("!HHIIBBHH", body)
@@ -453,6 +459,8 @@ def read(raw: bytes) -> Frame:
         for kind, at, size in tcp_options(body[20:header]):
             if kind == 8 and size == 10:
                 f.ts = struct.unpack_from("!II", body, 20 + at + 2)
+            elif kind == 254:
+                f.toa = body[20 + at : 20 + at + size]
             elif kind == 5:
                 f.sack = [struct.unpack_from("!II", body, 20 + at + 2 + 8 * i) for i in range((size - 2) // 8)]
     elif f.proto == UDP:
@@ -515,6 +523,9 @@ def faults(raw: bytes) -> list[str]:
         if residue(packet[:ihl]) != 0:
             out.append("IPv4 header checksum")
         body, proto = packet[ihl:total], packet[9]
+        if proto == UOA:
+            size = struct.unpack_from("!H", body, 2)[0]
+            body, proto = body[size:], body[1]
         if struct.unpack_from("!H", packet, 6)[0] & 0x3FFF:
             return out
         src, dst = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])

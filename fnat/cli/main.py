@@ -328,6 +328,48 @@ def capacity(conns: int, rs: int, cps: int, workers: int | None) -> None:
     say_json(row) if settings().json else say(show.capacity(row))
 
 
+@fnat.group(cls=Tree)
+def test() -> None:
+    """Prove from outside that a service does what it should."""
+
+
+@test.command("client-addr")
+@click.argument("service", metavar="VIP:PORT|RIP:PORT")
+@click.option("--listen", is_flag=True, help="On a real server, in the application's place: answer who the client is.")
+@click.option("--proto", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True, help="Of the client.")
+@click.option("--seconds", type=click.FloatRange(0.1), help="How long to listen (for ever) or to wait (3).")
+def test_client_addr(service: str, listen: bool, proto: str, seconds: float | None) -> None:
+    """What a real server learns of its clients.
+
+    Run it with --listen RIP:PORT on a real server, then with VIP:PORT on a client: the client goes through the service
+    and compares what the server saw with its own address. --listen reads TOA, UOA, the IPv4 option and PROXY headers;
+    it needs root, nothing else of fnat, and the port free."""
+    from fnat import proof
+
+    host, colon, port = service.rpartition(":")
+    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise Usage(f"{service!r} is not ADDRESS:PORT", "write it like 192.0.2.10:80 or [2001:db8::1]:80")
+    host = host.strip("[]")
+    try:
+        if listen:
+            proof.Listener(host, int(port)).serve(seconds)
+            return
+        seen, own = proof.ask(proto, host, int(port), seconds or 3.0)
+    except OSError as error:
+        fix = "it needs root and a free port of this host" if listen else "is `--listen` running on every server?"
+        raise FnatError("FN-1401", f"{service}: {error.strerror or error}", fix) from None
+    except ValueError as error:
+        message = f"{service}: the server answered {str(error)!r}"
+        raise FnatError("FN-1401", message, "run `fnat test client-addr --listen` in the application's place") from None
+    if (seen.addr, seen.port) != own:
+        how = "nothing tells it" if seen.how == "peer" else f"by {seen.how}"
+        message = f"the server sees {seen.addr} port {seen.port} ({how}), the client is {own[0]} port {own[1]}"
+        raise FnatError(
+            "FN-1401", message, "see client_addr of the service; address translation in front also shows so"
+        )
+    say(f"the server sees {seen.addr} port {seen.port}, by {seen.how}: right\n")
+
+
 @fnat.command("help")
 @click.argument("code", metavar="CODE")
 def explain_code(code: str) -> None:

@@ -20,7 +20,7 @@ from fnat.cli import pick, say, say_json, say_json_rows, show
 from fnat.client import Client
 from fnat.grammar import Change, Row, address, endpoint, family_of_default, mac, network, number, prefix, split
 from fnat.grammar.dpip import SCOPES
-from fnat.grammar.ipvsadm import SCHEDULERS
+from fnat.grammar.ipvsadm import CLIENT_ADDRS, SCHEDULERS
 from fnat.model import ServiceView
 
 PAGE = 8192  # connections asked for at a time
@@ -177,6 +177,11 @@ def service_show(proto: str | None, service: str | None) -> None:
 
 def _shape(function: F) -> F:
     for option in (
+        click.option(
+            "--client-addr",
+            type=click.Choice(sorted({word for words in CLIENT_ADDRS.values() for word in words})),
+            help="How servers learn the client's address; none when left out.",
+        ),
         click.option("--half-open", type=click.IntRange(0, 2**31 - 1), help="Most half-open connections; 0: no limit."),
         click.option(
             "--expire-quiescent/--keep-quiescent",

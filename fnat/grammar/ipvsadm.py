@@ -7,7 +7,10 @@ names the options it reads, so that an option without effect is an error.
 Different from DPVS on purpose: `-lnc` shows the time that is left, `--rate` is true, service counters survive the
 removal of a server, `-S` loses nothing, `-R` is all or nothing, weights up to 65535 are real, the scheduler is wrr when
 none is given, `-lnc` may be narrowed to a service, addresses are always numeric. Own options: `--json`, `--no-rs`,
-`--half-open`.
+`--half-open`, `--client-addr`.
+
+As in DPVS a TCP service made here tells its servers the client's address by TOA unless it says otherwise; a UDP service
+tells nothing unless it is asked to, because a server without uoa.ko cannot read the first datagrams then.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ _FLAGS = """
 """
 _VALUED = """
     t/tcp-service u/udp-service r/real-server w/weight s/scheduler z/local-address F/ifname -/conn-timeout -/no-rs
-    -/half-open -/cpu -/sockpair
+    -/half-open -/client-addr -/cpu -/sockpair
     k/blklst 2/whtlst -/start-daemon -/stop-daemon -/sctp-service q/icmp-service 1/icmpv6-service f/fwmark-service
     H/match M/netmask x/u-threshold y/l-threshold j/synproxy -/hash-target -/proxy-protocol -/dest-check -/pe
     -/mcast-interface -/syncid
@@ -76,13 +79,11 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "synproxy": ("the SYN proxy is not in fnat", "leave it out and limit half-open connections with --half-open"),
     "hash-target": ("hashing schedulers are not in fnat", "leave it out and use -s rr or -s wrr"),
     "quic": ("QUIC server routing is not in fnat", "leave it out"),
-    "proxy-protocol": ("the PROXY protocol is not in fnat", "leave it out or say disable"),
     "dest-check": ("passive health checks are not in fnat", "leave it out or say disable"),
 }  # fmt: skip
 # What switches a refused option off is what fnat does anyway.
 _OFF = {
     "synproxy": "disable",
-    "proxy-protocol": "disable",
     "dest-check": "disable",
     "u-threshold": "0",
     "l-threshold": "0",
@@ -90,6 +91,9 @@ _OFF = {
 
 _SERVICE = {"tcp-service", "udp-service"}
 _SHAPE = {"scheduler", "conn-timeout", "expire-quiescent", "ops", "no-rs", "half-open"}
+_SHAPE |= {"proxy-protocol", "client-addr"}
+_PROXY = ("disable", "v1", "v2", "v1-insecure", "v2-insecure")
+DEFAULT_CLIENT_ADDR = {"tcp": "toa", "udp": "none"}
 _READS: dict[str, set[str]] = {
     "add-service": _SERVICE | _SHAPE,
     "edit-service": _SERVICE | _SHAPE,
@@ -109,6 +113,10 @@ _READS: dict[str, set[str]] = {
     "version": set(),
 }
 SCHEDULERS = ("rr", "wrr")
+CLIENT_ADDRS = {
+    "tcp": ("none", "toa", "proxy-v1", "proxy-v2", "proxy-v1-insecure", "proxy-v2-insecure"),
+    "udp": ("none", "uoa-opp", "uoa-ipo", "proxy-v2", "proxy-v2-insecure"),
+}
 
 
 @dataclass(frozen=True)
@@ -261,7 +269,25 @@ def _shape(options: dict[str, str]) -> Change:
             raise Usage(f"--no-rs {options['no-rs']} is unknown", "say drop or reset")
     if "half-open" in options:
         fields["half_open"] = number(options["half-open"], "--half-open", 0, 2**31 - 1)
+    if told := _client_addr(options):
+        fields["client_addr"] = told
     return fields
+
+
+def _client_addr(options: dict[str, str]) -> str:
+    """How the servers learn the client's address; "" when nothing is said."""
+    proto = "udp" if "udp-service" in options else "tcp"
+    word, told = options.get("proxy-protocol"), options.get("client-addr", "")
+    if word is not None:
+        if told:
+            raise Usage("--proxy-protocol and --client-addr given", "give one of them")
+        if word not in _PROXY:
+            raise Usage(f"--proxy-protocol {word} is unknown", f"say one of {', '.join(_PROXY)}")
+        told = DEFAULT_CLIENT_ADDR[proto] if word == "disable" else f"proxy-{word}"
+    if told and told not in CLIENT_ADDRS[proto]:
+        shown = f"--client-addr {told}" if word is None else f"--proxy-protocol {word}"
+        raise Usage(f"{shown} is not for {proto.upper()} services", f"allowed: {', '.join(CLIENT_ADDRS[proto])}")
+    return told
 
 
 def _change(command: str, service: Change | None, options: dict[str, str]) -> Change:
@@ -271,7 +297,8 @@ def _change(command: str, service: Change | None, options: dict[str, str]) -> Ch
         return {"op": "service.zero", **(service or {"proto": None, "vip": None, "vport": None})}
     assert service is not None
     if command == "add-service":
-        return {"op": "service.add", **service, "scheduler": "wrr", **_shape(options)}
+        told = {"client_addr": "toa"} if service["proto"] == "tcp" else {}
+        return {"op": "service.add", **service, "scheduler": "wrr", **told, **_shape(options)}
     if command == "edit-service":
         if not (fields := _shape(options)):
             raise Usage("nothing to edit", "give what shall change, such as -s rr or --conn-timeout 3600")
@@ -345,6 +372,7 @@ Usage: fnat-ipvsadm COMMAND [OPTIONS]      the FullNAT part of DPVS's ipvsadm
 
   -A --add-service     SERVICE [-s SCHED] [-o] [--conn-timeout SEC] [--expire-quiescent] [--no-rs drop|reset]
                        [--half-open N]
+                       [--proxy-protocol disable|v1|v2|v1-insecure|v2-insecure | --client-addr none|toa|uoa-opp|uoa-ipo]
   -E --edit-service    SERVICE, and only what shall change
   -D --delete-service  SERVICE
   -C --clear           delete all services
@@ -369,6 +397,7 @@ and may be left out.
 -o --ops: UDP only; every datagram of a client goes to a server chosen anew.
 --no-rs: a SYN when no server is usable is dropped or answered with RST.
 --half-open: most half-open connections, 0 = no limit.
+--client-addr: how servers learn the client's address; TCP: toa when left out, UDP: none.
 Addresses are always printed as numbers, with or without -n. -lnc shows the seconds left; its [N] is the worker.
 The environment variable FNAT_SOCKET names the socket of another fnat.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 fnat is not running.
@@ -412,7 +441,16 @@ def _flags(service: Row) -> str:
     flags += f" conn-timeout {service['conn_timeout']}" if service.get("conn_timeout") else ""
     flags += " expire-quiescent" if service.get("expire_quiescent") else ""
     flags += " no-rs reset" if service.get("no_rs") == "reset" else ""
+    if told := _told(service):
+        flags += f" pp{told.removeprefix('proxy-')}" if told.startswith("proxy-") else f" client-addr {told}"
     return flags + (f" half-open {service['half_open']}" if service.get("half_open") is not None else "")
+
+
+def _told(service: Row) -> str:
+    """How the servers learn the client's address; "" when it is as usual for the protocol."""
+    usual = DEFAULT_CLIENT_ADDR[service["proto"]]
+    told = str(service.get("client_addr", usual))
+    return "" if told == usual else told
 
 
 def _server_line(server: Row) -> str:
@@ -467,6 +505,9 @@ def save_text(services: Iterable[Row]) -> str:
         shape += " --expire-quiescent" if service.get("expire_quiescent") else ""
         shape += " --ops" if service.get("one_packet") else ""
         shape += f" --no-rs {service['no_rs']}" if service.get("no_rs", "drop") != "drop" else ""
+        if told := _told(service):
+            word = told.removeprefix("proxy-")
+            shape += f" --proxy-protocol {word}" if word != told else f" --client-addr {told}"
         shape += f" --half-open {service['half_open']}" if service.get("half_open") is not None else ""
         lines.append(f"-A {name} -s {service['scheduler']}{shape}")
         lines += [f"-P {name} -z {lip['addr']} -F {lip['port']}" for lip in service["lips"]]

@@ -223,7 +223,14 @@ def test_json_is_what_the_api_gives(line: str, value: Any, fnat: FakeApi) -> Non
 
 
 CHANGES: list[tuple[str, dict[str, Any]]] = [
-    ("fnat-ipvsadm -A -t 10.0.0.1:80 -s rr", {"op": "service.add", **WEB, "scheduler": "rr"}),
+    (
+        "fnat-ipvsadm -A -t 10.0.0.1:80 -s rr",
+        {"op": "service.add", **WEB, "scheduler": "rr", "client_addr": "toa"},
+    ),
+    (
+        "fnat service set udp 10.0.0.1:80 --client-addr uoa-opp -q",
+        {"op": "service.set", **WEB, "proto": "udp", "client_addr": "uoa-opp"},
+    ),
     ("fnat ipvsadm -C", {"op": "service.clear"}),
     ("fnat-dpip addr flush dev dpdk0", {"op": "addr.flush", "port": "dpdk0"}),
     ("fnat dpip link set dpdk0 link down", {"op": "link.set", "port": "dpdk0", "up": False}),

@@ -17,7 +17,7 @@ WEB6 = {"proto": "tcp", "vip": "2001::1", "vport": 80}
 
 CHANGES: list[tuple[str, dict[str, Any]]] = [
     # the tutorial's one-arm and two-arm FullNAT
-    ("-A -t 192.168.100.254:80 -s rr", {"op": "service.add", **WEB, "scheduler": "rr"}),
+    ("-A -t 192.168.100.254:80 -s rr", {"op": "service.add", **WEB, "scheduler": "rr", "client_addr": "toa"}),
     (
         "-a -t 192.168.100.254:80 -r 192.168.100.2 -b",
         {"op": "server.add", "service": WEB, "rip": "192.168.100.2", "rport": 80, "weight": 1},
@@ -32,7 +32,7 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ),
     # everything else
     ("-A -u 192.168.100.253:53", {"op": "service.add", **DNS, "scheduler": "wrr"}),
-    ("-At 192.168.100.254:80 -swrr", {"op": "service.add", **WEB, "scheduler": "wrr"}),
+    ("-At 192.168.100.254:80 -swrr", {"op": "service.add", **WEB, "scheduler": "wrr", "client_addr": "toa"}),
     (
         "--add-service --tcp-service=192.168.100.254:80 --scheduler=rr --conn-timeout 7200 --expire-quiescent "
         "--no-rs reset --half-open 0",
@@ -44,12 +44,28 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
             "expire_quiescent": True,
             "no_rs": "reset",
             "half_open": 0,
+            "client_addr": "toa",
         },
     ),
     (
         "-A -t 192.168.100.254:80 -j disable --proxy-protocol disable --dest-check=disable",
-        {"op": "service.add", **WEB, "scheduler": "wrr"},
+        {"op": "service.add", **WEB, "scheduler": "wrr", "client_addr": "toa"},
     ),
+    (
+        "-A -t 192.168.100.254:80 --proxy-protocol v1-insecure",
+        {"op": "service.add", **WEB, "scheduler": "wrr", "client_addr": "proxy-v1-insecure"},
+    ),
+    (
+        "-A -t 192.168.100.254:80 --client-addr none",
+        {"op": "service.add", **WEB, "scheduler": "wrr", "client_addr": "none"},
+    ),
+    (
+        "-A -u 192.168.100.253:53 --client-addr=uoa-ipo",
+        {"op": "service.add", **DNS, "scheduler": "wrr", "client_addr": "uoa-ipo"},
+    ),
+    ("-E -u 192.168.100.253:53 --proxy-protocol v2", {"op": "service.set", **DNS, "client_addr": "proxy-v2"}),
+    ("-E -u 192.168.100.253:53 --proxy-protocol disable", {"op": "service.set", **DNS, "client_addr": "none"}),
+    ("-E -t 192.168.100.254:80 --proxy-protocol disable", {"op": "service.set", **WEB, "client_addr": "toa"}),
     ("-A -ou 192.168.100.253:53 -s rr", {"op": "service.add", **DNS, "scheduler": "rr", "one_packet": True}),
     ("-E -u 192.168.100.253:53 --ops", {"op": "service.set", **DNS, "one_packet": True}),
     ("-E -t 192.168.100.254:80 -s rr", {"op": "service.set", **WEB, "scheduler": "rr"}),
@@ -77,7 +93,7 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("-Z", {"op": "service.zero", "proto": None, "vip": None, "vport": None}),
     ("-Z -t 192.168.100.254:80", {"op": "service.zero", **WEB}),
     # DPVS's tutorial for IPv6, and IPv6 clients of IPv4 servers
-    ("-A -t [2001::1]:80 -s rr", {"op": "service.add", **WEB6, "scheduler": "rr"}),
+    ("-A -t [2001::1]:80 -s rr", {"op": "service.add", **WEB6, "scheduler": "rr", "client_addr": "toa"}),
     (
         "-a -t [2001::1]:80 -r [2001::11]:8080 -b",
         {"op": "server.add", "service": WEB6, "rip": "2001::11", "rport": 8080, "weight": 1},
@@ -156,7 +172,11 @@ REFUSED: list[tuple[str, str]] = [
     ("-A -t 10.0.0.1:80 -j enable", "-j enable: the SYN proxy is not in fnat"),
     ("-A -t 10.0.0.1:80 --quic", "--quic: QUIC server routing is not in fnat"),
     ("-A -t 10.0.0.1:80 --hash-target sip", "--hash-target: hashing schedulers are not in fnat"),
-    ("-A -t 10.0.0.1:80 --proxy-protocol v2", "--proxy-protocol v2: the PROXY protocol is not in fnat"),
+    ("-A -t 10.0.0.1:80 --proxy-protocol v3", "--proxy-protocol v3 is unknown"),
+    ("-A -u 10.0.0.1:53 --proxy-protocol v1", "--proxy-protocol v1 is not for UDP services"),
+    ("-A -u 10.0.0.1:53 --client-addr toa", "--client-addr toa is not for UDP services"),
+    ("-A -t 10.0.0.1:80 --client-addr uoa-opp", "--client-addr uoa-opp is not for TCP services"),
+    ("-A -t 10.0.0.1:80 --proxy-protocol v1 --client-addr toa", "--proxy-protocol and --client-addr given"),
     ("-A -t 10.0.0.1:80 --dest-check=default", "--dest-check default: passive health checks are not in fnat"),
     ("-A -t 10.0.0.1:80 -o", "--ops is for UDP services only; leave it out, or name the service with -u"),
     ("-a -u 10.0.0.1:80 -r 10.0.0.2 -o", "--ops means nothing with --add-server"),
@@ -449,7 +469,8 @@ def test_ipv6_stands_in_brackets_where_a_port_follows() -> None:
         "-a -t [2001:db8::1]:443 -r [2001:db8:88::30]:80 -b -w 1\n"
     )
     changes = parse_rules(saved).changes
-    assert changes[0] == {"op": "service.add", "proto": "tcp", "vip": "2001:db8::1", "vport": 443, "scheduler": "rr"}
+    name = {"proto": "tcp", "vip": "2001:db8::1", "vport": 443}
+    assert changes[0] == {"op": "service.add", **name, "scheduler": "rr", "client_addr": "toa"}
     assert [c["rip"] for c in changes[3:]] == ["192.168.88.30", "2001:db8:88::4", "2001:db8:88::30"]
     MODEL.validate_python(changes)
 
@@ -489,7 +510,7 @@ def test_what_is_saved_can_be_restored() -> None:
     )
     assert parse_rules("# all of it\n\n-C\n" + saved).changes == [
         {"op": "service.clear"},
-        {"op": "service.add", **WEB, "scheduler": "rr"},
+        {"op": "service.add", **WEB, "scheduler": "rr", "client_addr": "toa"},
         {"op": "lip.add", "service": WEB, "addr": "192.168.100.200", "port": "dpdk0"},
         {"op": "server.add", "service": WEB, "rip": "192.168.100.2", "rport": 8080, "weight": 0},
         {"op": "server.add", "service": WEB, "rip": "192.168.100.3", "rport": 80, "weight": 5},

@@ -46,6 +46,14 @@ static void report(void)
     fprintf(stderr, "frames free %u of %u\n", pool->free, pool->total);
 }
 
+static uint8_t told; /* how the next service tells RSs the client's address */
+static const uint8_t how_told[2][6] = {
+    {FNAT_CLIENT_ADDR_NONE, FNAT_CLIENT_ADDR_TOA, FNAT_CLIENT_ADDR_PROXY_V1, FNAT_CLIENT_ADDR_PROXY_V2,
+     FNAT_CLIENT_ADDR_PROXY_V1 | FNAT_CLIENT_ADDR_INSECURE, FNAT_CLIENT_ADDR_PROXY_V2 | FNAT_CLIENT_ADDR_INSECURE},
+    {FNAT_CLIENT_ADDR_NONE, FNAT_CLIENT_ADDR_UOA_OPP, FNAT_CLIENT_ADDR_UOA_IPO, FNAT_CLIENT_ADDR_PROXY_V2,
+     FNAT_CLIENT_ADDR_PROXY_V2 | FNAT_CLIENT_ADDR_INSECURE, FNAT_CLIENT_ADDR_UOA_OPP},
+};
+
 static void put_service(uint32_t id, uint8_t proto, uint16_t vport, uint16_t weight, uint8_t flags, uint32_t half_open, uint32_t lips)
 {
     struct fnat_service_spec s = {.id = id,
@@ -57,7 +65,8 @@ static void put_service(uint32_t id, uint8_t proto, uint16_t vport, uint16_t wei
                                   .half_open = half_open,
                                   .n_members = 2,
                                   .n_lips = lips,
-                                  .no_rs = flags & 1};
+                                  .no_rs = flags & 1,
+                                  .client_addr = how_told[proto == PROTO_UDP][told % 6]};
     struct fnat_member_spec m[2] = {{.id = id * 2, .rport = 8080, .weight = weight, .family = 4},
                                     {.id = id * 2 + 1, .rport = 8081, .weight = (uint16_t)(weight / 2), .family = 4}};
     const uint16_t lip = 2;
@@ -296,6 +305,7 @@ static void run(const uint8_t *p, const uint8_t *end)
             now += (uint64_t)how * (SECOND / 64);
             break;
         case 8: /* another configuration */
+            told = what / OPERATIONS;
             put_service(how & 1, how & 1 ? PROTO_UDP : PROTO_TCP, 80, n & 3, (how >> 1) & (FNAT_SVC_EXPIRE_QUIESCENT | FNAT_SVC_ONE_PACKET),
                         how >> 5, !!(n & 12));
             break;

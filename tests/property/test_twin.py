@@ -52,6 +52,7 @@ from rig import (
     WAN,
     Twin,
 )
+from telling import SIGNATURE
 
 OPERATIONS = int(os.environ.get("FNAT_PROPERTY_OPS", "0"))
 PROTOS = {0: TCP, 1: TCP, 2: UDP, 3: UDP, 4: TCP, 5: UDP}
@@ -60,6 +61,10 @@ ids = st.sampled_from(list(PROTOS))
 RSS = [RS1, RS2, RS3, RS4, RS6, RS6B]
 LATE = "10.0.0.150"  # an RS whose MAC is learned by ARP
 LATE_MAC = "02:00:00:00:01:50"
+TELLING = {
+    TCP: ["toa", "proxy-v1", "proxy-v2", "proxy-v1-insecure", "proxy-v2-insecure"],
+    UDP: ["uoa-opp", "uoa-ipo", "proxy-v2", "proxy-v2-insecure"],
+}
 GATEWAYS = [GATEWAY, "192.0.2.2", "192.0.2.3"]
 GATEWAYS6 = [GATEWAY6, "2001:db8:1::2", "2001:db8:1::3"]
 LATE6 = "fd00::150"  # likewise, by neighbour discovery
@@ -85,6 +90,30 @@ times = st.sampled_from([0.02, 0.02, 0.1, 0.1, 0.5, 0.5, 1.1, 1.1, 2.5, 3.2, 4.0
 def at_family(client: str, vip: str) -> str:
     """A client that can speak to this VIP."""
     return CLIENTS6[CLIENTS.index(client)] if wire.is6(vip) else client
+
+
+# Options of a segment: forged, full, full of padding, malformed.
+CLIENT_OPTIONS = [
+    b"",
+    b"\xfe\x08\x12\x34\1\2\3\4",
+    wire.option_timestamp(5, 6) + wire.option_sack([(1, 2), (3, 4)]),
+    wire.option_timestamp(5, 6) + wire.option_sack([(1, 2), (3, 4), (5, 6)]),
+    b"\1" * 36,
+    b"\1\1\xfe\x04\0\0" + b"\1" * 24 + b"\0\xfe\x09",
+    b"\x22\x02" * 8 + b"\1\1\x05\x7f" * 4,
+]
+# What a client's stream may begin with.
+OWN_HEADERS = [
+    b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\nGET",
+    b"PROXY TCP6 1::2 ::3:0:4 65535 1\r\n",
+    b"PROXY UNKNOWN junk\r\n...",
+    b"PROXY TCP4 1.2.3.4 5.6.7.8 09 10\r\n",
+    SIGNATURE + b"\x21\x11\0\x0c" + bytes(range(12)) + b"GET",
+    SIGNATURE + b"\x21\x21\0\x27" + bytes(range(39)),
+    SIGNATURE + b"\x20\x00\0\x00",
+    SIGNATURE + b"\x21\x11\0\xff" + bytes(255),
+    SIGNATURE + b"\x21\x11\0\x0c",
+]
 
 
 @dataclass(eq=False)
@@ -121,8 +150,9 @@ class CoreAndReference(RuleBasedStateMachine):
         conns=st.sampled_from([16, 200]),
         mtu=st.sampled_from([1500, 600]),
         lports=st.sampled_from([(1024, 65535), (5000, 5000), (65533, 65535)]),
+        telling=st.dictionaries(st.integers(0, 5), st.integers(0, 4), max_size=6),
     )
-    def begin(self, punt: bool, conns: int, mtu: int, lports: tuple[int, int]) -> None:
+    def begin(self, punt: bool, conns: int, mtu: int, lports: tuple[int, int], telling: dict[int, int]) -> None:
         self.twin = Twin(punt=punt, conns=conns, mtu=mtu, lports=lports)
         self.twin.hosts[LAN, LATE] = self.twin.hosts[LAN, LATE6] = LATE_MAC
         for i, gateway in enumerate([*GATEWAYS[1:], *GATEWAYS6[1:]]):
@@ -141,6 +171,8 @@ class CoreAndReference(RuleBasedStateMachine):
                 self.members[id].append((id * 8 + 4, RS6, 8080, 1))
                 self.members[id].append((id * 8 + 7, LATE6, 8080, 1))
             self.options[id] = {"lips": [3, 4, 6], "expire_quiescent": id > 1}
+            if id in telling:
+                self.options[id]["client_addr"] = TELLING[PROTOS[id]][telling[id] % len(TELLING[PROTOS[id]])]
             self.put(id)
 
     def put(self, id: int) -> None:
@@ -305,7 +337,8 @@ class CoreAndReference(RuleBasedStateMachine):
         options: bytes = b"",
     ) -> bytes:
         """What the RS would send: numbers of the client as the RS knows them."""
-        dseq, dts = conn.dseq or 0, conn.dts or 0
+        # What is under way to the RS in front of the stream may have arrived or not.
+        dseq, dts = conn.at_rs(0) if ack & 1 else conn.dseq or 0, conn.dts or 0
         options += wire.option_timestamp(77, flow.stamp(self.twin.now) + dts) if flow.ts is not None else b""
         if blocks:
             options += wire.option_sack(
@@ -341,7 +374,8 @@ class CoreAndReference(RuleBasedStateMachine):
         self, data: st.DataObject, n: int, sum: int | None, flags: int, ttl: int, frag: int, hold: bool
     ) -> None:
         flow = data.draw(st.sampled_from(self.flows))
-        payload = bytes(i & 255 for i in range(n))
+        payload = bytes(i & 255 for i in range(n)) if n != 101 else OWN_HEADERS[flow.client[1] % len(OWN_HEADERS)]
+        n = len(payload)
         if ttl <= 1:
             self.settle()
             hold = False
@@ -446,6 +480,51 @@ class CoreAndReference(RuleBasedStateMachine):
     @precondition(lambda self: self.flows)
     @rule(
         data=st.data(),
+        back=st.integers(-2, 60),
+        n=st.sampled_from([0, 1, 30, 200, 560]),
+        flags=st.sampled_from([ACK, ACK | FIN, RST]),
+    )
+    def stream_again(self, data: st.DataObject, back: int, n: int, flags: int) -> None:
+        """From about the beginning of the client's stream, in segments other than before."""
+        flow = data.draw(st.sampled_from(self.flows))
+        if flow.proto == TCP:
+            options = data.draw(st.sampled_from(CLIENT_OPTIONS))
+            frame = self.client_segment(flow, flags, flow.isn + 1 + back, flow.rs_seq, bytes(n), options)
+            flow.seq = max(flow.seq, (flow.isn + 1 + back + n) & MASK)
+            self.give(WAN, frame, data.draw(st.booleans()))
+
+    @precondition(lambda self: self.flows)
+    @rule(
+        data=st.data(),
+        beyond=st.one_of(st.integers(0, 110), st.sampled_from([65536, 66000, 70000])),
+        n=small,
+        sack=st.booleans(),
+    )
+    def rs_takes(self, data: st.DataObject, beyond: int, n: int, sack: bool) -> None:
+        """The RS acknowledges up to somewhere behind the beginning of the stream."""
+        flow = data.draw(st.sampled_from(self.flows))
+        conn = self.connected(flow)
+        if conn is None or flow.proto != TCP or conn.dseq is None:
+            return
+        ack = flow.isn + 1 + conn.dseq + beyond
+        options = wire.option_sack([(ack, ack + 60), (ack + 100, ack + 200)]) if sack else b""
+        frame = wire.tcp(
+            *conn.rs,
+            *conn.lip,
+            ACK,
+            seq=flow.rs_seq,
+            ack=ack,
+            payload=bytes(n),
+            options=options,
+            eth_dst=MACS[LAN],
+            **self.mark(),
+        )
+        flow.rs_seq = (flow.rs_seq + n) & MASK
+        self.give(LAN, frame)
+
+    @precondition(lambda self: self.flows)
+    @rule(
+        data=st.data(),
         kind=st.sampled_from(
             [RST, RST, RST | ACK, FIN | ACK, FIN | ACK, SYN, SYN | ACK, ACK, ACK | PSH, SYN | FIN, 0, 0x29]
         ),
@@ -546,11 +625,18 @@ class CoreAndReference(RuleBasedStateMachine):
         expire_quiescent=st.booleans(),
         conn_timeout=st.sampled_from([0, 0, 5]),
         half_open=st.sampled_from([0, 0, 1, 2]),
+        client_addr=st.sampled_from(["none", *TELLING[TCP]]),
         lips=st.sampled_from([[3, 4, 6], [3, 6], [4], [6], []]),
         one_packet=st.booleans(),
     )
     def change_service(self, id: int, **options: Any) -> None:
         self.settle()
+        if options["client_addr"] not in TELLING[PROTOS[id]]:
+            options["client_addr"] = (
+                TELLING[PROTOS[id]][TELLING[TCP].index(options["client_addr"]) % 4]
+                if options["client_addr"] != "none"
+                else "none"
+            )
         options["one_packet"] &= id == 2
         self.options[id] = options
         self.put(id)

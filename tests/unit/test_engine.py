@@ -92,6 +92,7 @@ def test_config_becomes_specs(house):
         "one_packet": False,
         "conn_timeout": 0,
         "half_open": 8192,
+        "client_addr": "none",
         "lips": [ids["10.2.0.1"]],
     }
     assert plane.ports == {0: ("wan", WAN.mac, 1500, True, False), 3: ("lan", LAN.mac, 1400, True, True)}
