@@ -125,9 +125,9 @@ struct fnat_settings {
     uint32_t timeouts[FNAT_STATES];   /* seconds, by conn state */
     uint16_t lport_first, lport_last; /* local ports that may be used, 1024..65535 */
     uint8_t unserved;                 /* a SYN for an owned address and a port nobody serves */
+    uint8_t own_sources;              /* 1: an owned address may be the source of a first packet; else that is a forgery: `martian` */
     uint8_t echo;                     /* FNAT_ECHO_*: when pings are answered */
     uint8_t announce;                 /* tell the links of addresses that are new on a port (gratuitous ARP, unsolicited NA) */
-    uint8_t own_sources;              /* 1: an owned address may be the source of a first packet; else that is a forgery: `martian` */
     uint32_t icmp_rate,
         echo_rate; /* most ICMP errors and echo replies a worker makes, packets a second, at most FNAT_RATE_MOST; 0: unlimited */
 };

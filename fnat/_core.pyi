@@ -183,11 +183,11 @@ class Plane:
         unserved_reset: bool,
         lports: tuple[int, int] = (1024, 65535),
         *,
+        own_sources: bool = False,
         icmp_rate: int = 1000,
         echo_rate: int = 10000,
         echo_served: bool = False,
         announce: bool = False,
-        own_sources: bool = False,
     ) -> None:
         """Seconds by state name (see STATES); a state left out keeps its built-in default.
 

@@ -64,7 +64,7 @@ cdef extern from "fnat.h" nogil:
     struct fnat_settings:
         uint32_t timeouts[15]
         uint16_t lport_first, lport_last
-        uint8_t unserved, echo, announce, own_sources
+        uint8_t unserved, own_sources, echo, announce
         uint32_t icmp_rate, echo_rate
     struct fnat_steering_spec:
         uint8_t mode, loose, key_len
@@ -459,8 +459,8 @@ cdef class Plane:
         fnat_plane_info_get(self.handle(), &info)
         return info_dict(&info)
 
-    def put_settings(self, timeouts, unserved_reset, lports=(1024, 65535), *, icmp_rate=1000, echo_rate=10000, echo_served=False,
-                     announce=False, own_sources=False):
+    def put_settings(self, timeouts, unserved_reset, lports=(1024, 65535), *, own_sources=False, icmp_rate=1000, echo_rate=10000,
+                     echo_served=False, announce=False):
         cdef fnat_settings s
         memset(&s, 0, sizeof(s))
         s.own_sources = own_sources

@@ -353,9 +353,9 @@ class Engine:
         self._broken = True
         change = self._draw(config, was, whole)
         self._ids.flush()
-        wanted = {addr: self._name[spec[2]] if spec else None for addr, spec in change.addresses.items()}
+        wanted = {addr: self._seen_on(spec[1], spec[2]) if spec else set() for addr, spec in change.addresses.items()}
         if whole:
-            wanted |= {addr: None for owned in was.owned.values() for addr in owned if addr not in wanted}
+            wanted |= {addr: set() for owned in was.owned.values() for addr in owned if addr not in wanted}
         disown, own = self._steering_moves(was, wanted)
         for port, addr in disown:
             with _xdp(port):
@@ -391,16 +391,21 @@ class Engine:
             except CannotSteer as error:
                 raise EngineError("FN-1307", f"port {port}: {error.message}", error.fix) from None
 
+    def _seen_on(self, kind: str, port: int) -> set[str]:
+        """Ports whose packets for such an address are the workers'. For a VIP all: a real server that is a client, too,
+        reaches it from its own side (RFC 4787 REQ-9). Answers for a LIP come where it lives."""
+        return set(self._steering) if "vip" in kind else {self._name[port]}
+
     def _steering_moves(
-        self, was: Picture, wanted: Mapping[str, str | None]
+        self, was: Picture, wanted: Mapping[str, set[str]]
     ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-        """What to disown and to own, as (port, address); wanted: address -> port."""
+        """What to disown and to own, as (port, address); wanted: address -> ports."""
         disown, own = [], []
         for addr in sorted(wanted):
             for port, owned in was.owned.items():
-                if addr in owned and wanted[addr] != port:
+                if addr in owned and port not in wanted[addr]:
                     disown.append((port, addr))
-                elif addr not in owned and wanted[addr] == port:
+                elif addr not in owned and port in wanted[addr]:
                     own.append((port, addr))
         return disown, own
 

@@ -258,9 +258,8 @@ class Reference:
         self.schedulers: dict[int, Scheduler] = {}
         self.addresses: dict[int, tuple[str, str, int]] = {}  # id -> (address, kind, port)
         self.lip_names: dict[int, str] = {}  # every id ever given out
-        self.routes: list[
-            tuple[Network, str, int, str, int, int, str]
-        ] = []  # prefix, gateway, port, kind, metric, mtu, source
+        # prefix, gateway, port, kind, metric, mtu, source
+        self.routes: list[tuple[Network, str, int, str, int, int, str]] = []
         self.neighbours: dict[tuple[int, str], Neighbour] = {}
         self.conns: list[Conn] = []  # in order of opening
         self.by_key: dict[tuple[int, str, int, str, int], tuple[Conn, int]] = {}
@@ -359,13 +358,14 @@ class Reference:
 
     def hops(self, addr: str) -> dict[Hop, int]:
         """(port, next hop) and MTU of the route, 0: the port's. Longest prefix first, then lowest metric; several are equals."""
-        fitting = [r for r in self.routes if ipaddress.ip_address(addr) in r[0]]
-        if not fitting:
-            return {}
-        best = min((-r[0].prefixlen, r[4]) for r in fitting)
-        equals = [r for r in fitting if (-r[0].prefixlen, r[4]) == best]
-        unicast = [r for r in equals if r[3] == "unicast"] if equals[0][3] == "unicast" else []
+        equals = self._best_routes(addr)
+        unicast = [r for r in equals if r[3] == "unicast"] if equals and equals[0][3] == "unicast" else []
         return {(port, gateway or addr): mtu for _, gateway, port, _, _, mtu, _ in unicast}
+
+    def _best_routes(self, addr: str) -> list[tuple[Network, str, int, str, int, int, str]]:
+        fitting = [r for r in self.routes if ipaddress.ip_address(addr) in r[0]]
+        best = min(((-r[0].prefixlen, r[4]) for r in fitting), default=None)
+        return [r for r in fitting if (-r[0].prefixlen, r[4]) == best]
 
     def way(self, conn: Conn, sender: int) -> Hop | None:
         """The hop of a connection. Among equals it is the product's choice, as long as it is one of them; one that comes new may
@@ -389,15 +389,10 @@ class Reference:
 
     def source(self, addr: str) -> str:
         """The balancer's own address on the way there, as the route names it, or the route to its gateway; "" when neither does."""
-        for _ in range(2):
-            fitting = [r for r in self.routes if ipaddress.ip_address(addr) in r[0]]
-            found = min(fitting, key=lambda r: (-r[0].prefixlen, r[4])) if fitting else None
-            if not found or found[3] != "unicast":
-                return ""
-            if found[6] or not found[1]:
-                return found[6]
-            addr = found[1]
-        return ""
+        found = next(iter(self._best_routes(addr)), None)
+        if found and found[3] == "unicast" and not found[6] and found[1]:
+            found = next(iter(self._best_routes(found[1])), None)
+        return found[6] if found and found[3] == "unicast" else ""
 
     def usable(self, conn: Conn) -> bool:
         service = self.services.get(conn.service)

@@ -109,7 +109,7 @@ def groups(balancer: Balancer, device: str) -> set[str]:
 def test_solicited_node_groups_are_joined_by_the_data_plane(balancer: Balancer) -> None:
     wait_until(lambda: "33:33:ff:00:01:00" in groups(balancer, "wan"), "the VIP's group is joined")
     wait_until(lambda: "33:33:ff:00:02:00" in groups(balancer, "lan"), "the LIP's group is joined")
-    assert "33:33:ff:00:01:00" not in groups(balancer, "lan")
+    assert "33:33:ff:00:02:00" not in groups(balancer, "wan")
 
 
 def test_groups_follow_the_addresses_at_once(balancer: Balancer) -> None:

@@ -60,9 +60,9 @@ ids = st.sampled_from(list(PROTOS))
 RSS = [RS1, RS2, RS3, RS4, RS6, RS6B]
 LATE = "10.0.0.150"  # an RS whose MAC is learned by ARP
 LATE_MAC = "02:00:00:00:01:50"
-LATE6 = "fd00::150"  # likewise, by neighbour discovery
 GATEWAYS = [GATEWAY, "192.0.2.2", "192.0.2.3"]
 GATEWAYS6 = [GATEWAY6, "2001:db8:1::2", "2001:db8:1::3"]
+LATE6 = "fd00::150"  # likewise, by neighbour discovery
 CLIENTS = [CLIENT, "198.51.100.8", "203.0.113.9"]
 CLIENTS6 = [CLIENT6, "2001:db8:99::8", "2001:db8:7::ffff:1"]
 

@@ -71,7 +71,9 @@ def test_ipv6_service_with_ipv4_servers(house):
         [("10.1.1.1", 8080, 1)],
     )
     assert house.lips() == ["10.2.0.1"], "LIPs of the servers' family only"
-    assert house.steering["lan"].set == {"10.2.0.1", "2001:db8:2::1"}, "the other one is owned all the same"
+    assert house.steering["lan"].set == {"10.2.0.1", "2001:db8:2::1", "2001:db8::1"}, (
+        "the other one is owned all the same"
+    )
     assert house.steering["wan"].set == {"2001:db8::1"}
 
 
