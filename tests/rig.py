@@ -49,7 +49,7 @@ TIMEOUTS = {
 }
 
 DROPS = tuple(name for name, kind, _ in COUNTERS if kind == "drop")
-OUTCOMES = ("to_rs", "to_client", "answered", "absorbed", "passed", "waiting", "handed_off", *DROPS)
+OUTCOMES = ("to_rs", "to_client", "answered", "absorbed", "passed", "waiting", "held", "handed_off", *DROPS)
 UNPREDICTED = {"steps", "sleeps", "from_host", "from_workers", "port_chunks", "frames"}
 PREDICTED = [(name, kind) for name, kind, _ in COUNTERS if name not in UNPREDICTED]
 
@@ -157,7 +157,7 @@ class Rig:
         """Every packet has ended in one way; every frame is somewhere."""
         c = self.counters()
         assert c["rx_packets"] == sum(c[k] for k in OUTCOMES), {k: c[k] for k in ("rx_packets", *OUTCOMES) if c[k]}
-        assert self.worker.frames_free == self.worker.frames_total - c["waiting"]
+        assert self.worker.frames_free == self.worker.frames_total - c["waiting"] - c["held"]
 
     def check_empty(self) -> None:
         """All that was taken is given back."""

@@ -1,6 +1,6 @@
 /* Invariant: any bytes in any order of turns give a verdict or a named drop; after every turn
- *  - rx_packets = forwarded + answered + absorbed + passed + waiting + all drop reasons (each packet ends in exactly one way);
- *  - no frame is lost: free + waiting = total;
+ *  - rx_packets = forwarded + answered + absorbed + passed + waiting + held + all drop reasons (each packet ends in exactly one way);
+ *  - no frame is lost: free + waiting + held = total;
  *  - every IPv4 frame that leaves is no longer than its port's MTU and has a right header checksum;
  * and when time has passed, everything taken is given back.
  *
@@ -83,6 +83,7 @@ static void start(void)
     }
     for (int i = 0; i < FNAT_STATES; i++)
         settings.timeouts[i] = 1;
+    settings.fragment_seconds = 1;
     settings.lport_first = 1024, settings.lport_last = 1400;
     CHECK(fnat_put_settings(plane, &settings) == 0);
     for (uint8_t i = 0; i < 2; i++) {
@@ -129,12 +130,12 @@ static void turn(void)
     collect();
     CHECK(fnat_counters(plane, 0, counters) == 0);
     uint64_t ended = counters[CNT_to_rs] + counters[CNT_to_client] + counters[CNT_answered] + counters[CNT_absorbed] +
-                     counters[CNT_passed] + counters[TAKEN_waiting];
+                     counters[CNT_passed] + counters[TAKEN_waiting] + counters[TAKEN_held];
     for (uint32_t i = 0; i < COUNTERS; i++)
         if (fnat_counter_kind(i) == 'd')
             ended += counters[i];
     CHECK(counters[CNT_rx_packets] == ended);
-    CHECK(pool->free + counters[TAKEN_waiting] == pool->total);
+    CHECK(pool->free + counters[TAKEN_waiting] + counters[TAKEN_held] == pool->total);
 }
 
 static uint8_t *make(uint8_t *frame, uint32_t *len, uint8_t proto, uint32_t src, uint32_t dst, uint16_t sport, uint16_t dport,
@@ -257,7 +258,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
     if (!plane)
         start();
     run(bytes, bytes + len);
-    for (int i = 0; i < 8 || counters[TAKEN_conns] || counters[TAKEN_waiting]; i++) {
+    for (int i = 0; i < 8 || counters[TAKEN_conns] || counters[TAKEN_waiting] || counters[TAKEN_datagrams]; i++) {
         CHECK(i < 2000);
         turn();
         now += SECOND / 2;
