@@ -147,12 +147,14 @@ struct packet *answer_own(struct core *k, u16 len)
     return p;
 }
 
-/* An owned address to ask from: the connected route's, else any on that port, else any. The reply is addressed to it. */
-static u32 asking_address(const struct core *k, u8 port, u32 target)
+/* An owned address to ask from: that of the route by this port, else any on it, else any. The reply is addressed to it. */
+static u32 asking_address(const struct core *k, u8 port, const u8 target[16])
 {
-    const struct fnat_route_spec *route = fib4_lookup(&k->fib, target);
-    if (route && route->port == port && get32(route->src))
-        return get32(route->src);
+    const struct fib_hop *hops;
+    u32 n = fib_equals(&k->fib, 4, target, &hops);
+    for (u32 i = 0; i < n; i++)
+        if (hops[i].port == port && get32(hops[i].src))
+            return get32(hops[i].src);
     const union snap_slot *slot;
     u32 any = 0;
     for (u32 cursor = 0; (slot = snapshot_next(&k->snap->addresses, k->area, &cursor));) {
@@ -182,7 +184,7 @@ void answer_ask_neighbour(struct core *k, u32 neigh, bool unicast)
     struct arp_header *arp = (struct arp_header *)(p->data + ETH_HEADER);
     *arp = (struct arp_header){.htype = be16(1), .ptype = be16(ETH_TYPE_IP4), .hlen = 6, .plen = 4, .op = be16(ARP_REQUEST)};
     memcpy(arp->sha, k->ports[e->port].mac, 6);
-    arp->spa = asking_address(k, e->port, get32(e->addr));
+    arp->spa = asking_address(k, e->port, e->addr);
     memcpy(&arp->tpa, e->addr, 4);
     count(k, CNT_arp_requests_sent);
 }

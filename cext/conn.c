@@ -262,13 +262,13 @@ static u32 endpoint_of(const struct core *k, const struct conn *c)
 
 /* ---- next hops ---- */
 
-static u32 next_hop(struct core *k, u8 family, struct addr16 addr)
+/* The neighbour this flow goes by to the address; equal-cost routes share the flows. */
+static u32 next_hop(struct core *k, u8 family, struct addr16 addr, u32 flow)
 {
-    const struct fnat_route_spec *route = family == 4 ? fib4_lookup(&k->fib, get32(addr.b)) : NULL;
-    if (!route || route->kind != FNAT_ROUTE_UNICAST)
+    const struct fib_hop *hop = fib_lookup(&k->fib, family, addr.b, flow);
+    if (!hop || hop->kind != FNAT_ROUTE_UNICAST)
         return 0;
-    static const u8 on_link[16];
-    return neigh_get(&k->neigh, route->port, family, same_addr(route->gateway, on_link) ? addr.b : route->gateway);
+    return neigh_get_link(&k->neigh, neigh_link(hop->port, hop->mtu_class), family, hop->on_link ? addr.b : hop->gateway);
 }
 
 /* ---- TCP identity ---- */
@@ -391,8 +391,9 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
         identity_take(k, p, c, endpoint);
     deltas_fill(k, c);
 
-    c->next_hop[TO_RS] = (u16)next_hop(k, m->family, conn_rip(c));
-    c->next_hop[TO_CLIENT] = (u16)next_hop(k, p->family, conn_cip(c));
+    /* Both ways go by the hash of the client's flow, which is the same when the sweep looks again. */
+    c->next_hop[TO_RS] = (u16)next_hop(k, m->family, conn_rip(c), (u32)p->hash);
+    c->next_hop[TO_CLIENT] = (u16)next_hop(k, p->family, conn_cip(c), (u32)p->hash);
     if (!c->next_hop[TO_RS] || !c->next_hop[TO_CLIENT]) {
         reason = DROP_no_route;
         goto give_port;
@@ -503,7 +504,9 @@ void conn_sweep_routes(struct core *k, u32 budget)
         struct conn *c = &k->conns[k->sweep];
         if (!conn_live(c))
             continue;
-        u32 to_rs = next_hop(k, conn_family(c, TO_CLIENT), conn_rip(c)), to_client = next_hop(k, conn_family(c, TO_RS), conn_cip(c));
+        u32 flow = (u32)conn_hash(k, c, TO_RS);
+        u32 to_rs = next_hop(k, conn_family(c, TO_CLIENT), conn_rip(c), flow);
+        u32 to_client = next_hop(k, conn_family(c, TO_RS), conn_cip(c), flow);
         if (to_rs)
             c->next_hop[TO_RS] = (u16)to_rs;
         if (to_client)

@@ -23,6 +23,8 @@ struct core_port {
     bool punt; /* there is a way to the host */
 };
 
+_Static_assert((int)FNAT_PORTS * FIB_MTUS <= (int)NEIGH_LINKS && (int)FIB_MTUS == (int)NEIGH_CLASSES, "a neighbour's word has room for port and MTU class");
+
 struct waiting {
     struct packet packet;
     u32 neigh;
@@ -46,13 +48,14 @@ struct core {
     u32 index, workers;
     struct hash_secret secret;
     struct core_port ports[FNAT_PORTS];
+    u16 link_mtu[NEIGH_LINKS]; /* most bytes of an IP packet, by neigh_word_link; 0: the port is down */
     /* the rest */
     u64 now_ns;
     u32 clock_ms, clock_us4;   /* wall clocks for TCP identity, wrapping */
     u32 timeouts[FNAT_STATES]; /* ticks */
     const struct snapshot *snap;
     const u8 *area;
-    struct fib4 fib;
+    struct fib fib;
     u32 routes_version;
     u32 sweep; /* connection at which the pass over next hops goes on; 0: nothing to do */
     u32 neigh_at;

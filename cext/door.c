@@ -85,6 +85,23 @@ int fnat_put_routes(struct fnat_plane *p, const struct fnat_route_spec *routes, 
 int64_t fnat_publish(struct fnat_plane *p) { return snapshot_publish(p); }
 int64_t fnat_adopted(const struct fnat_plane *p) { return snapshot_adopted(p); }
 
+int fnat_route_get(const struct fnat_plane *p, uint8_t family, const uint8_t *addr, uint32_t flow, struct fnat_route_spec *out)
+{
+    u64 word = load_acquire(&p->header->snapshot);
+    if (family != 4 && family != 6)
+        return -EINVAL;
+    if (!word)
+        return -ENETUNREACH;
+    const struct fib fib = snapshot_fib(snapshot_at(p->snapshots, (u32)word), p->snapshots);
+    const struct fib_hop *hop = fib_lookup(&fib, family, addr, flow);
+    if (!hop)
+        return -ENETUNREACH;
+    *out = (struct fnat_route_spec){.mtu = hop->mtu, .family = family, .port = hop->port, .kind = hop->kind};
+    memcpy(out->gateway, hop->gateway, 16);
+    memcpy(out->src, hop->src, 16);
+    return 0;
+}
+
 static u32 ticks(u64 ns) { return (u32)(ns / (1000000000 / TICKS_PER_SECOND)); }
 
 int fnat_neigh_set(struct fnat_plane *p, uint8_t port, uint8_t family, const uint8_t *addr, const uint8_t *mac, uint8_t state)
@@ -95,25 +112,38 @@ int fnat_neigh_set(struct fnat_plane *p, uint8_t port, uint8_t family, const uin
     u32 tick = ticks(monotonic_ns());
     if (!mac) {
         u32 id = neigh_find(&t, port, family, addr);
-        if (!id || neigh_word_state(neigh_load(&t, id)) == NEIGH_NONE)
+        while (id && neigh_word_state(neigh_load(&t, id)) == NEIGH_NONE)
+            id = neigh_next(&t, id);
+        if (!id)
             return -ENOENT;
         neigh_forget(&t, id, tick);
         return 0;
     }
-    u32 id = neigh_get(&t, port, family, addr);
-    if (!id)
+    u32 id = neigh_find(&t, port, family, addr);
+    if (!id && !(id = neigh_get(&t, port, family, addr)))
         return -ENOSPC;
     neigh_learn(&t, id, mac, (u8)(NEIGH_REACHABLE | (state & FNAT_NEIGH_STATIC ? NEIGH_STATIC : 0)), tick);
     return 0;
 }
 
+/* Is this address shown by an entry before this one? It has one for each MTU of its routes. */
+static bool is_listed(const struct neigh_table *t, u32 id)
+{
+    const struct neigh_entry *e = &t->entries[id];
+    for (u32 other = neigh_find(t, e->port, e->family, e->addr); other && other != id; other = neigh_next(t, other))
+        if (neigh_word_state(neigh_load(t, other)) >= NEIGH_SEND)
+            return true;
+    return false;
+}
+
 int fnat_neigh_list(const struct fnat_plane *p, uint32_t *cursor, struct fnat_neigh_info *out, uint32_t n)
 {
+    const struct neigh_table t = {p->neighbours, p->config.neighbours, &p->header->secret};
     u32 found = 0;
     for (; *cursor < p->config.neighbours && found < n; ++*cursor) {
         const struct neigh_entry *e = &p->neighbours[*cursor];
         u64 word = load_acquire(&e->word);
-        if (neigh_word_state(word) < NEIGH_SEND)
+        if (neigh_word_state(word) < NEIGH_SEND || is_listed(&t, *cursor))
             continue;
         struct fnat_neigh_info *i = &out[found++];
         *i = (struct fnat_neigh_info){.family = e->family, .port = e->port};

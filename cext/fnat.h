@@ -96,9 +96,9 @@ struct fnat_address_spec {
 enum { FNAT_ROUTE_UNICAST = 0, FNAT_ROUTE_HOST = 1 /* hand to the host: kni_host */, FNAT_ROUTE_UNREACHABLE = 2 };
 
 struct fnat_route_spec {
-    uint8_t prefix[16], gateway[16], src[16]; /* gateway 0: on link; src: sender of ARP, 0: the packet's own source */
-    uint32_t mtu;                             /* 0: the port's */
-    uint32_t metric;                          /* of equal prefixes the lowest metric wins */
+    uint8_t prefix[16], gateway[16], src[16]; /* gateway 0: on link; src: sender of ARP, 0: any owned address on the port */
+    uint32_t mtu;                             /* of the IP packet, 68 (IPv6: 1280) to 65535; 0, or more than the port's: the port's */
+    uint32_t metric;                          /* of equal prefixes the lowest wins; unicast routes with the same share the flows */
     uint8_t family, plen, port, kind;
     uint8_t pad[4];
 };
@@ -133,7 +133,12 @@ int fnat_del_service(struct fnat_plane *plane, uint32_t id);
 int fnat_put_address(struct fnat_plane *plane, const struct fnat_address_spec *addr); /* add or replace one */
 int fnat_del_address(struct fnat_plane *plane, uint16_t id);
 int fnat_put_addresses(struct fnat_plane *plane, const struct fnat_address_spec *addrs, uint32_t n); /* the whole list */
-int fnat_put_routes(struct fnat_plane *plane, const struct fnat_route_spec *routes, uint32_t n);     /* the whole list */
+/* The whole list; bits of a prefix beyond its length do not count. -EINVAL a length, port, kind, MTU or gateway that cannot be,
+ * -E2BIG more than 64 equal-cost routes to a prefix or 255 different MTUs; then the routes of before stay. */
+int fnat_put_routes(struct fnat_plane *plane, const struct fnat_route_spec *routes, uint32_t n);
+/* The way of a flow to this address by the newest snapshot, from the process that publishes: family, gateway, src, port, mtu, kind. A worker's
+ * flow is a hash of the client's tuple. -ENETUNREACH no route. */
+int fnat_route_get(const struct fnat_plane *plane, uint8_t family, const uint8_t *addr, uint32_t flow, struct fnat_route_spec *out);
 /* Seal and swap; returns the snapshot's number (> 0). What it costs goes with what was put, not with what is there. -EEXIST two
  * ids have one VIP:port/proto or one address, -ENOSPC snapshot area full; then the last snapshot stays in force. */
 int64_t fnat_publish(struct fnat_plane *plane);

@@ -125,7 +125,7 @@ rare static enum verdict forward_slow(struct core *k, struct packet *p, u32 inde
     u64 word = load_relaxed(&hop->word);
     u8 port = neigh_word_port(word);
     bool piece = p->kind == KIND_FRAGMENT;
-    u32 leaving = leaving_len(c, p), mtu = k->ports[port].mtu, id;
+    u32 leaving = leaving_len(c, p), mtu = k->link_mtu[neigh_word_link(word)], id;
     if (piece && p->family == 4 && conn_family(c, !dir) == 6)
         leaving += (u32)sizeof(struct ip6_fragment);
 
@@ -168,6 +168,7 @@ static always_inline enum verdict forward_hit(struct core *k, struct packet *p, 
     struct conn *c = &k->conns[index];
     struct neigh_entry *hop = &k->neigh.entries[c->next_hop[dir]];
     u64 word = load_relaxed(&hop->word);
+    u32 link = neigh_word_link(word);
     u8 port = neigh_word_port(word);
     u32 leaving = leaving_len(c, p);
 
@@ -177,7 +178,7 @@ static always_inline enum verdict forward_hit(struct core *k, struct packet *p, 
     }
     if (unlikely(hops_left(p) <= 1))
         return answer_error(k, p, ERROR_TTL, 0, DROP_ttl);
-    if (unlikely(leaving > k->ports[port].mtu))
+    if (unlikely(leaving > k->link_mtu[link]))
         return forward_slow(k, p, index, dir);
 
     account(k, c, p, dir);
@@ -229,10 +230,10 @@ static enum verdict pass(struct core *k, struct packet *p, enum counter otherwis
 }
 
 /* Does a kni_host route carve this address out for the host? */
-static bool is_hosts(const struct core *k, const struct packet *p)
+static bool is_hosts(const struct core *k, u8 family, const u8 addr[16])
 {
-    const struct fnat_route_spec *route = k->snap->has_host_routes && p->family == 4 ? fib4_lookup(&k->fib, p->daddr) : NULL;
-    return route && route->kind == FNAT_ROUTE_HOST;
+    const struct fib_hop *hop = k->snap->has_host_routes ? fib_lookup(&k->fib, family, addr, 0) : NULL;
+    return hop && hop->kind == FNAT_ROUTE_HOST;
 }
 
 static enum verdict refuse(struct core *k, struct packet *p)
@@ -415,7 +416,7 @@ __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, st
 {
     struct addr16 dst = packet_dst(p);
     const struct snap_address_slot *mine = owned(k, p->family, dst.b);
-    if (!mine || is_hosts(k, p))
+    if (!mine || is_hosts(k, p->family, dst.b))
         return pass(k, p, DROP_not_ours);
     if (is_martian(p))
         return drop(k, p, DROP_martian);

@@ -11,7 +11,8 @@ static void ask_first(struct core *k, u32 id)
     u64 word = neigh_load(&k->neigh, id);
     if (neigh_word_state(word) != NEIGH_NONE)
         return;
-    if (!__atomic_compare_exchange_n(&e->word, &word, neigh_word(NULL, NEIGH_SEND, e->port), false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+    if (!__atomic_compare_exchange_n(&e->word, &word, neigh_word(NULL, NEIGH_SEND, neigh_word_link(word)), false, __ATOMIC_ACQ_REL,
+                                     __ATOMIC_RELAXED))
         return; /* another worker asks, or knows by now */
     store_relaxed(&e->tries, 1);
     store_relaxed(&e->since, k->tick);
@@ -51,7 +52,7 @@ static void release_waiting(struct core *k)
             struct packet *p = &k->own[k->own_count++];
             *p = w->packet;
             answer_link(k, p, w->neigh);
-            u32 mtu = k->ports[p->out_port].mtu;
+            u32 mtu = k->link_mtu[neigh_word_link(neigh_load(&k->neigh, w->neigh))];
             p->verdict = unlikely(mtu && pieces_len(p) > mtu) ? (u8)pieces_split(k, p, mtu) : VERDICT_TX;
             if (p->verdict == VERDICT_TX)
                 count(k, p->conn == TO_RS ? CNT_to_rs : CNT_to_client);
@@ -75,7 +76,7 @@ static void age(struct core *k, u32 id)
         if (for_ticks < NEIGH_RETRANS)
             return;
         if (e->tries >= NEIGH_TRIES) {
-            neigh_forget(&k->neigh, id, k->tick);
+            neigh_turn(&k->neigh, id, NULL, NEIGH_NONE, k->tick);
             return;
         }
         e->tries++;
@@ -84,7 +85,7 @@ static void age(struct core *k, u32 id)
     } else if (for_ticks >= NEIGH_REACHABLE_TIME && e->used) {
         u8 mac[6];
         memcpy(mac, &word, 6);
-        neigh_learn(&k->neigh, id, mac, NEIGH_PROBE, k->tick);
+        neigh_turn(&k->neigh, id, mac, NEIGH_PROBE, k->tick);
         e->tries = 1;
         e->used = 0;
         answer_ask_neighbour(k, id, true);

@@ -162,7 +162,7 @@ static u16 mss_limit(const struct core *k, const struct conn *c)
 {
     u32 most = 65535;
     for (u32 dir = TO_RS; dir <= TO_CLIENT; dir++) {
-        u32 mtu = k->ports[neigh_word_port(load_relaxed(&k->neigh.entries[c->next_hop[dir]].word))].mtu;
+        u32 mtu = k->link_mtu[neigh_word_link(neigh_load(&k->neigh, c->next_hop[dir]))];
         u32 headers = sizeof(struct tcp_header) + (conn_family(c, !dir) == 4 ? sizeof(struct ip4_header) : sizeof(struct ip6_header));
         if (mtu > headers)
             most = min_u32(most, mtu - headers);

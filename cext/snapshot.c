@@ -34,12 +34,13 @@ struct snapshot_builder {
     struct fnat_port_spec ports[FNAT_PORTS];
     u32 *blobs, *published;                                /* by service id; 0: none */
     struct fnat_address_spec *addresses, *addresses_there; /* by address id: wanted, published; kind 0: none */
-    struct fnat_route_spec *routes;
-    u32 n_routes;
     struct draft services, owned;
     u32 seq, header_at; /* the last snapshot published */
-    u32 routes_version, fib_version;
-    u32 fib_at, fib_units, fib_ranges;
+    void *routes;       /* those that were put last, laid out; NULL: published, or none were put yet */
+    struct fib_sizes routes_sizes, fib;
+    u16 mtus[FIB_MTUS]; /* classes of routes' MTUs */
+    bool host_routes;
+    u32 routes_version, fib_at;
     u64 *used; /* a bit a unit of the shared area */
     u32 units, next;
     struct extent *dying; /* a queue, in order of `since` */
@@ -185,7 +186,8 @@ static bool keep_old_snapshot(struct fnat_plane *p, struct snapshot_builder *b, 
     if (!room_to_die(b, services + old->services.mask + old->addresses.mask + 6))
         return false;
     keep_until_replaced(b, at, units_of(sizeof *old));
-    keep_until_replaced(b, old->fib_first, old->fib_units);
+    keep_until_replaced(b, old->fib_at, units_of(fib_bytes(old->fib)));
+    memcpy(b->mtus, snapshot_fib(old, p->snapshots).mtus, sizeof b->mtus);
     for (u32 i = 0; i < 2; i++) {
         const u32 *pages = snapshot_at(p->snapshots, tables[i]->directory);
         keep_until_replaced(b, tables[i]->directory, units_of((tables[i]->mask + 1ull) * sizeof *pages));
@@ -468,20 +470,16 @@ int snapshot_put_routes(struct fnat_plane *p, const struct fnat_route_spec *rout
     struct snapshot_builder *b = builder_of(p);
     if (!b)
         return -ENOMEM;
-    for (u32 i = 0; i < n; i++) {
-        if (routes[i].family != 4 || routes[i].plen > 32 || routes[i].port >= FNAT_PORTS || routes[i].kind > FNAT_ROUTE_UNREACHABLE)
-            return -EINVAL;
-        if (routes[i].mtu)
-            return -EOPNOTSUPP;
-    }
-    void *copy = malloc(n * sizeof *routes + 1);
-    if (!copy)
-        return -ENOMEM;
-    memcpy(copy, routes, n * sizeof *routes);
+    void *laid_out;
+    int rc = fib_build(routes, n, b->mtus, &laid_out, &b->routes_sizes);
+    if (rc)
+        return rc;
     free(b->routes);
-    b->routes = copy;
-    b->n_routes = n;
+    b->routes = laid_out;
     b->routes_version++;
+    b->host_routes = false;
+    for (u32 i = 0; i < n; i++)
+        b->host_routes |= routes[i].kind == FNAT_ROUTE_HOST;
     return 0;
 }
 
@@ -718,21 +716,18 @@ static void settle_table(struct making *m, struct draft *d)
     d->pages = m->pages, d->n_pages = m->n_pages, d->directory = m->directory;
 }
 
-struct routes_made {
-    u32 at, units, ranges;
-};
-
-static int make_routes(struct fnat_plane *p, struct snapshot_builder *b, struct routes_made *r)
+/* The routes as they were put. -ENOSPC */
+static int make_routes(struct fnat_plane *p, struct snapshot_builder *b, u32 *at)
 {
-    u32 ranges = 2 * b->n_routes + 2, list = units_of(ranges * sizeof(u32));
-    r->units = 2 * list + units_of(b->n_routes * sizeof(struct fnat_route_spec) + 1);
-    if (!(r->at = take_space(p, b, (u64)r->units * UNIT)))
+    u64 bytes = fib_bytes(b->routes_sizes);
+    if (!(*at = take_space(p, b, bytes)))
         return -ENOSPC;
-    memcpy(p->snapshots + (u64)(r->at + 2 * list) * UNIT, b->routes ? b->routes : (void *)"", b->n_routes * sizeof(struct fnat_route_spec));
-    r->ranges =
-        fib4_build(b->routes, b->n_routes, (u32 *)(p->snapshots + (u64)r->at * UNIT), (u32 *)(p->snapshots + (u64)(r->at + list) * UNIT));
+    if (b->routes)
+        memcpy(p->snapshots + (u64)*at * UNIT, b->routes, bytes);
     return 0;
 }
+
+static u32 fib_units(struct fib_sizes n) { return units_of(fib_bytes(n)); }
 
 s64 snapshot_publish(struct fnat_plane *p)
 {
@@ -740,9 +735,8 @@ s64 snapshot_publish(struct fnat_plane *p)
     if (!b)
         return -ENOMEM;
     struct making services = {.p = p, .b = b}, owned = {.p = p, .b = b};
-    struct routes_made fib = {.at = b->fib_at, .units = b->fib_units, .ranges = b->fib_ranges};
-    bool new_routes = !b->fib_at || b->fib_version != b->routes_version;
-    u32 at = 0;
+    bool new_routes = !b->fib_at || b->routes;
+    u32 at = 0, fib = b->fib_at;
     int rc = -ENOMEM;
     if (!room_to_die(b, b->services.n_pages + b->owned.n_pages + b->services.n_dirty + 6))
         goto nothing_made;
@@ -757,23 +751,24 @@ s64 snapshot_publish(struct fnat_plane *p)
         goto routes_made;
 
     struct snapshot *s = (struct snapshot *)(p->snapshots + (u64)at * UNIT);
-    u32 list = units_of((2 * b->n_routes + 2) * sizeof(u32));
     s->seq = b->seq + 1;
     s->settings = b->settings;
     s->routes_version = b->routes_version;
     memcpy(s->ports, b->ports, sizeof s->ports);
     s->services = (struct snap_table){services.directory, services.n_pages - 1};
     s->addresses = (struct snap_table){owned.directory, owned.n_pages - 1};
-    s->fib_first = fib.at, s->fib_leaf = fib.at + list, s->fib_routes = fib.at + 2 * list;
-    s->fib_ranges = fib.ranges, s->fib_units = fib.units;
-    for (u32 i = 0; i < b->n_routes; i++)
-        s->has_host_routes |= b->routes[i].kind == FNAT_ROUTE_HOST;
+    s->fib_at = fib;
+    s->fib = new_routes ? b->routes_sizes : b->fib;
+    s->has_host_routes = b->host_routes;
 
     settle_table(&services, &b->services);
     settle_table(&owned, &b->owned);
-    if (new_routes)
-        retire(b, b->fib_at, b->fib_units);
-    b->fib_at = fib.at, b->fib_units = fib.units, b->fib_ranges = fib.ranges, b->fib_version = b->routes_version;
+    if (new_routes) {
+        retire(b, b->fib_at, fib_units(b->fib));
+        b->fib_at = fib, b->fib = s->fib;
+        free(b->routes);
+        b->routes = NULL;
+    }
     retire(b, b->header_at, units_of(sizeof *s));
     b->header_at = at;
     b->seq = s->seq;
@@ -782,7 +777,7 @@ s64 snapshot_publish(struct fnat_plane *p)
 
 routes_made:
     if (new_routes)
-        mark(b, fib.at, fib.units, false);
+        mark(b, fib, fib_units(b->routes_sizes), false);
 owned_made:
     abandon(&owned);
 services_made:

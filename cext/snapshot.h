@@ -77,7 +77,8 @@ struct snapshot {
     struct fnat_settings settings;
     struct fnat_port_spec ports[FNAT_PORTS];
     struct snap_table services, addresses;
-    u32 fib_first, fib_leaf, fib_routes, fib_ranges, fib_units; /* the three lie in fib_units units from fib_first on */
+    u32 fib_at;
+    struct fib_sizes fib;
     u32 has_host_routes;
     u32 routes_version; /* changes with the routes */
 };
@@ -91,10 +92,7 @@ const struct snap_address_slot *snapshot_address(const struct snapshot *s, const
                                                  u8 family);
 /* The used slots of a table one after the other, from *cursor on; NULL: that was all. */
 const union snap_slot *snapshot_next(const struct snap_table *t, const u8 *area, u32 *cursor);
-static inline struct fib4 snapshot_fib4(const struct snapshot *s, const u8 *area)
-{
-    return (struct fib4){snapshot_at(area, s->fib_first), snapshot_at(area, s->fib_leaf), snapshot_at(area, s->fib_routes), s->fib_ranges};
-}
+static inline struct fib snapshot_fib(const struct snapshot *s, const u8 *area) { return fib_at(snapshot_at(area, s->fib_at), s->fib); }
 
 /* ---- building, by the control process ---- */
 int snapshot_put_settings(struct fnat_plane *p, const struct fnat_settings *settings);

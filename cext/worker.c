@@ -159,13 +159,23 @@ void worker_close(struct fnat_worker *w)
 
 /* ---- a turn ---- */
 
+/* Most bytes of an IP packet by port and MTU class: the less of the port's and the route's. */
+static void make_link_mtus(struct core *k)
+{
+    for (u8 port = 0; port < FNAT_PORTS; port++)
+        for (u32 class = 0; class < FIB_MTUS; class++) {
+            u16 mtu = k->fib.mtus[class], most = k->ports[port].mtu;
+            k->link_mtu[neigh_link(port, (u8)class)] = mtu && mtu < most ? mtu : most;
+        }
+}
+
 static void adopt_snapshot(struct fnat_worker *w, u64 word)
 {
     struct core *k = &w->core;
     const struct snapshot *s = snapshot_at(k->area, (u32)word);
     w->snapshot_word = word;
     k->snap = s;
-    k->fib = snapshot_fib4(s, k->area);
+    k->fib = snapshot_fib(s, k->area);
     for (u32 i = 0; i < FNAT_STATES; i++)
         k->timeouts[i] = s->settings.timeouts[i] * TICKS_PER_SECOND;
     k->lip.first = s->settings.lport_first;
@@ -179,6 +189,7 @@ static void adopt_snapshot(struct fnat_worker *w, u64 word)
         port->flags = s->ports[i].flags;
         port->mtu = s->ports[i].flags & FNAT_PORT_UP ? s->ports[i].mtu : 0;
     }
+    make_link_mtus(k);
     if (k->routes_version != s->routes_version)
         k->sweep = 1;
     k->routes_version = s->routes_version;

@@ -52,6 +52,16 @@ class Neigh(NamedTuple):
     state: str  # NONE SEND REACHABLE PROBE DELAY
     static: bool
 
+class Hop(NamedTuple):
+    """The way of a flow: a port, and a gateway ("": the address is on link). mtu 0: the port's. src: sender
+    of ARP, "": any."""
+
+    port: int
+    gateway: str
+    src: str
+    mtu: int
+    kind: str  # unicast host unreachable
+
 class Conn(NamedTuple):
     worker: int
     id: int
@@ -199,7 +209,11 @@ class Plane:
     def put_routes(self, routes: list[tuple[str, str, str, int, int, int, str]]) -> None:
         """The whole list of (prefix "10.0.0.0/8", gateway or "", src or "", port id, mtu, metric, kind).
 
-        kind is "unicast", "host" (hand to the host) or "unreachable"."""
+        kind is "unicast", "host" (hand to the host) or "unreachable". Of equal prefixes the lowest metric wins;
+        unicast routes with the same one share the flows. mtu 0: the port's. EINVAL what cannot be; E2BIG more than 64 equal-cost
+        routes to a prefix or 255 different MTUs. ValueError: gateway or src of the other family."""
+    def route_get(self, addr: str, flow: int = 0) -> Hop | None:
+        """The way of a flow (any 32-bit number) by the snapshot this plane published last; None: no route."""
     def publish(self) -> int: ...
     def adopted(self) -> int: ...
     def put_steering(self, port: int, flow: str, rule: Rule) -> None:

@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, binding=False, embedsignature=True
 """The Cython door to the C core. Thin: words in, words out, one check(rc) for all errors; typed in _core.pyi."""
 
+import errno
 import ipaddress
 import os
 import time
@@ -131,6 +132,7 @@ cdef extern from "fnat.h" nogil:
     int fnat_del_address(fnat_plane *plane, uint16_t id)
     int fnat_put_addresses(fnat_plane *plane, const fnat_address_spec *addrs, uint32_t n)
     int fnat_put_routes(fnat_plane *plane, const fnat_route_spec *routes, uint32_t n)
+    int fnat_route_get(const fnat_plane *plane, uint8_t family, const uint8_t *addr, uint32_t flow, fnat_route_spec *out)
     int64_t fnat_publish(fnat_plane *plane)
     int64_t fnat_adopted(const fnat_plane *plane)
     int fnat_put_steering(fnat_plane *plane, uint8_t port, uint8_t flow, const fnat_steering_spec *spec)
@@ -297,6 +299,14 @@ class Neigh(NamedTuple):
     static: bool
 
 
+class Hop(NamedTuple):
+    port: int
+    gateway: str
+    src: str
+    mtu: int
+    kind: str
+
+
 class Conn(NamedTuple):
     worker: int
     id: int
@@ -334,6 +344,7 @@ FLOWS = ("tcp4", "udp4", "tcp6", "udp6")
 STEER_SLOTS = FNAT_STEER_SLOTS
 STEER_KEY = FNAT_STEER_KEY
 NEIGH_STATES = ("NONE", "SEND", "REACHABLE", "PROBE", "DELAY")
+UNSPECIFIED = ("0.0.0.0", "::")
 ROUTE_KINDS = {"unicast": FNAT_ROUTE_UNICAST, "host": FNAT_ROUTE_HOST, "unreachable": FNAT_ROUTE_UNREACHABLE}
 ADDR_KINDS = {"vip": FNAT_ADDR_VIP, "lip": FNAT_ADDR_LIP, "vip+lip": FNAT_ADDR_VIP | FNAT_ADDR_LIP}
 SCHEDULERS = {"rr": FNAT_SCHED_RR, "wrr": FNAT_SCHED_WRR}
@@ -529,15 +540,27 @@ cdef class Plane:
             for i, (prefix, gateway, src, port, mtu, metric, kind) in enumerate(routes):
                 network, _, plen = prefix.partition("/")
                 r[i].family = put_addr(r[i].prefix, network)
-                if gateway:
-                    put_addr(r[i].gateway, gateway)
-                if src:
-                    put_addr(r[i].src, src)
-                r[i].plen = int(plen) if plen else 32
+                if gateway and put_addr(r[i].gateway, gateway) != r[i].family:
+                    raise ValueError(f"route {prefix}: gateway {gateway} is of the other family")
+                if src and put_addr(r[i].src, src) != r[i].family:
+                    raise ValueError(f"route {prefix}: source {src} is of the other family")
+                r[i].plen = int(plen) if plen else 32 if r[i].family == 4 else 128
                 r[i].port, r[i].mtu, r[i].metric, r[i].kind = port, mtu, metric, ROUTE_KINDS[kind]
             check(fnat_put_routes(self.handle(), r, len(routes)), "routes")
         finally:
             free(r)
+
+    def route_get(self, addr, flow=0):
+        cdef uint8_t raw[16]
+        cdef fnat_route_spec r
+        cdef uint8_t family = put_addr(raw, addr)
+        cdef int rc = fnat_route_get(self.handle(), family, raw, flow, &r)
+        if rc == -errno.ENETUNREACH:
+            return None
+        check(rc, f"route to {addr}")
+        gateway, src = get_addr(r.gateway, family), get_addr(r.src, family)
+        kind = next(name for name, number in ROUTE_KINDS.items() if number == r.kind)
+        return Hop(r.port, "" if gateway in UNSPECIFIED else gateway, "" if src in UNSPECIFIED else src, r.mtu, kind)
 
     def publish(self):
         cdef int64_t number = fnat_publish(self.handle())

@@ -187,7 +187,15 @@ class FakePlane:
         return self.steps_of
 
     def endpoints(self) -> NDArray[Any]:
-        kinds = [("rip", "u1", 16), ("used", "u4"), ("lip", "u2"), ("rport", "u2"), ("proto", "u1"), ("family", "u1"), ("worker", "u1")]
+        kinds = [
+            ("rip", "u1", 16),
+            ("used", "u4"),
+            ("lip", "u2"),
+            ("rport", "u2"),
+            ("proto", "u1"),
+            ("family", "u1"),
+            ("worker", "u1"),
+        ]
         rows = [
             (list(ipaddress.IPv4Address(rip).packed) + [0] * 12, used, lip, rport, proto, 4, worker)
             for worker, proto, lip, rip, rport, used in self.used_ports

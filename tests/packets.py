@@ -1,6 +1,6 @@
 """Frames for tests: builders, a reader and an independent checksum verifier. Nothing here is shared with the product.
 
-Addresses are dotted strings, MACs "aa:bb:cc:dd:ee:ff", ports and sequence numbers host integers. The builders write correct
+Addresses are IPv4 or IPv6 text (canonical, RFC 5952; a builder goes by the source's family), MACs "aa:bb:cc:dd:ee:ff", ports and sequence numbers host integers. The builders write correct
 lengths and checksums unless told otherwise: `checksum=None` computes, PARTIAL leaves the folded pseudo-header sum (what a
 sender with checksum offload leaves to its hardware), an integer is written as it is.
 
@@ -15,7 +15,8 @@ import struct
 from dataclasses import dataclass, field
 
 ETH_IP4, ETH_ARP, ETH_IP6 = 0x0800, 0x0806, 0x86DD
-ICMP, TCP, UDP = 1, 6, 17
+ICMP, TCP, UDP, ICMP6 = 1, 6, 17, 58
+HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION = 0, 43, 44, 60  # IPv6 extension headers, RFC 8200
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 DF, MF = 0x4000, 0x2000
 PARTIAL = -1
@@ -41,7 +42,22 @@ def checksum_of(data: bytes) -> int:
     return 0xFFFF - (residue(data) or 0xFFFF)
 
 
+def is6(addr: str) -> bool:
+    return ":" in addr
+
+
+def addr_bytes(addr: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if is6(addr) else socket.AF_INET, addr)
+
+
+def addr_text(raw: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET6 if len(raw) == 16 else socket.AF_INET, raw)
+
+
 def pseudo_header(src: str, dst: str, proto: int, length: int) -> bytes:
+    """RFC 9293 3.1, RFC 8200 8.1."""
+    if is6(src):
+        return addr_bytes(src) + addr_bytes(dst) + struct.pack("!IHBB", length, 0, 0, proto)
     return socket.inet_aton(src) + socket.inet_aton(dst) + struct.pack("!BBH", 0, proto, length)
 
 
@@ -83,6 +99,59 @@ def ipv4(
     head += socket.inet_aton(src) + socket.inet_aton(dst) + options
     value = checksum_of(head) if checksum is None else checksum
     return head[:10] + struct.pack("!H", value) + head[12:] + payload
+
+
+def extension(kind: int, following: int, body: bytes = b"\1\4\0\0\0\0") -> bytes:
+    """An IPv6 extension header other than a fragment's; the body is padded to a multiple of 8 bytes, by default it is PadN."""
+    body += bytes(-(len(body) + 2) % 8)
+    return struct.pack("!BB", following, (len(body) + 2) // 8 - 1) + body
+
+
+def ipv6(
+    payload: bytes,
+    *,
+    src: str,
+    dst: str,
+    proto: int,
+    ttl: int = 64,
+    tos: int = 0,
+    label: int = 0,
+    extensions: tuple[int, ...] = (),
+    payload_len: int | None = None,
+    version: int = 6,
+) -> bytes:
+    """IPv6 packet, RFC 8200, with empty extension headers of these kinds."""
+    chain, following = b"", proto
+    for kind in reversed(extensions):
+        chain = extension(kind, following) + chain
+        following = kind
+    length = len(chain) + len(payload) if payload_len is None else payload_len
+    head = struct.pack("!IHBB", version << 28 | tos << 20 | label, length, following, ttl)
+    return head + addr_bytes(src) + addr_bytes(dst) + chain + payload
+
+
+def ip(
+    payload: bytes,
+    *,
+    src: str,
+    dst: str,
+    proto: int,
+    ttl: int,
+    tos: int,
+    ident: int,
+    frag: int,
+    options: bytes,
+    label: int,
+    extensions: tuple[int, ...],
+) -> bytes:
+    """A packet of the source's family."""
+    if is6(src):
+        return ipv6(payload, src=src, dst=dst, proto=proto, ttl=ttl, tos=tos, label=label, extensions=extensions)
+    return ipv4(payload, src=src, dst=dst, proto=proto, ttl=ttl, ident=ident, frag=frag, tos=tos, options=options)
+
+
+def ethertype_of(addr: str) -> int:
+    return ETH_IP6 if is6(addr) else ETH_IP4
 
 
 def option_timestamp(value: int, echo: int) -> bytes:
@@ -162,6 +231,8 @@ def tcp(
     frag: int = DF,
     tos: int = 0,
     ip_options: bytes = b"",
+    label: int = 0,
+    extensions: tuple[int, ...] = (),
     eth_dst: str = ROUTER_MAC,
     eth_src: str = CLIENT_MAC,
     trailer: bytes = b"",
@@ -181,8 +252,20 @@ def tcp(
         checksum=checksum,
         offset=offset,
     )
-    packet = ipv4(segment, src=src, dst=dst, proto=TCP, ttl=ttl, ident=ident, frag=frag, tos=tos, options=ip_options)
-    return ether(packet, dst=eth_dst, src=eth_src) + trailer
+    packet = ip(
+        segment,
+        src=src,
+        dst=dst,
+        proto=TCP,
+        ttl=ttl,
+        ident=ident,
+        frag=frag,
+        tos=tos,
+        options=ip_options,
+        label=label,
+        extensions=extensions,
+    )
+    return ether(packet, dst=eth_dst, src=eth_src, ethertype=ethertype_of(src)) + trailer
 
 
 def udp(
@@ -199,20 +282,38 @@ def udp(
     frag: int = DF,
     tos: int = 0,
     ip_options: bytes = b"",
+    label: int = 0,
+    extensions: tuple[int, ...] = (),
     eth_dst: str = ROUTER_MAC,
     eth_src: str = CLIENT_MAC,
     trailer: bytes = b"",
 ) -> bytes:
     """An Ethernet frame with a UDP datagram."""
     datagram = udp_datagram(src, dst, sport, dport, payload=payload, checksum=checksum, length=length)
-    packet = ipv4(datagram, src=src, dst=dst, proto=UDP, ttl=ttl, ident=ident, frag=frag, tos=tos, options=ip_options)
-    return ether(packet, dst=eth_dst, src=eth_src) + trailer
+    packet = ip(
+        datagram,
+        src=src,
+        dst=dst,
+        proto=UDP,
+        ttl=ttl,
+        ident=ident,
+        frag=frag,
+        tos=tos,
+        options=ip_options,
+        label=label,
+        extensions=extensions,
+    )
+    return ether(packet, dst=eth_dst, src=eth_src, ethertype=ethertype_of(src)) + trailer
 
 
-def icmp_message(kind: int, code: int, rest: bytes, payload: bytes = b"") -> bytes:
-    """ICMP message, RFC 792; rest is the 4 bytes after the checksum."""
+def icmp_message(kind: int, code: int, rest: bytes, payload: bytes = b"", pseudo: bytes = b"") -> bytes:
+    """ICMP message, RFC 792, RFC 4443; rest is the 4 bytes after the checksum; pseudo: the pseudo-header of ICMPv6."""
     body = struct.pack("!BBH", kind, code, 0) + rest + payload
-    return body[:2] + struct.pack("!H", checksum_of(body)) + body[4:]
+    return body[:2] + struct.pack("!H", checksum_of(pseudo + body)) + body[4:]
+
+
+def icmp6_message(src: str, dst: str, kind: int, code: int, rest: bytes, payload: bytes = b"") -> bytes:
+    return icmp_message(kind, code, rest, payload, pseudo_header(src, dst, ICMP6, 8 + len(payload)))
 
 
 def icmp(
@@ -227,13 +328,28 @@ def icmp(
     ident: int = 0,
     frag: int = DF,
     tos: int = 0,
+    label: int = 0,
+    extensions: tuple[int, ...] = (),
     eth_dst: str = ROUTER_MAC,
     eth_src: str = CLIENT_MAC,
 ) -> bytes:
-    message = icmp_message(kind, code, rest, payload)
-    return ether(
-        ipv4(message, src=src, dst=dst, proto=ICMP, ttl=ttl, ident=ident, frag=frag, tos=tos), dst=eth_dst, src=eth_src
+    """ICMP or, between IPv6 addresses, ICMPv6."""
+    six = is6(src)
+    message = icmp6_message(src, dst, kind, code, rest, payload) if six else icmp_message(kind, code, rest, payload)
+    packet = ip(
+        message,
+        src=src,
+        dst=dst,
+        proto=ICMP6 if six else ICMP,
+        ttl=ttl,
+        ident=ident,
+        frag=frag,
+        tos=tos,
+        options=b"",
+        label=label,
+        extensions=extensions,
     )
+    return ether(packet, dst=eth_dst, src=eth_src, ethertype=ethertype_of(src))
 
 
 def echo_request(
@@ -247,8 +363,9 @@ def echo_request(
     eth_src: str = CLIENT_MAC,
     ip_ident: int = 0,
 ) -> bytes:
+    kind = 128 if is6(src) else 8
     return icmp(
-        src, dst, 8, 0, struct.pack("!HH", ident, seq), payload, eth_dst=eth_dst, eth_src=eth_src, ident=ip_ident
+        src, dst, kind, 0, struct.pack("!HH", ident, seq), payload, eth_dst=eth_dst, eth_src=eth_src, ident=ip_ident
     )
 
 
@@ -278,7 +395,11 @@ class Frame:
     tos: int = 0
     ident: int = 0
     frag: int = 0
-    total: int = 0
+    label: int = 0  # flow label
+    extensions: tuple[int, ...] = ()  # kinds of IPv6 extension headers
+    fragment: tuple[int, bool] = (0, False)  # of an IPv6 fragment header: offset in bytes, more follow
+    frag_id: int = 0
+    total: int = 0  # bytes from the IP header on
     l4: int = 0  # offset of the L4 header in raw
     sport: int = 0
     dport: int = 0
@@ -310,14 +431,15 @@ def read(raw: bytes) -> Frame:
         f.arp_sha, f.src = mac_text(raw[22:28]), socket.inet_ntoa(raw[28:32])
         f.arp_tha, f.dst = mac_text(raw[32:38]), socket.inet_ntoa(raw[38:42])
         return f
-    if f.ethertype != ETH_IP4:
+    if f.ethertype == ETH_IP6:
+        _read6(f)
+    elif f.ethertype == ETH_IP4:
+        f.tos, f.total, f.ident, f.frag, f.ttl, f.proto = struct.unpack_from("!xBHHHBB", raw, 14)
+        f.src, f.dst = socket.inet_ntoa(raw[26:30]), socket.inet_ntoa(raw[30:34])
+        f.l4 = 14 + (raw[14] & 15) * 4
+    else:
         return f
-    ihl = (raw[14] & 15) * 4
-    f.tos, f.total, f.ident, f.frag, f.ttl, f.proto = struct.unpack_from("!xBHHHBB", raw, 14)
-    f.src, f.dst = socket.inet_ntoa(raw[26:30]), socket.inet_ntoa(raw[30:34])
-    f.l4 = 14 + ihl
-    packet = raw[14 : 14 + f.total]
-    body = packet[ihl:]
+    body = raw[f.l4 : 14 + f.total]
     if f.proto == TCP:
         f.sport, f.dport, f.seq, f.ack, offset, f.flags, f.window, f.checksum = struct.unpack_from("!HHIIBBHH", body)
         header = (offset >> 4) * 4
@@ -330,10 +452,26 @@ def read(raw: bytes) -> Frame:
     elif f.proto == UDP:
         f.sport, f.dport, _, f.checksum = struct.unpack_from("!HHHH", body)
         f.payload = body[8:]
-    elif f.proto == ICMP:
+    elif f.proto in (ICMP, ICMP6):
         f.icmp_type, f.icmp_code, f.checksum = struct.unpack_from("!BBH", body)
         f.icmp_rest, f.payload = body[4:8], body[8:]
     return f
+
+
+def _read6(f: Frame) -> None:
+    first, length, following, f.ttl = struct.unpack_from("!IHBB", f.raw, 14)
+    f.tos, f.label, f.total = first >> 20 & 0xFF, first & 0xFFFFF, 40 + length
+    f.src, f.dst = addr_text(f.raw[22:38]), addr_text(f.raw[38:54])
+    f.l4 = 54
+    while following in (HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION):
+        f.extensions += (following,)
+        size = 8 if following == FRAGMENT else (f.raw[f.l4 + 1] + 1) * 8
+        if following == FRAGMENT:
+            word, f.frag_id = struct.unpack_from("!xxHI", f.raw, f.l4)
+            f.fragment = (word & 0xFFF8, bool(word & 1))
+        following = f.raw[f.l4]
+        f.l4 += size
+    f.proto = following
 
 
 def tcp_options(raw: bytes) -> list[tuple[int, int, int]]:
@@ -354,19 +492,28 @@ def faults(raw: bytes) -> list[str]:
     """What is wrong with the checksums and lengths of a frame; empty when all is right. UDP without checksum is right."""
     if len(raw) < 14:
         return ["shorter than an Ethernet header"]
-    if struct.unpack_from("!H", raw, 12)[0] != ETH_IP4:
+    ethertype, packet, out = struct.unpack_from("!H", raw, 12)[0], raw[14:], []
+    if ethertype == ETH_IP6:
+        if len(packet) < 40 or packet[0] >> 4 != 6 or 40 + struct.unpack_from("!H", packet, 4)[0] > len(packet):
+            return ["IPv6 lengths"]
+        f = read(raw)
+        if FRAGMENT in f.extensions:
+            return []
+        body, proto, src, dst = raw[f.l4 : 14 + f.total], f.proto, f.src, f.dst
+        if proto == UDP and body[6:8] == b"\0\0":
+            out.append("no UDP checksum")
+    elif ethertype == ETH_IP4:
+        ihl, total = (packet[0] & 15) * 4, struct.unpack_from("!H", packet, 2)[0]
+        if packet[0] >> 4 != 4 or ihl < 20 or total > len(packet) or total < ihl:
+            return ["IPv4 lengths"]
+        if residue(packet[:ihl]) != 0:
+            out.append("IPv4 header checksum")
+        body, proto = packet[ihl:total], packet[9]
+        if struct.unpack_from("!H", packet, 6)[0] & 0x3FFF:
+            return out
+        src, dst = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])
+    else:
         return []
-    packet = raw[14:]
-    ihl, total = (packet[0] & 15) * 4, struct.unpack_from("!H", packet, 2)[0]
-    if packet[0] >> 4 != 4 or ihl < 20 or total > len(packet) or total < ihl:
-        return ["IPv4 lengths"]
-    out = []
-    if residue(packet[:ihl]) != 0:
-        out.append("IPv4 header checksum")
-    body, proto = packet[ihl:total], packet[9]
-    if struct.unpack_from("!H", packet, 6)[0] & 0x3FFF:
-        return out
-    src, dst = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])
     pseudo = residue(pseudo_header(src, dst, proto, len(body)))
     if proto == TCP and (pseudo + residue(body)) % 0xFFFF != 0:
         out.append("TCP checksum")
@@ -378,6 +525,8 @@ def faults(raw: bytes) -> list[str]:
             out.append("UDP checksum")
     if proto == ICMP and residue(body) != 0:
         out.append("ICMP checksum")
+    if proto == ICMP6 and (pseudo + residue(body)) % 0xFFFF != 0:
+        out.append("ICMPv6 checksum")
     return out
 
 
@@ -389,14 +538,14 @@ def describe(raw: bytes) -> str:
         return f"malformed {raw.hex()}"
     if f.ethertype == ETH_ARP:
         return f"ARP op {f.arp_op} {f.src} ({f.arp_sha}) -> {f.dst} ({f.arp_tha}) eth {f.eth_src}>{f.eth_dst}"
-    if f.ethertype != ETH_IP4:
+    if f.ethertype not in (ETH_IP4, ETH_IP6):
         return f"ethertype {f.ethertype:#06x} {len(raw)} bytes"
-    head = f"{f.src}:{f.sport}>{f.dst}:{f.dport} ttl {f.ttl} id {f.ident} frag {f.frag:#x} len {f.total} eth {f.eth_src}>{f.eth_dst}"
+    head = f"{f.src}:{f.sport}>{f.dst}:{f.dport} ttl {f.ttl} tos {f.tos} id {f.ident} frag {f.frag:#x} len {f.total} eth {f.eth_src}>{f.eth_dst}"
     if f.proto == TCP:
         names = "".join(n for b, n in ((1, "F"), (2, "S"), (4, "R"), (8, "P"), (16, "A")) if f.flags & b)
         return f"TCP {head} [{names}] seq {f.seq} ack {f.ack} ts {f.ts} sack {f.sack} csum {f.checksum:#06x} +{len(f.payload)}"
     if f.proto == UDP:
         return f"UDP {head} csum {f.checksum:#06x} +{len(f.payload)}"
-    if f.proto == ICMP:
+    if f.proto in (ICMP, ICMP6):
         return f"ICMP {head} type {f.icmp_type} code {f.icmp_code} rest {f.icmp_rest.hex()} +{len(f.payload)}"
     return f"proto {f.proto} {head}"

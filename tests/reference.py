@@ -6,20 +6,20 @@ sequence number, when within a second an idle connection ends) the reference ado
 an illegal one raises `Illegal`.
 
 Rules, in the order they apply to a frame:
-  1. not IPv4 and not ARP: passed to the host when the port has a way to it, else dropped `ether_type`;
+  1. neither IP nor ARP: passed to the host when the port has a way to it, else dropped `ether_type`;
   2. malformed: dropped with the reason that names the header;
   3. known connection, by the full tuple in either direction: see `_hit`;
   4. not an owned address: passed when the port has a way to the host, else dropped `not_ours`;
   5. owned: echo requests are answered, first packets open a connection, the rest has its drop reason.
 Sequence numbers compare as serial numbers (RFC 1982). Time comes in as nanoseconds; connections live in ticks of 1/64 s.
-Left out: IPv6, IP fragments, several workers.
+A connection may have IPv4 on one side and IPv6 on the other: then the IP header is made anew (RFC 7915).
+Left out: IP fragments, several workers.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import math
-import socket
 import struct
 from collections import Counter
 from collections.abc import Callable
@@ -62,6 +62,9 @@ _TABLE: dict[tuple[int, str], dict[str, str]] = {
 
 
 _CLOSING = ("FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "TCP_CLOSE")
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Illegal(AssertionError):
@@ -200,7 +203,7 @@ class Reference:
         self.schedulers: dict[int, Scheduler] = {}
         self.addresses: dict[int, tuple[str, str, int]] = {}  # id -> (address, kind, port)
         self.lip_names: dict[int, str] = {}  # every id ever given out
-        self.routes: list[tuple[ipaddress.IPv4Network, str, int, str, int]] = []  # prefix, gateway, port, kind, metric
+        self.routes: list[tuple[Network, str, int, str, int]] = []  # prefix, gateway, port, kind, metric
         self.neighbours: dict[tuple[int, str], Neighbour] = {}
         self.conns: list[Conn] = []  # in order of opening
         self.by_key: dict[tuple[int, str, int, str, int], tuple[Conn, int]] = {}
@@ -213,6 +216,7 @@ class Reference:
         self.observe: Callable[[Conn, bytes, int], tuple[int, int]] = self._no_observation
         self.choose: Callable[[Conn, bytes], Choice | None] = self._no_choice
         self.expend: Callable[[list[Conn], bytes], Conn] = self._no_expense
+        self.identify: Callable[[Conn, bytes, int], int] = lambda conn, frame, sender: 0
 
     # ---- configuration: the calls of Plane ----
 
@@ -272,7 +276,7 @@ class Reference:
 
     def put_routes(self, routes: list[tuple[str, str, str, int, int, int, str]]) -> None:
         self.routes = [
-            (ipaddress.IPv4Network(prefix), gateway, port, kind, metric)
+            (ipaddress.ip_network(prefix), gateway, port, kind, metric)
             for prefix, gateway, _, port, _, metric, kind in routes
         ]
 
@@ -287,7 +291,7 @@ class Reference:
 
     def route(self, addr: str) -> tuple[int, str] | None:
         """(port, next hop), longest prefix first, then lowest metric."""
-        fitting = [r for r in self.routes if ipaddress.IPv4Address(addr) in r[0]]
+        fitting = [r for r in self.routes if ipaddress.ip_address(addr) in r[0]]
         if not fitting:
             return None
         prefix, gateway, port, kind, _ = min(fitting, key=lambda r: (-r[0].prefixlen, r[4]))
@@ -334,15 +338,13 @@ class Reference:
         ethertype = struct.unpack_from("!H", frame, 12)[0]
         if ethertype == wire.ETH_ARP:
             return self._arp(port, frame)
-        if ethertype == wire.ETH_IP6 and frame[14:15] < b"\x60":
-            return self._pass(port, frame, "ip_header")
-        if ethertype != wire.ETH_IP4:
+        if ethertype not in (wire.ETH_IP4, wire.ETH_IP6):
             return self._pass(port, frame, "ether_type")
-        reason = malformed(frame)
+        reason = malformed(frame) if ethertype == wire.ETH_IP4 else malformed6(frame)
         if reason:
             return self._pass(port, frame, reason)
         f = wire.read(frame)
-        fragment = bool(f.frag & 0x3FFF)
+        fragment = is_fragment(f)
         if f.proto in (TCP, UDP) and not fragment:
             known = self.by_key.get(f.flow)
             if known:
@@ -355,8 +357,8 @@ class Reference:
             return "martian"
         if fragment:
             return "fragment"
-        if f.proto == wire.ICMP:
-            return self._echo(port, f) if f.icmp_type == 8 else "icmp"
+        if f.proto == (wire.ICMP6 if wire.is6(f.src) else wire.ICMP):
+            return self._echo(port, f) if f.icmp_type in (8, 128) else "icmp"
         if f.proto not in (TCP, UDP):
             return "protocol"
         return self._miss(port, f)
@@ -372,13 +374,12 @@ class Reference:
     def _completed(self, frame: bytes) -> bytes:
         """A TAP cannot say that hardware should do it: the host gets finished checksums."""
         f = wire.read(frame)
-        if f.proto not in (TCP, UDP) or f.frag & 0x3FFF or not left_to_hardware(f):
+        if f.proto not in (TCP, UDP) or is_fragment(f) or wire.is6(f.src) or not left_to_hardware(f):
             return frame
         self.count["checksums_completed"] += 1
-        done = bytearray(frame)
-        length = struct.unpack_from("!H", frame, f.l4 + 4)[0] if f.proto == UDP else f.total - (f.l4 - 14)
-        self._checksum(frame, done, f, f.l4 + (16 if f.proto == TCP else 6), length)
-        return bytes(done)
+        segment = bytearray(frame[f.l4 :])
+        self._checksum(f, segment, f.src, f.dst)
+        return frame[: f.l4] + bytes(segment)
 
     def _send(self, port: int, frame: bytes) -> None:
         self.sent.append((port, frame))
@@ -400,14 +401,16 @@ class Reference:
     def _forward(self, port: int, f: wire.Frame, conn: Conn, sender: int) -> str:
         hop = self.route(conn.rs[0] if sender == _CLIENT else conn.client[0])
         if f.ttl <= 1:
-            return self._error(port, f, 11, 0, 0, "ttl")
+            return self._error(port, f, "ttl")
         if not hop:
             return "no_route"
         if hop[0] not in self.ports:
             return "port_down"
         mtu = self.ports[hop[0]][1]
-        if f.total > mtu:
-            return self._error(port, f, 3, 4, mtu, "mtu") if f.frag & wire.DF else "mtu"
+        leaves6, came6 = wire.is6(hop_side(conn, sender)), wire.is6(f.src)
+        leaving = f.total if leaves6 == came6 else 14 + f.total - f.l4 + (40 if leaves6 else 20)
+        if leaving > mtu:
+            return self._error(port, f, "mtu", mtu + f.total - leaving) if came6 or f.frag & wire.DF else "mtu"
         self._track(f, conn, sender)
         conn.last_seen = self.tick
         conn.packets[sender] += 1
@@ -466,38 +469,77 @@ class Reference:
             conn.lip = (choice.lip, choice.lport)
         if conn.proto == TCP and (conn.dseq is None or conn.dts is None):
             self._learn_shifts(conn, frame, sender)
-        total = bytearray(frame[: 14 + f.total])
-        total[0:6], total[6:12] = wire.mac_bytes(eth_dst), wire.mac_bytes(eth_src)
         src, dst = (conn.lip, conn.rs) if sender == _CLIENT else (conn.vip, conn.client)
-        total[26:30], total[30:34] = socket.inet_aton(src[0]), socket.inet_aton(dst[0])
-        total[22] -= 1
-        header_sum = wire.residue(frame[14 : f.l4])
-        assert header_sum == 0
-        total[24:26] = b"\0\0"
-        struct.pack_into("!H", total, 24, wire.checksum_of(bytes(total[14 : f.l4])))
-        struct.pack_into("!HH", total, f.l4, src[1], dst[1])
+        segment = bytearray(frame[f.l4 : 14 + f.total])
+        struct.pack_into("!HH", segment, 0, src[1], dst[1])
         if f.proto == TCP:
-            self._shift_numbers(total, f, conn, sender)
-            self._checksum(frame, total, f, f.l4 + 16, f.total - (f.l4 - 14))
-        else:
-            self._checksum(frame, total, f, f.l4 + 6, struct.unpack_from("!H", frame, f.l4 + 4)[0])
+            self._shift_numbers(segment, f, conn, sender)
+            if wire.is6(f.src) != wire.is6(src[0]) and f.flags & SYN:
+                self._clamp(segment, conn)
+        self._checksum(f, segment, src[0], dst[0], needed=wire.is6(src[0]))
+        header = self._ip_header(f, conn, sender, src[0], dst[0])
+        out = wire.ether(header + bytes(segment), dst=eth_dst, src=eth_src, ethertype=wire.ethertype_of(src[0]))
+        if wire.is6(f.src) != wire.is6(src[0]):
+            out = padded(out)
         if conn.proto == TCP and sender == _CLIENT:
-            self._remember(bytes(total), conn)
-        return bytes(total)
+            self._remember(out, conn)
+        return out
+
+    def _ip_header(self, f: wire.Frame, conn: Conn, sender: int, src: str, dst: str) -> bytes:
+        """All that stays stays; between the families the header is made anew, without options (RFC 7915 4.1, 5.1)."""
+        length = 14 + f.total - f.l4
+        if wire.is6(src) and wire.is6(f.src):
+            header = bytearray(f.raw[14 : f.l4])
+            header[7] -= 1
+            header[8:40] = wire.addr_bytes(src) + wire.addr_bytes(dst)
+            return bytes(header)
+        if wire.is6(src):
+            return wire.ipv6(b"", src=src, dst=dst, proto=f.proto, ttl=f.ttl - 1, tos=f.tos, payload_len=length)
+        if not wire.is6(f.src):
+            options, ident, frag = f.raw[34 : f.l4], f.ident, f.frag
+        elif length + 20 > 1260:
+            options, ident, frag = b"", 0, wire.DF
+        else:
+            options, ident, frag = b"", self.identify(conn, f.raw, sender), 0
+        total = 20 + len(options) + length
+        return wire.ipv4(
+            b"",
+            src=src,
+            dst=dst,
+            proto=f.proto,
+            ttl=f.ttl - 1,
+            tos=f.tos,
+            ident=ident,
+            frag=frag,
+            options=options,
+            total=total,
+        )
+
+    def _clamp(self, segment: bytearray, conn: Conn) -> None:
+        """The MSS option of a SYN: what either side may send must fit both ports, whichever header it has there."""
+        most = 65535
+        for addr in (conn.rs[0], conn.client[0]):
+            hop = self.route(addr)
+            if hop and hop[0] in self.ports:
+                most = min(most, self.ports[hop[0]][1] - (60 if wire.is6(addr) else 40))
+        header = (segment[12] >> 4) * 4
+        for kind, at, size in wire.tcp_options(bytes(segment[20:header])):
+            if kind == 2 and size == 4 and struct.unpack_from("!H", segment, 22 + at)[0] > most:
+                struct.pack_into("!H", segment, 22 + at, most)
 
     @staticmethod
-    def _shift_numbers(total: bytearray, f: wire.Frame, conn: Conn, sender: int) -> None:
+    def _shift_numbers(segment: bytearray, f: wire.Frame, conn: Conn, sender: int) -> None:
         def shift(at: int, by: int) -> None:
-            struct.pack_into("!I", total, at, (struct.unpack_from("!I", total, at)[0] + by) & MASK)
+            struct.pack_into("!I", segment, at, (struct.unpack_from("!I", segment, at)[0] + by) & MASK)
 
         dseq, dts = conn.dseq or 0, conn.dts or 0
         if sender == _CLIENT:
-            shift(f.l4 + 4, dseq)
+            shift(4, dseq)
         elif f.flags & ACK:
-            shift(f.l4 + 8, -dseq)
-        header = (total[f.l4 + 12] >> 4) * 4
-        for kind, at, size in wire.tcp_options(bytes(total[f.l4 + 20 : f.l4 + header])):
-            option = f.l4 + 20 + at
+            shift(8, -dseq)
+        header = (segment[12] >> 4) * 4
+        for kind, at, size in wire.tcp_options(bytes(segment[20:header])):
+            option = 20 + at
             if kind == 8 and size == 10:
                 if sender == _CLIENT:
                     shift(option + 2, dts)
@@ -508,22 +550,21 @@ class Reference:
                     shift(option + number, -dseq)
 
     @staticmethod
-    def _checksum(before: bytes, after: bytearray, f: wire.Frame, at: int, length: int) -> None:
-        """The checksum is off by exactly as much as it was."""
+    def _checksum(f: wire.Frame, segment: bytearray, src: str, dst: str, *, needed: bool = False) -> None:
+        """The checksum is off by exactly as much as it was in the packet that came, f. needed: UDP must have one."""
+        at = 16 if f.proto == TCP else 6
+        length = 14 + f.total - f.l4 if f.proto == TCP else struct.unpack_from("!H", segment, 4)[0]
+        before = f.raw[f.l4 : f.l4 + length]
         old = struct.unpack_from("!H", before, at)[0]
-        if old == 0 and f.proto == UDP:
+        if old == 0 and f.proto == UDP and not needed:
             return
-        src, dst = socket.inet_ntoa(after[26:30]), socket.inet_ntoa(after[30:34])
-        pseudo_before = wire.residue(wire.pseudo_header(f.src, f.dst, f.proto, length))
-        error = (pseudo_before + wire.residue(before[f.l4 : f.l4 + length])) % 0xFFFF
-        if left_to_hardware(f):
+        error = (wire.residue(wire.pseudo_header(f.src, f.dst, f.proto, length)) + wire.residue(before)) % 0xFFFF
+        if left_to_hardware(f) or (old == 0 and f.proto == UDP):
             error = 0
-        struct.pack_into("!H", after, at, 0)
-        total = wire.residue(wire.pseudo_header(src, dst, f.proto, length)) + wire.residue(
-            bytes(after[f.l4 : f.l4 + length])
-        )
+        struct.pack_into("!H", segment, at, 0)
+        total = wire.residue(wire.pseudo_header(src, dst, f.proto, length)) + wire.residue(bytes(segment[:length]))
         value = (error - total) % 0xFFFF
-        struct.pack_into("!H", after, at, 0xFFFF if f.proto == UDP and value == 0 else value)
+        struct.pack_into("!H", segment, at, 0xFFFF if f.proto == UDP and value == 0 else value)
 
     # ---- a packet of no connection ----
 
@@ -539,7 +580,7 @@ class Reference:
             return "no_conn"
         if not self.unserved_reset:
             return "no_service"
-        return self._reset(port, f) if f.proto == TCP else self._error(port, f, 3, 3, 0, "no_service")
+        return self._reset(port, f) if f.proto == TCP else self._error(port, f, "no_service")
 
     def _kind(self, addr: str) -> str:
         owned = self.owned(addr)
@@ -556,6 +597,8 @@ class Reference:
         assert member is not None
         if len(self.conns) >= self.capacity and not self._evict(service) and not self._evict_expendable(f):
             return "table_full"
+        if not self._fitting_lips(service, member.rip):
+            return "no_lip"
         conn = Conn(
             f.proto,
             (f.src, f.sport),
@@ -612,21 +655,24 @@ class Reference:
         return [c for c in self.conns if c.service == service.id and c.half_open]
 
     def _shares_ports(self, other: Conn, conn: Conn, service: Service) -> bool:
-        lips = {self.lip_names[i] for i in service.lips}
+        lips = set(self._fitting_lips(service, conn.rs[0]))
         return other.proto == conn.proto and other.rs == conn.rs and other.lip[0] in lips
 
     def _free_ports(self, conn: Conn, service: Service) -> int:
         """Local ports of all LIPs of the service that are free towards this RS."""
         used = sum(self._shares_ports(c, conn, service) for c in self.conns)
-        return len(self.lports) * len(set(service.lips)) - used
+        return len(self.lports) * len(set(self._fitting_lips(service, conn.rs[0]))) - used
+
+    def _fitting_lips(self, service: Service, rip: str) -> list[str]:
+        """LIPs of the RS's family."""
+        return [self.lip_names[i] for i in service.lips if wire.is6(self.lip_names[i]) == wire.is6(rip)]
 
     def _no_choice(self, conn: Conn, frame: bytes) -> Choice | None:
         raise Illegal("nobody chooses")
 
     def _adopt(self, conn: Conn, choice: Choice, service: Service, finished: list[Conn]) -> None:
         """Check the product's choice and take it over. With no port free it takes that of a finished connection."""
-        lips = [self.lip_names[i] for i in service.lips]
-        if choice.lip not in lips:
+        if choice.lip not in self._fitting_lips(service, conn.rs[0]):
             raise Illegal(f"{choice.lip} is no LIP of service {service.id}")
         if choice.lport not in self.lports:
             raise Illegal(f"lport {choice.lport}")
@@ -720,48 +766,62 @@ class Reference:
     # ---- answers: back the way the packet came ----
 
     def _answer(self, port: int, f: wire.Frame, packet: bytes) -> None:
-        self._send(port, padded(wire.ether(packet, dst=f.eth_src, src=self.ports[port][0])))
-
-    def _ip_options(self, f: wire.Frame) -> bytes:
-        return f.raw[34 : f.l4]
+        self._send(port, padded(wire.ether(packet, dst=f.eth_src, src=self.ports[port][0], ethertype=f.ethertype)))
 
     def _echo(self, port: int, f: wire.Frame) -> str:
-        message = wire.icmp_message(0, f.icmp_code, f.icmp_rest, f.payload)
-        error = wire.residue(f.raw[f.l4 : 14 + f.total])
+        pseudo = wire.pseudo_header(f.src, f.dst, wire.ICMP6, 8 + len(f.payload)) if wire.is6(f.src) else b""
+        message = wire.icmp_message(129 if pseudo else 0, f.icmp_code, f.icmp_rest, f.payload, pseudo)
+        error = (wire.residue(pseudo) + wire.residue(f.raw[f.l4 : 14 + f.total])) % 0xFFFF
         if error:  # a wrong checksum stays as wrong
             value = (struct.unpack_from("!H", message, 2)[0] + error) % 0xFFFF
             message = message[:2] + struct.pack("!H", value) + message[4:]
-        packet = wire.ipv4(
-            message,
+        self._answer(port, f, self._answer_header(f, len(message)) + message)
+        self.count["echo_replies_sent"] += 1
+        return "answered"
+
+    def _answer_header(self, f: wire.Frame, length: int) -> bytes:
+        """The header of the packet that came, the other way round."""
+        if wire.is6(f.src):
+            header = bytearray(f.raw[14 : f.l4])
+            struct.pack_into("!HBB", header, 4, f.l4 - 54 + length, header[6], 64)
+            return bytes(header[:8]) + wire.addr_bytes(f.dst) + wire.addr_bytes(f.src) + bytes(header[40:])
+        options = f.raw[34 : f.l4]
+        frag = wire.DF if f.proto == TCP else f.frag
+        total = 20 + len(options) + length
+        return wire.ipv4(
+            b"",
             src=f.dst,
             dst=f.src,
-            proto=wire.ICMP,
+            proto=f.proto,
             ttl=64,
             tos=f.tos,
             ident=f.ident,
-            frag=f.frag,
-            options=self._ip_options(f),
+            frag=frag,
+            options=options,
+            total=total,
         )
-        self._answer(port, f, packet)
-        self.count["echo_replies_sent"] += 1
-        return "answered"
 
     def _reset(self, port: int, f: wire.Frame) -> str:
         """RFC 9293 3.5.2 for a bare SYN."""
         ack = (f.seq + 1 + len(f.payload)) & MASK
         segment = wire.tcp_segment(f.dst, f.src, f.dport, f.sport, seq=0, ack=ack, flags=RST | ACK, window=0)
-        packet = wire.ipv4(
-            segment, src=f.dst, dst=f.src, proto=TCP, ttl=64, tos=f.tos, ident=f.ident, options=self._ip_options(f)
-        )
-        self._answer(port, f, packet)
+        self._answer(port, f, self._answer_header(f, len(segment)) + segment)
         self.count["resets_sent"] += 1
         return "answered"
 
-    def _error(self, port: int, f: wire.Frame, kind: int, code: int, rest: int, reason: str) -> str:
-        """RFC 792, RFC 1812 4.3.2.3: as much of the packet as fits into 576 bytes, from the address the packet was sent to."""
-        quoted = f.raw[14 : 14 + f.total][:548]
-        message = wire.icmp_message(kind, code, struct.pack("!I", rest), quoted)
-        self._answer(port, f, wire.ipv4(message, src=f.dst, dst=f.src, proto=wire.ICMP, ttl=64, tos=0xC0, frag=0))
+    def _error(self, port: int, f: wire.Frame, reason: str, mtu: int = 0) -> str:
+        """RFC 792, RFC 1812 4.3.2.3: as much of the packet as fits into 576 bytes, from the address the packet was sent to;
+        RFC 4443 2.4: into 1280."""
+        rest, packet = struct.pack("!I", mtu), f.raw[14 : 14 + f.total]
+        if wire.is6(f.src):
+            kind, code = {"ttl": (3, 0), "mtu": (2, 0), "no_service": (1, 4)}[reason]
+            message = wire.icmp6_message(f.dst, f.src, kind, code, rest, packet[:1232])
+            answer = wire.ipv6(message, src=f.dst, dst=f.src, proto=wire.ICMP6)
+        else:
+            kind, code = {"ttl": (11, 0), "mtu": (3, 4), "no_service": (3, 3)}[reason]
+            message = wire.icmp_message(kind, code, rest, packet[:548])
+            answer = wire.ipv4(message, src=f.dst, dst=f.src, proto=wire.ICMP, ttl=64, tos=0xC0, frag=0)
+        self._answer(port, f, answer)
         self.count["icmp_errors_sent"] += 1
         return reason
 
@@ -813,6 +873,18 @@ class Reference:
         return lost
 
 
+def hop_side(conn: Conn, sender: int) -> str:
+    """Whom a packet of this sender goes to."""
+    return conn.rs[0] if sender == _CLIENT else conn.client[0]
+
+
+def is_fragment(f: wire.Frame) -> bool:
+    """One of several; an atomic fragment (RFC 6946) is a whole packet."""
+    if wire.FRAGMENT not in f.extensions:
+        return bool(f.frag & 0x3FFF)
+    return f.fragment != (0, False)
+
+
 def padded(frame: bytes) -> bytes:
     return frame + b"\0" * (60 - len(frame))
 
@@ -829,7 +901,10 @@ def left_to_hardware(f: wire.Frame) -> bool:
 
 
 def martian(addr: str) -> bool:
-    """A source no host may use: RFC 1122 3.2.1.3."""
+    """A source no host on another link may use: RFC 1122 3.2.1.3; RFC 4291 2.5, 2.7."""
+    if wire.is6(addr):
+        a = ipaddress.IPv6Address(addr)
+        return a.is_unspecified or a.is_loopback or a.is_multicast or a.is_link_local or a.ipv4_mapped is not None
     first = int(addr.split(".")[0])
     return first in (0, 127) or first >= 224
 
@@ -855,11 +930,44 @@ def malformed(frame: bytes) -> str:
         return "ip_checksum"
     if struct.unpack_from("!H", packet, 6)[0] & 0x3FFF:
         return ""
-    body = packet[header:total]
-    if packet[9] == TCP and (len(body) < 20 or not 20 <= (body[12] >> 4) * 4 <= len(body)):
+    return malformed_l4(packet[9], packet[header:total], wire.ICMP)
+
+
+def malformed_l4(proto: int, body: bytes, icmp: int) -> str:
+    if proto == TCP and (len(body) < 20 or not 20 <= (body[12] >> 4) * 4 <= len(body)):
         return "l4_header"
-    if packet[9] == UDP and (len(body) < 8 or not 8 <= struct.unpack_from("!H", body, 4)[0] <= len(body)):
+    if proto == UDP and (len(body) < 8 or not 8 <= struct.unpack_from("!H", body, 4)[0] <= len(body)):
         return "l4_header"
-    if packet[9] == wire.ICMP and len(body) < 8:
-        return "l4_header"
-    return ""
+    return "l4_header" if proto == icmp and len(body) < 8 else ""
+
+
+def malformed6(frame: bytes) -> str:
+    """The same for IPv6: RFC 8200. Extension headers must end within the first 255 bytes of the frame."""
+    packet = frame[14:]
+    if len(packet) < 40:
+        return "truncated"
+    if packet[0] >> 4 != 6:
+        return "ip_header"
+    end, at, following, fragments = 40 + struct.unpack_from("!H", packet, 4)[0], 40, packet[6], 0
+    if end > len(packet):
+        return "truncated"
+    while following in (wire.HOP_BY_HOP, wire.ROUTING, wire.FRAGMENT, wire.DESTINATION):
+        if end - at < 8:
+            return "ip_header"
+        size = 8 if following == wire.FRAGMENT else (packet[at + 1] + 1) * 8
+        if size > end - at or 14 + at + size > 255 or (following == wire.HOP_BY_HOP and at != 40):
+            return "ext_headers"
+        if following == wire.ROUTING and packet[at + 3]:
+            return "source_route"
+        if following == wire.FRAGMENT:
+            fragments += 1
+            if fragments > 1:
+                return "ext_headers"
+            if struct.unpack_from("!H", packet, at + 2)[0] & 0xFFF8:
+                return ""
+        following, at = packet[at], at + size
+    if fragments and wire.read(frame).fragment != (0, False):
+        return ""
+    body = packet[at:end]
+    reason = malformed_l4(following, body, wire.ICMP6)
+    return "udp_no_checksum" if not reason and following == UDP and body[6:8] == b"\0\0" else reason

@@ -25,11 +25,16 @@ WAN, LAN = 0, 1
 MACS = ("02:00:00:00:0a:00", "02:00:00:00:0a:01")
 VIP, VIP2, LIP, LIP2 = "192.0.2.10", "192.0.2.11", "10.0.0.11", "10.0.0.12"
 RS1, RS2, RS3, RS4 = "10.0.0.101", "10.0.0.102", "10.0.0.103", "10.0.0.104"
+VIP6, LIP6, RS6, RS6B = "2001:db8:1::10", "fd00::11", "fd00::101", "fd00::102"
 RS_MACS = {RS1: "02:00:00:00:01:01", RS2: "02:00:00:00:01:02", RS3: "02:00:00:00:01:03", RS4: "02:00:00:00:01:04"}
+RS_MACS |= {RS6: "02:00:00:00:01:61", RS6B: "02:00:00:00:01:62"}
 GATEWAY, CLIENT = "192.0.2.1", "198.51.100.7"
+GATEWAY6, CLIENT6 = "2001:db8:1::1", "2001:db8:99::7"
 ADDRESSES = [(1, VIP, "vip", WAN), (2, VIP2, "vip", WAN), (3, LIP, "lip", LAN), (4, LIP2, "lip", LAN)]
-LIP_IDS = {LIP: 3, LIP2: 4}
+ADDRESSES += [(5, VIP6, "vip", WAN), (6, LIP6, "lip", LAN)]
+LIP_IDS = {LIP: 3, LIP2: 4, LIP6: 6}
 ROUTES = [("0.0.0.0/0", GATEWAY, "", WAN, 0, 0, "unicast"), ("10.0.0.0/24", "", "", LAN, 0, 0, "unicast")]
+ROUTES += [("::/0", GATEWAY6, "", WAN, 0, 0, "unicast"), ("fd00::/64", "", "", LAN, 0, 0, "unicast")]
 TIMEOUTS = {
     "TCP_NONE": 2,
     "TCP_EST": 90,
@@ -103,6 +108,7 @@ class Rig:
             side.put_addresses([*ADDRESSES, *addresses])
             side.put_routes(ROUTES)
             side.neigh_set(WAN, GATEWAY, wire.ROUTER_MAC, static=True)
+            side.neigh_set(WAN, GATEWAY6, wire.ROUTER_MAC, static=True)
             for rip, mac in RS_MACS.items():
                 side.neigh_set(LAN, rip, mac, static=True)
         (plane or self.plane).publish()
@@ -174,13 +180,13 @@ class Rig:
 
 
 class Twin(Rig):
-    """Core and reference side by side. `hosts` answer ARP requests: (port, address) -> MAC."""
+    """Core and reference side by side. Packets of one turn differ in their TOS, by which what came is told in what left. `hosts` answer ARP requests: (port, address) -> MAC."""
 
     def __init__(self, *, punt: bool = False, **options: Any) -> None:
         self.reference = Reference(conns=options.get("conns", 1024))
         self.reference.now = START
         self.reference.choose, self.reference.observe = self._choose, self._observe
-        self.reference.expend = self._expend
+        self.reference.expend, self.reference.identify = self._expend, self._identify
         if punt:
             self.reference.punt.add(WAN)
         self.hosts: dict[tuple[int, str], str] = {}
@@ -199,11 +205,7 @@ class Twin(Rig):
     def _choose(self, conn: Conn, frame: bytes) -> Choice | None:
         sent = wire.read(frame)
         for f in self.frames:
-            if (
-                f.ethertype == wire.ETH_IP4
-                and f.ident == sent.ident
-                and (f.proto, f.dst, f.dport) == (conn.proto, *conn.rs)
-            ):
+            if f.tos == sent.tos and (f.proto, f.dst, f.dport) == (conn.proto, *conn.rs):
                 return Choice(f.src, f.sport)
         key = (conn.proto, *conn.client, *conn.vip)
         for c in self.conns():
@@ -224,10 +226,19 @@ class Twin(Rig):
         sent = wire.read(frame)
         src, dst = (conn.lip, conn.rs) if sender == 0 else (conn.vip, conn.client)
         for f in self.frames:
-            if f.ethertype == wire.ETH_IP4 and f.ident == sent.ident and f.flow == (conn.proto, *src, *dst):
+            if f.tos == sent.tos and f.flow == (conn.proto, *src, *dst):
                 dts = ((f.ts[0] - sent.ts[0]) if sender == 0 else (sent.ts[1] - f.ts[1])) if f.ts and sent.ts else 0
                 return ((f.seq - sent.seq) if sender == 0 else (sent.ack - f.ack)) & MASK, dts & MASK
         raise Illegal(f"no packet left for {wire.describe(frame)}")
+
+    def _identify(self, conn: Conn, frame: bytes, sender: int) -> int:
+        """The IPv4 identification that the packet left with."""
+        sent = wire.read(frame)
+        src, dst = (conn.lip, conn.rs) if sender == 0 else (conn.vip, conn.client)
+        left = [f.ident for f in self.frames if f.tos == sent.tos and f.flow == (conn.proto, *src, *dst)]
+        if not left:
+            raise Illegal(f"no packet left for {wire.describe(frame)}")
+        return left[0]
 
     # ---- driving ----
 
@@ -400,7 +411,7 @@ def compare(
 def grouped(frames: list[tuple[int, bytes]]) -> dict[Any, list[bytes]]:
     out: dict[Any, list[bytes]] = defaultdict(list)
     for port, frame in frames:
-        ip = port >= 0 and frame[12:14] == b"\x08\x00"
+        ip = port >= 0 and frame[12:14] in (b"\x08\x00", b"\x86\xdd")
         f = wire.read(frame) if ip else None
         out[(port, *f.flow) if f else (port, frame[12:14])].append(frame)
     return out

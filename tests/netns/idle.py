@@ -41,7 +41,9 @@ class Tap:
         try:
             if libc.setns(there, 0):
                 raise OSError(ctypes.get_errno(), "setns")
-            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))  # ETH_P_ALL: what leaves too
+            self.socket = socket.socket(
+                socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)
+            )  # ETH_P_ALL: what leaves too
             self.socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
             self.socket.bind((device, 0))
             if libc.setns(here, 0):

@@ -8,7 +8,6 @@ configuration, steps of time) are done and prints the number; without it a short
 from __future__ import annotations
 
 import os
-import socket
 import struct
 import sys
 from dataclasses import dataclass
@@ -28,15 +27,41 @@ from hypothesis.stateful import (
 )
 from packets import ACK, FIN, PARTIAL, PSH, RST, SYN, TCP, UDP
 from reference import MASK, Conn
-from rig import ADDRESSES, CLIENT, GATEWAY, LAN, LIP, LIP2, MACS, RS1, RS2, RS3, RS4, TIMEOUTS, VIP, VIP2, WAN, Twin
+from rig import (
+    ADDRESSES,
+    CLIENT,
+    CLIENT6,
+    GATEWAY,
+    GATEWAY6,
+    LAN,
+    LIP,
+    LIP2,
+    LIP6,
+    MACS,
+    RS1,
+    RS2,
+    RS3,
+    RS4,
+    RS6,
+    RS6B,
+    TIMEOUTS,
+    VIP,
+    VIP2,
+    VIP6,
+    WAN,
+    Twin,
+)
 
 OPERATIONS = int(os.environ.get("FNAT_PROPERTY_OPS", "0"))
-PROTOS = {0: TCP, 1: TCP, 2: UDP, 3: UDP}
-VIPS = {0: (VIP, 80), 1: (VIP2, 443), 2: (VIP, 53), 3: (VIP2, 53)}
-RSS = [RS1, RS2, RS3, RS4]
+PROTOS = {0: TCP, 1: TCP, 2: UDP, 3: UDP, 4: TCP, 5: UDP}
+VIPS = {0: (VIP, 80), 1: (VIP2, 443), 2: (VIP, 53), 3: (VIP2, 53), 4: (VIP6, 80), 5: (VIP6, 53)}
+ids = st.sampled_from(list(PROTOS))
+RSS = [RS1, RS2, RS3, RS4, RS6, RS6B]
 LATE = "10.0.0.150"  # an RS whose MAC is learned by ARP
 LATE_MAC = "02:00:00:00:01:50"
 CLIENTS = [CLIENT, "198.51.100.8", "203.0.113.9"]
+CLIENTS6 = [CLIENT6, "2001:db8:99::8", "2001:db8:7::ffff:1"]
+
 done = 0
 
 ports = st.sampled_from([1024, 5000, 5001, 5002, 65535])
@@ -44,6 +69,11 @@ numbers = st.one_of(st.sampled_from([0, 1, 0x7FFFFFFF, 0x80000000, MASK - 1, MAS
 small = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 100, 101, 536, 1000])
 sums = st.sampled_from([None, None, None, PARTIAL, 0, 0xFFFF, 0x1234])
 times = st.sampled_from([0.02, 0.02, 0.1, 0.1, 0.5, 0.5, 1.1, 1.1, 2.5, 3.2, 4.0, 8.0, 11.5, 21.5, 95.0])
+
+
+def at_family(client: str, vip: str) -> str:
+    """A client that can speak to this VIP."""
+    return CLIENTS6[CLIENTS.index(client)] if wire.is6(vip) else client
 
 
 @dataclass(eq=False)
@@ -90,8 +120,10 @@ class CoreAndReference(RuleBasedStateMachine):
         for id in PROTOS:
             self.members[id] = [(id * 8, RS1, 8080, 1), (id * 8 + 1, RS2, 8080, 2)]
             if id % 2:
-                self.members[id].append((id * 8 + 4, LATE, 8080, 1))
-            self.options[id] = {"lips": [3, 4], "expire_quiescent": id > 1}
+                self.members[id].append((id * 8 + 6, LATE, 8080, 1))
+            else:
+                self.members[id].append((id * 8 + 4, RS6, 8080, 1))
+            self.options[id] = {"lips": [3, 4, 6], "expire_quiescent": id > 1}
             self.put(id)
 
     def put(self, id: int) -> None:
@@ -100,6 +132,10 @@ class CoreAndReference(RuleBasedStateMachine):
     def next_ident(self) -> int:
         self.ident = (self.ident + 1) & 0xFFFF
         return self.ident
+
+    def mark(self) -> dict[str, int]:
+        """By these a packet is known again, translated."""
+        return {"ident": self.next_ident(), "tos": self.ident & 0xFF}
 
     def give(self, port: int, frame: bytes, hold: bool = False) -> None:
         """Deliver now, together with what was held back; or hold back for a turn with several packets."""
@@ -116,7 +152,7 @@ class CoreAndReference(RuleBasedStateMachine):
     # ---- conversations ----
 
     @rule(
-        service=st.sampled_from([0, 1]),
+        service=st.sampled_from([0, 1, 4]),
         client=st.sampled_from(CLIENTS),
         port=ports,
         isn=numbers,
@@ -152,12 +188,13 @@ class CoreAndReference(RuleBasedStateMachine):
         sum: int | None,
         hold: bool,
     ) -> None:
+        client = at_family(client, VIPS[service][0])
         flow = Flow(TCP, (client, port), VIPS[service], self.twin.now, isn, (isn + 1) & MASK, ts=ts, odd=odd)
         self.flows = [f for f in self.flows if (f.client, f.vip) != (flow.client, flow.vip)][-30:] + [flow]
         self.give(WAN, self.client_segment(flow, SYN, isn, 0, payload, flow.syn_options(self.twin.now), sum), hold)
 
     @rule(
-        service=st.sampled_from([2, 3]),
+        service=st.sampled_from([2, 3, 5]),
         client=st.sampled_from(CLIENTS),
         port=ports,
         data=small,
@@ -165,9 +202,10 @@ class CoreAndReference(RuleBasedStateMachine):
         hold=st.booleans(),
     )
     def open_udp(self, service: int, client: str, port: int, data: int, sum: int | None, hold: bool) -> None:
+        client = at_family(client, VIPS[service][0])
         flow = Flow(UDP, (client, port), VIPS[service], self.twin.now)
         self.flows = [f for f in self.flows if (f.client, f.vip) != (flow.client, flow.vip)][-30:] + [flow]
-        self.give(WAN, wire.udp(*flow.client, *flow.vip, bytes(data), checksum=sum, ident=self.next_ident()), hold)
+        self.give(WAN, wire.udp(*flow.client, *flow.vip, bytes(data), checksum=sum, **self.mark()), hold)
 
     def client_segment(
         self,
@@ -192,7 +230,7 @@ class CoreAndReference(RuleBasedStateMachine):
             checksum=sum,
             ttl=ttl,
             frag=frag,
-            ident=self.next_ident(),
+            **self.mark(),
         )
 
     def connected(self, flow: Flow) -> Conn | None:
@@ -208,7 +246,7 @@ class CoreAndReference(RuleBasedStateMachine):
         if conn is not None and flow.proto == TCP:
             self.finish_handshake(flow, conn, rs_isn, hold)
 
-    @rule(service=st.sampled_from([0, 1]), n=st.integers(1, 5), isn=numbers, rs_isn=numbers, ts=st.booleans())
+    @rule(service=st.sampled_from([0, 1, 4]), n=st.integers(1, 5), isn=numbers, rs_isn=numbers, ts=st.booleans())
     def open_many(self, service: int, n: int, isn: int, rs_isn: int, ts: bool) -> None:
         """Connections with their whole handshakes."""
         for i in range(n):
@@ -262,7 +300,7 @@ class CoreAndReference(RuleBasedStateMachine):
             frag=frag,
             eth_src=LATE_MAC,
             eth_dst=MACS[LAN],
-            ident=self.next_ident(),
+            **self.mark(),
         )
 
     @precondition(lambda self: self.flows)
@@ -286,7 +324,7 @@ class CoreAndReference(RuleBasedStateMachine):
         if flow.proto == UDP:
             return self.give(
                 WAN,
-                wire.udp(*flow.client, *flow.vip, payload, checksum=sum, ttl=ttl, frag=frag, ident=self.next_ident()),
+                wire.udp(*flow.client, *flow.vip, payload, checksum=sum, ttl=ttl, frag=frag, **self.mark()),
                 hold,
             )
         options = wire.option_timestamp(flow.stamp(self.twin.now), 77) if flow.ts is not None else b""
@@ -323,7 +361,7 @@ class CoreAndReference(RuleBasedStateMachine):
                 ttl=ttl,
                 frag=frag,
                 eth_dst=MACS[LAN],
-                ident=self.next_ident(),
+                **self.mark(),
             )
             return self.give(LAN, frame, hold)
         frame = self.rs_segment(flow, conn, flags, flow.rs_seq, flow.seq, payload, sum, blocks, ttl, frag)
@@ -341,7 +379,7 @@ class CoreAndReference(RuleBasedStateMachine):
             payload, hold = bytes([byte]) * (n + (byte & 7)), i % 8 != 7
             if byte & 0x80 or known is None:
                 if flow.proto == UDP:
-                    self.give(WAN, wire.udp(*flow.client, *flow.vip, payload, ident=self.next_ident()), hold)
+                    self.give(WAN, wire.udp(*flow.client, *flow.vip, payload, **self.mark()), hold)
                     continue
                 options = wire.option_timestamp(flow.stamp(self.twin.now), 77) if flow.ts is not None else b""
                 self.give(WAN, self.client_segment(flow, ACK | PSH, flow.seq, flow.rs_seq, payload, options), hold)
@@ -349,7 +387,7 @@ class CoreAndReference(RuleBasedStateMachine):
                 continue
             conn = known[0]
             if flow.proto == UDP:
-                self.give(LAN, wire.udp(*conn.rs, *conn.lip, payload, eth_dst=MACS[LAN], ident=self.next_ident()), hold)
+                self.give(LAN, wire.udp(*conn.rs, *conn.lip, payload, eth_dst=MACS[LAN], **self.mark()), hold)
             elif conn.dseq is not None and conn.dts is not None:
                 self.give(LAN, self.rs_segment(flow, conn, ACK, flow.rs_seq, flow.seq, payload, blocks=byte & 1), hold)
                 flow.rs_seq = (flow.rs_seq + len(payload)) & MASK
@@ -404,7 +442,7 @@ class CoreAndReference(RuleBasedStateMachine):
             ack=flow.seq,
             options=options,
             ip_options=ip_options,
-            ident=self.next_ident(),
+            **self.mark(),
         )
         self.give(LAN if from_rs else WAN, frame)
 
@@ -417,7 +455,7 @@ class CoreAndReference(RuleBasedStateMachine):
         self.twin.wait(seconds, 1 / 64 if busy or seconds < 0.2 else 0.25)
 
     @rule(
-        id=st.sampled_from([0, 1, 2, 3]),
+        id=ids,
         at=st.integers(0, 3),
         weight=st.integers(0, 4),
         rip=st.sampled_from([*RSS, LATE]),
@@ -436,13 +474,13 @@ class CoreAndReference(RuleBasedStateMachine):
         self.twin.operations += 1
 
     @rule(
-        id=st.sampled_from([0, 1, 2, 3]),
+        id=ids,
         scheduler=st.sampled_from(["rr", "wrr"]),
         no_rs_reset=st.booleans(),
         expire_quiescent=st.booleans(),
         conn_timeout=st.sampled_from([0, 0, 5]),
         half_open=st.sampled_from([0, 0, 1, 2]),
-        lips=st.sampled_from([[3, 4], [3], [4], []]),
+        lips=st.sampled_from([[3, 4, 6], [3, 6], [4], [6], []]),
     )
     def change_service(self, id: int, **options: Any) -> None:
         self.settle()
@@ -450,7 +488,7 @@ class CoreAndReference(RuleBasedStateMachine):
         self.put(id)
         self.twin.operations += 1
 
-    @rule(id=st.sampled_from([0, 1, 2, 3]), weight=st.integers(0, 2))
+    @rule(id=ids, weight=st.integers(0, 2))
     def drain(self, id: int, weight: int) -> None:
         """All members at once to one weight."""
         self.settle()
@@ -458,7 +496,7 @@ class CoreAndReference(RuleBasedStateMachine):
         self.put(id)
         self.twin.operations += 1
 
-    @rule(id=st.sampled_from([0, 1, 2, 3]), back=st.booleans())
+    @rule(id=ids, back=st.booleans())
     def remove_service(self, id: int, back: bool) -> None:
         self.settle()
         if id in self.twin.reference.services:
@@ -500,15 +538,52 @@ class CoreAndReference(RuleBasedStateMachine):
         self, src: str, dst: str, port: int, kind: int, flags: int, n: int, side: int, frag: int, hold: bool
     ) -> None:
         """Packets of nobody: other ports, other protocols, fragments, sources that cannot be."""
-        ident = self.next_ident()
+        mark = self.mark()
         if kind == TCP:
-            frame = wire.tcp(src, 7, dst, port, flags, payload=bytes(n), frag=frag, ident=ident)
+            frame = wire.tcp(src, 7, dst, port, flags, payload=bytes(n), frag=frag, **mark)
         elif kind == UDP:
-            frame = wire.udp(src, 7, dst, port, bytes(n), frag=frag, ident=ident)
+            frame = wire.udp(src, 7, dst, port, bytes(n), frag=frag, **mark)
         elif kind == 1:
-            frame = wire.icmp(src, dst, flags, flags & 1, b"abcd", bytes(n), frag=frag, ident=ident)
+            frame = wire.icmp(src, dst, flags, flags & 1, b"abcd", bytes(n), frag=frag, **mark)
         else:
-            frame = wire.ether(wire.ipv4(bytes(n), src=src, dst=dst, proto=kind, frag=frag, ident=ident))
+            frame = wire.ether(wire.ipv4(bytes(n), src=src, dst=dst, proto=kind, frag=frag, **mark))
+        self.give(side, frame, hold)
+
+    @rule(
+        src=st.sampled_from([*CLIENTS6, "::", "::1", "ff02::5", "fe80::1", "::ffff:1.2.3.4", VIP6, LIP6]),
+        dst=st.sampled_from([VIP6, LIP6, GATEWAY6, "2001:db8:1::77"]),
+        port=st.sampled_from([53, 80, 9]),
+        kind=st.sampled_from([TCP, UDP, wire.ICMP6, 47]),
+        flags=st.integers(0, 63),
+        n=small,
+        side=st.sampled_from([WAN, LAN]),
+        extensions=st.lists(st.sampled_from([0, 43, 60]), max_size=3).map(tuple),
+        sum=sums,
+        hold=st.booleans(),
+    )
+    def stray6(
+        self,
+        src: str,
+        dst: str,
+        port: int,
+        kind: int,
+        flags: int,
+        n: int,
+        side: int,
+        extensions: tuple[int, ...],
+        sum: int | None,
+        hold: bool,
+    ) -> None:
+        mark: dict[str, Any] = {**self.mark(), "extensions": extensions}
+        if kind == TCP:
+            frame = wire.tcp(src, 7, dst, port, flags, payload=bytes(n), checksum=sum, **mark)
+        elif kind == UDP:
+            frame = wire.udp(src, 7, dst, port, bytes(n), checksum=sum, **mark)
+        elif kind == wire.ICMP6:
+            frame = wire.icmp(src, dst, 100 + flags % 32, flags & 1, b"abcd", bytes(n), **mark)
+        else:
+            packet = wire.ipv6(bytes(n), src=src, dst=dst, proto=kind, extensions=extensions)
+            frame = wire.ether(packet, ethertype=wire.ETH_IP6)
         self.give(side, frame, hold)
 
     @rule(
@@ -528,7 +603,7 @@ class CoreAndReference(RuleBasedStateMachine):
 
     @rule(
         data=st.data(),
-        where=st.integers(0, 59),
+        where=st.integers(0, 79),
         value=st.integers(0, 255),
         cut=st.integers(0, 80),
         fix=st.booleans(),
@@ -540,10 +615,12 @@ class CoreAndReference(RuleBasedStateMachine):
         whole = data.draw(
             st.sampled_from(
                 [
-                    wire.tcp(CLIENT, 5000, VIP, 80, SYN, ident=self.next_ident(), payload=b"0123456789"),
-                    wire.udp(CLIENT, 5000, VIP, 53, b"0123456789", ident=self.next_ident()),
+                    wire.tcp(CLIENT, 5000, VIP, 80, SYN, **self.mark(), payload=b"0123456789"),
+                    wire.udp(CLIENT, 5000, VIP, 53, b"0123456789", **self.mark()),
                     wire.echo_request(CLIENT, VIP, b"0123456789", ip_ident=self.next_ident()),
                     wire.arp(1, wire.CLIENT_MAC, "10.0.0.200", MACS[side], VIP),
+                    wire.tcp(CLIENT6, 5000, VIP6, 80, SYN, payload=b"0123456789", extensions=(0, 60), **self.mark()),
+                    wire.udp(CLIENT6, 5000, VIP6, 53, b"0123456789", extensions=(43,), **self.mark()),
                 ]
             )
         )
@@ -561,9 +638,9 @@ class CoreAndReference(RuleBasedStateMachine):
     def garbage(self, raw: bytes, side: int) -> None:
         self.give(side, raw, False)
 
-    @rule(port=st.sampled_from([WAN, LAN]), pinged=st.sampled_from([VIP, LIP, VIP2]), n=small)
+    @rule(port=st.sampled_from([WAN, LAN]), pinged=st.sampled_from([VIP, LIP, VIP2, VIP6, LIP6]), n=small)
     def ping(self, port: int, pinged: str, n: int) -> None:
-        self.give(port, wire.echo_request(CLIENT, pinged, bytes(n), ip_ident=self.next_ident()))
+        self.give(port, wire.echo_request(at_family(CLIENT, pinged), pinged, bytes(n), ip_ident=self.next_ident()))
 
     @invariant()
     def sums_agree(self) -> None:
@@ -583,8 +660,10 @@ class CoreAndReference(RuleBasedStateMachine):
 
 
 def surprising(frame: bytes) -> bool:
-    """Addresses that a changed byte invented: the connections they open would need hosts that nobody plays."""
-    return len(frame) >= 34 and frame[12:14] == b"\x08\x00" and socket.inet_ntoa(frame[26:30]) not in CLIENTS
+    """Addresses that a changed byte invented: the connections they open would need hosts that nobody plays. A fragment header too."""
+    if frame[12:14] == b"\x86\xdd" and len(frame) >= 54:
+        return wire.addr_text(frame[22:38]) not in CLIENTS6
+    return len(frame) >= 34 and frame[12:14] == b"\x08\x00" and wire.addr_text(frame[26:30]) not in CLIENTS
 
 
 def settings_for(examples: int, steps: int, fixed: bool) -> settings:

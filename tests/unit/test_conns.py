@@ -31,7 +31,19 @@ FILTERS = [
     ({"state": STATES.index("SYN_RECV")}, {3}),
     ({"service": 0}, {0, 1, 2}),
     ({"member": 1}, {1}),
-    ({"service": 1, "cip": "198.51.100.3", "cport": 1003, "vip": VIP, "vport": 80, "lip": LIP, "rip": RS1, "proto": 6}, {3}),
+    (
+        {
+            "service": 1,
+            "cip": "198.51.100.3",
+            "cport": 1003,
+            "vip": VIP,
+            "vport": 80,
+            "lip": LIP,
+            "rip": RS1,
+            "proto": 6,
+        },
+        {3},
+    ),
 ]
 
 

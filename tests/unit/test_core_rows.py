@@ -151,7 +151,7 @@ ROWS = [
     Row("a SYN to an address not owned ends here in shared mode", stranger(wire.tcp(CLIENT, 1, "192.0.2.99", 80, SYN)), "not_ours"),
     Row("what is not ours goes to the host in exclusive mode", stranger(wire.tcp(CLIENT, 1, "192.0.2.99", 80, SYN)), "passed",
         [(-1 - WAN, {"dst": "192.0.2.99", "ttl": 64})], side={"punt": True}),
-    Row("IPv6 goes to the host in exclusive mode", stranger(wire.ether(bytes(40), ethertype=wire.ETH_IP6)), "passed",
+    Row("IPv6 goes to the host in exclusive mode", stranger(wire.echo_request("2001:db8::7", "2001:db8::99")), "passed",
         [(-1 - WAN, {"ethertype": wire.ETH_IP6})], side={"punt": True}),
     Row("malformed IPv6 ends here in shared mode", stranger(wire.ether(bytes(40), ethertype=wire.ETH_IP6)), "ip_header"),
     Row("no RS with weight: dropped", lambda t: t.syn(), "no_rs", service={"members": [(0, RS1, 8080, 0)]}, state=""),

@@ -1,6 +1,5 @@
 """Changes on configs: what is made, what is refused, and that diff is the inverse of apply."""
 
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -148,9 +148,13 @@ def test_a_new_control_replaces_the_picture_of_the_old_one() -> None:
             control = Plane.attach(directory)
             served = range(turn * 130, turn * 130 + 1000)
             for i in served:
-                control.put_service(i, vip(i), 80, 6, members=[(8 * i + n, RS1, 1024 + n, 1) for n in range(8)], lips=[3])
+                control.put_service(
+                    i, vip(i), 80, 6, members=[(8 * i + n, RS1, 1024 + n, 1) for n in range(8)], lips=[3]
+                )
             rig.configure(plane=control, addresses=[(10 + i, vip(i), "vip", WAN) for i in served])
             rig.step()
-            assert is_served(rig, turn * 130) and is_served(rig, turn * 130 + 999) and not is_served(rig, turn * 130 - 1)
+            assert (
+                is_served(rig, turn * 130) and is_served(rig, turn * 130 + 999) and not is_served(rig, turn * 130 - 1)
+            )
             control.close()
         rig.close()
