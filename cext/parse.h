@@ -70,6 +70,8 @@ __attribute__((noinline)) static void parse_ip6(struct packet *p)
         if (end - at < 8)
             return parse_invalid(p, p->fragment ? DROP_fragment_tiny : DROP_ip_header); /* RFC 7112 */
         u32 len = next == IP6_FRAGMENT ? 8 : (ext->len + 1) * 8u;
+        if (len > end - at && p->fragment)
+            return parse_invalid(p, DROP_fragment_tiny);
         if (len > end - at || at + len > 255 || (next == IP6_HOP_BY_HOP && at != ETH_HEADER + sizeof *ip))
             return parse_invalid(p, DROP_ext_headers);
         if (next == IP6_ROUTING && ext->left)

@@ -291,14 +291,12 @@ enum verdict pieces_split(struct core *k, struct packet *p, u32 mtu)
 void pieces_turn(struct core *k)
 {
     struct datagram *d;
-    k->counters[TAKEN_datagrams] = k->frags.count;
     if (likely(!k->frags.count))
         return;
     while ((d = frag_expired(&k->frags, k->tick, k->snap->settings.fragment_seconds * TICKS_PER_SECOND))) {
         drop_held(k, d, DROP_fragment_timeout);
         frag_forget(&k->frags, d);
     }
-    k->counters[TAKEN_datagrams] = k->frags.count;
 }
 
 void pieces_quiesce(struct core *k)

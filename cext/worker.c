@@ -376,6 +376,7 @@ static void tick(struct fnat_worker *w)
         conn_sweep_routes(k, SWEEP_PER_TURN);
     k->counters[TAKEN_endpoints] = k->header->lip.endpoints_used;
     k->counters[TAKEN_port_chunks] = k->header->lip.blocks_used;
+    k->counters[TAKEN_datagrams] = k->frags.count;
     k->counters[TAKEN_frames] = frames_in_use(w);
 }
 

@@ -232,13 +232,14 @@ class Twin(Rig):
         raise Illegal(f"no packet left for {wire.describe(frame)}")
 
     def _identify(self, conn: Conn, frame: bytes, sender: int) -> int:
-        """The IPv4 identification that the packet left with."""
+        """The identification that the packet left with."""
         sent = wire.read(frame)
         src, dst = (conn.lip, conn.rs) if sender == 0 else (conn.vip, conn.client)
-        left = [f.ident for f in self.frames if f.tos == sent.tos and f.flow == (conn.proto, *src, *dst)]
-        if not left:
-            raise Illegal(f"no packet left for {wire.describe(frame)}")
-        return left[0]
+        offset = offset_of(sent)
+        for f in self.frames:
+            if (f.tos, f.src, f.dst, offset_of(f)) == (sent.tos, src[0], dst[0], offset):
+                return f.frag_id if wire.is6(f.src) else f.ident
+        raise Illegal(f"no packet left for {wire.describe(frame)}")
 
     # ---- driving ----
 
@@ -271,6 +272,7 @@ class Twin(Rig):
     def _compared_turn(self, frames: list[tuple[int, bytes]]) -> list[str]:
         r = self.reference
         r.now = self.now
+        r.begin_turn()
         waiting = any(n.waiting for n in r.neighbours.values())
         out = self.step()
         asked = [
@@ -280,6 +282,7 @@ class Twin(Rig):
         ]
         self.frames = [wire.read(f) for port, f in out if port >= 0]
         outcomes = [r.receive(port, frame) for port, frame in frames]
+        r.end_turn()
         self._end_expired()
         unseen = [c for c in r.conns if not c.lip[0]]
         assert not unseen, f"the core did not open {unseen}"
@@ -386,6 +389,10 @@ class Twin(Rig):
             holds = [c for c in r.conns if addr in (c.vip[0], c.lip[0])]
             used = [c for c in holds if c.lip[0] == addr]
             assert self.plane.address_stats(id)[1:] == (len(used), len(holds)), addr
+
+
+def offset_of(f: wire.Frame) -> int:
+    return f.fragment[0] or (f.frag & 0x1FFF) * 8
 
 
 def compare(

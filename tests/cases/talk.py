@@ -78,12 +78,14 @@ class Naive(Rig):
     def deliver(self, port: int, frame: bytes) -> Result:
         self.reference.now = self.now
         outcome = self.reference.receive(port, frame)
+        self.reference.end_turn()
         out, self.reference.sent = self.reference.sent, []
         return outcome, frames(out)
 
     def wait(self, seconds: float, step: float = 1 / 64) -> Any:
         self.now += int(seconds * SECOND)
         self.reference.now = self.now
+        self.reference.begin_turn()
         for conn in [c for c in self.reference.conns if self.reference.deadline(c) <= self.reference.tick]:
             self.reference.expire(conn)
         out, self.reference.sent = self.reference.sent, []
