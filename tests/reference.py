@@ -224,6 +224,7 @@ class Reference:
         self.datagrams = Datagrams()
         self.names: dict[tuple[str, str, int], int] = {}  # source, destination, identification -> tick when it was given
         self.late: list[tuple[int, bytes]] = []  # what leaves at the end of the turn
+        self.delaying = False  # as all does now
 
     # ---- configuration: the calls of Plane ----
 
@@ -368,7 +369,7 @@ class Reference:
         if fragment:
             return self._fragment(port, f)
         if f.proto == (wire.ICMP6 if wire.is6(f.src) else wire.ICMP):
-            return self._echo(port, f) if f.icmp_type in (8, 128) else "icmp"
+            return self._echo(port, f) if f.icmp_type == (128 if wire.is6(f.src) else 8) else "icmp"
         if f.proto not in (TCP, UDP):
             return "protocol"
         return self._miss(port, f)
@@ -392,9 +393,12 @@ class Reference:
         return frame[: f.l4] + bytes(segment)
 
     def _send(self, port: int, frame: bytes) -> None:
+        if self.delaying:
+            return self.late.append((port, frame))
         self.sent.append((port, frame))
         self.count["tx_packets"] += 1
         self.count["tx_bytes"] += len(frame)
+        return None
 
     # ---- a fragment ----
 
@@ -412,7 +416,7 @@ class Reference:
         if f.proto == (wire.ICMP6 if six else wire.ICMP):
             if p.offset == 0 and f.icmp_type < 0:
                 return "fragment_tiny"
-            return self._echo_piece(port, f) if p.offset or f.icmp_type in (8, 128) else "icmp"
+            return self._echo_piece(port, f) if p.offset or f.icmp_type == (128 if six else 8) else "icmp"
         if not six and f.proto not in (TCP, UDP):
             return "protocol"
         if not p.data or (p.more and len(p.data) % 8) or p.offset + len(p.data) + p.head > 65535:
@@ -432,14 +436,10 @@ class Reference:
         if not d.known:
             return self.datagrams.hold(d, port, f)
         outcome = self._piece(port, f, d)
+        self.delaying = True
         while d.held:
-            before, self.sent = self.sent, []
             self.count[self._piece(*d.held.pop(0), d)] += 1
-            self.late += self.sent
-            for _, frame in self.sent:  # counted when they leave
-                self.count["tx_packets"] -= 1
-                self.count["tx_bytes"] -= len(frame)
-            self.sent = before
+        self.delaying = False
         return outcome
 
     def _piece(self, port: int, f: wire.Frame, d: Datagram) -> str:
