@@ -23,6 +23,7 @@
         }                                                                                                                                  \
     } while (0)
 
+enum { OPERATIONS = 11 };
 enum { WAN, LAN, PUNT, QUEUES, FRAMES = 512, CONNS = 256, MTU = 1500, SECOND = 1000000000 };
 
 static struct fnat_plane *plane;
@@ -187,11 +188,11 @@ static void run(const uint8_t *p, const uint8_t *end)
         uint32_t n = next(&p, end);
         if (n > (uint32_t)(end - p))
             n = (uint32_t)(end - p);
-        switch (what % 10) {
+        switch (what % OPERATIONS) {
         case 0: /* raw bytes */
         case 1: /* raw bytes with a right header checksum */
             memcpy(frame, p, n);
-            if (what % 10)
+            if (what % OPERATIONS)
                 fix(frame, n);
             if (n)
                 put(how % 2, frame, n);
@@ -199,7 +200,7 @@ static void run(const uint8_t *p, const uint8_t *end)
             break;
         case 2: /* a client's segment: flags, then options and payload */
         case 3: {
-            uint8_t flags = what % 10 == 2 ? TCP_SYN : next(&p, end);
+            uint8_t flags = what % OPERATIONS == 2 ? TCP_SYN : next(&p, end);
             n = min_u32(n, (uint32_t)(end - p));
             uint8_t *l4 = make(frame, &len, PROTO_TCP, CLIENT, VIP, how, be16(how & 128 ? 81 : 80), p, n);
             l4[13] = flags;
@@ -224,7 +225,7 @@ static void run(const uint8_t *p, const uint8_t *end)
                 memcpy(frame + 36, last[LAN] + 34, 2);
                 if (frame[23] == PROTO_TCP && len > 47)
                     frame[47] = how;
-                for (uint32_t i = 0; what % 10 == 6 && i < n && 38 + i < len; i++)
+                for (uint32_t i = 0; what % OPERATIONS == 6 && i < n && 38 + i < len; i++)
                     frame[38 + i] = p[i];
                 fix(frame, len);
                 put(LAN, frame, len);
@@ -238,6 +239,25 @@ static void run(const uint8_t *p, const uint8_t *end)
         case 8: /* another configuration */
             put_service(how & 1, how & 1 ? PROTO_UDP : PROTO_TCP, 80, n & 3, (how >> 1) & FNAT_SVC_EXPIRE_QUIESCENT, how >> 5, !!(n & 12));
             break;
+        case 10: { /* a fragment of a client's datagram, or of an answer to what went to the RS last: identification, place, bytes */
+            uint16_t place = (uint16_t)(next(&p, end) << 8);
+            place |= next(&p, end);
+            n = min_u32(n, (uint32_t)(end - p));
+            bool answer = how & 64 && last_len[LAN] >= 42 && be16(get16(last[LAN] + 12)) == ETH_TYPE_IP4;
+            make(frame, &len, how & 32 ? PROTO_TCP : PROTO_UDP, CLIENT, VIP, 7, be16(80), p, n);
+            struct ip4_header *ip = (struct ip4_header *)(frame + ETH_HEADER);
+            if (answer) {
+                ip->src = get32(last[LAN] + 30), ip->dst = get32(last[LAN] + 26);
+                memcpy(frame + 34, last[LAN] + 36, 2);
+                memcpy(frame + 36, last[LAN] + 34, 2);
+            }
+            ip->id = how & 15;
+            ip->frag = be16(place & (IP4_MF | IP4_OFFSET));
+            fix(frame, len);
+            put(answer ? LAN : WAN, frame, len);
+            p += n;
+            break;
+        }
         default: /* the last frame once more, from either side, a byte changed */
             len = last_len[how % QUEUES];
             if (!len)
