@@ -270,10 +270,10 @@ static void piece_header(struct core *k, struct packet *p, const struct conn *c,
 void rewrite_piece(struct core *k, struct packet *p, const struct conn *c, enum direction dir, u32 id)
 {
     if (p->kind != KIND_FRAGMENT) {
-        rewrite_packet(k, p, c, dir);
-        if (c->families == FAMILIES_44)
-            put_id4((struct ip4_header *)(p->data + p->l3), (u16)id);
-        return;
+        if (c->families != FAMILIES_44)
+            return rewrite_wide(k, p, c, dir);
+        rewrite_narrow(k, p, c, dir);
+        return put_id4((struct ip4_header *)(p->data + p->l3), (u16)id);
     }
     bool first = p->fragment == FRAGMENT_FIRST, crossing = c->families != FAMILIES_44 && c->families != FAMILIES_66;
     u16 csum = first ? get16(rewrite_checksum_field(p)) : 0;
