@@ -17,7 +17,8 @@ enum {
     FRAG_PLACES = 128,     /* fragments of one datagram: 64 KiB in pieces of 512 bytes */
     FRAG_HELD = 256,       /* fragments that wait for the first one, of all datagrams */
     FRAG_HELD_EACH = 16,   /* of one datagram */
-    FRAG_DONE_TICKS = 16,  /* a complete datagram is remembered this long, to know its late duplicates */
+    FRAG_DONE_TICKS = 2,   /* a complete datagram is remembered this long, to know its late duplicates; not longer, because sockets of one
+                            * host may use the same identification one after the other */
     FRAG_COUNTERS = 4096,  /* of identifications */
 };
 

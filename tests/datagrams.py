@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from packets import FRAGMENT, Frame, is6
 
 Key = tuple[str, str, int, int]  # source, destination, protocol (0 with IPv6), identification
-DONE_TICKS = 16  # a complete datagram is remembered this long
+DONE_TICKS = 2  # a complete datagram is remembered this long
 PLACES, HELD, HELD_EACH, DATAGRAMS = 128, 256, 16, 4096
 
 
