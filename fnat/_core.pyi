@@ -180,7 +180,8 @@ class Plane:
     def put_settings(
         self, timeouts: dict[str, int], unserved_reset: bool, lports: tuple[int, int] = (1024, 65535)
     ) -> None:
-        """Seconds by state name (see STATES); a state left out keeps its built-in default.
+        """Seconds by state name (see STATES); a state left out keeps its built-in default; FRAGMENTS, 1..60: of
+        a datagram's fragments.
 
         lports: first and last local port."""
     def put_port(self, id: int, name: str, mac: str, mtu: int, *, up: bool = True, exclusive: bool = False) -> None: ...

@@ -162,8 +162,8 @@ def _completed(frame: bytes) -> bytes:
 
 
 def _blank(packet: Segment, entered: Segment) -> bytes:
-    """The packet without TTL and checksums; and without identification, if it may become fragments on its way: that is chosen anew
-    (RFC 6864)."""
+    """The packet without TTL and checksums; and without identification, if it may become fragments on its way: it gets
+    another one (RFC 6864)."""
     d, at = packet.data, packet.checksum_at
     if not entered.data[6] & 0x40 and len(entered.data) > 576:
         d = d[:4] + b"\0\0" + d[6:]

@@ -395,7 +395,9 @@ def pieces(whole: bytes, ident: int, size: int) -> list[bytes]:
     """All fragments, of `size` bytes each (a multiple of 8)."""
     packet = whole[14:]
     six = packet[0] >> 4 == 6
-    length = struct.unpack_from("!H", packet, 4)[0] if six else struct.unpack_from("!H", packet, 2)[0] - (packet[0] & 15) * 4
+    length = (
+        struct.unpack_from("!H", packet, 4)[0] if six else struct.unpack_from("!H", packet, 2)[0] - (packet[0] & 15) * 4
+    )
     return [piece(whole, at, min(at + size, length), ident) for at in range(0, length, size)]
 
 

@@ -28,7 +28,9 @@ def test_ping_of_3000_bytes(balancer: Balancer) -> None:
 
 
 def test_datagrams_of_4000_bytes_both_ways(balancer: Balancer) -> None:
-    balancer.topology.peer("echo", balancer.topology.vip, str(ECHO), "8", "4")  # before, neighbours are unknown: eight packets wait for one
+    balancer.topology.peer(
+        "echo", balancer.topology.vip, str(ECHO), "8", "4"
+    )  # before, neighbours are unknown: eight packets wait for one
     before = balancer.counters()
     report = balancer.topology.peer("echo", balancer.topology.vip, str(ECHO), "200", "8", str(SIZE))
     lost = {name: value for name, value in balancer.counters().items() if value != before[name] and name in DROPS}
@@ -53,7 +55,9 @@ class House:
 
     def __init__(self) -> None:
         self.base = f"fnfrag{os.getpid()}"
-        self.plane = Plane.create(None, workers=1, conns=64, services=4, members=4, endpoints=16, neighbours=64, frames=512, snapshot_mib=1)
+        self.plane = Plane.create(
+            None, workers=1, conns=64, services=4, members=4, endpoints=16, neighbours=64, frames=512, snapshot_mib=1
+        )
         self.worker = Worker(self.plane, 0)
         self.stop = threading.Event()
         self.children: list[subprocess.Popen[bytes]] = []
@@ -67,7 +71,9 @@ class House:
             ip("link", "set", tap, "netns", ns)
             ip("-n", ns, "link", "set", tap, "up")
             ip("-n", ns, "link", "set", "lo", "up")
-            theirs = subprocess.run(["ip", "-n", ns, "-br", "link", "show", tap], check=True, capture_output=True, text=True).stdout.split()[2]
+            theirs = subprocess.run(
+                ["ip", "-n", ns, "-br", "link", "show", tap], check=True, capture_output=True, text=True
+            ).stdout.split()[2]
             self.plane.put_port(port, ("wan", "lan")[port], mac, 1500)
             for family, ends in ENDS.items():
                 host, ours = (ends[0], ends[1]) if port == WAN else (ends[3], ends[2])
@@ -93,7 +99,13 @@ class House:
             time.sleep(0.0002)
 
     def run(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["ip", "netns", "exec", f"{self.base}-{name}", *words], check=True, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            ["ip", "netns", "exec", f"{self.base}-{name}", *words],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
 
     def serve(self) -> None:
         command = ["ip", "netns", "exec", f"{self.base}-s", sys.executable, str(PEER), "serve", "9000", "5353"]

@@ -463,7 +463,9 @@ class CoreAndReference(RuleBasedStateMachine):
         flags=st.sampled_from([ACK, ACK | PSH, ACK | FIN, SYN, RST]),
         ttl=st.sampled_from([64, 64, 64, 64, 2, 1]),
         ident=st.one_of(st.integers(0, 3), st.integers(0, 0xFFFF)),
-        trouble=st.sampled_from([""] * 6 + ["lost first", "lost", "twice", "twice", "overlap", "two ends", "odd", "too long"]),
+        trouble=st.sampled_from(
+            [""] * 6 + ["lost first", "lost", "twice", "twice", "overlap", "two ends", "odd", "too long"]
+        ),
         extensions=st.sampled_from([(), (), (), (60,)]),
     )
     def fragments(
@@ -522,7 +524,9 @@ class CoreAndReference(RuleBasedStateMachine):
         order = data.draw(st.permutations(places) if len(places) < 12 else st.sampled_from([places, places[::-1]]))
         last = data.draw(st.integers(0, 7))
         for i, (start, end, more) in enumerate(order):
-            part = wire.piece(whole + bytes(65535) if start > 65000 else whole, start, end, ident, more=more, tos=self.mark()["tos"])
+            part = wire.piece(
+                whole + bytes(65535) if start > 65000 else whole, start, end, ident, more=more, tos=self.mark()["tos"]
+            )
             self.give(port, part, hold=i % 8 != last)
         self.settle()
 

@@ -88,7 +88,9 @@ def test_row(row: Row, make: Any) -> None:
         assert wire.faults(whole.raw) == []
 
 
-def opened(make: Any, client_side: tuple[str, str, str], rs: str, proto: int = UDP, **side: Any) -> tuple[Any, wire.Frame]:
+def opened(
+    make: Any, client_side: tuple[str, str, str], rs: str, proto: int = UDP, **side: Any
+) -> tuple[Any, wire.Frame]:
     """A connection that its first packet has opened, and what left."""
     client, vip, _ = client_side
     it = make(**side)
@@ -157,7 +159,10 @@ def test_clients_behind_one_local_address_never_share_an_identification(make: An
 def test_what_may_be_fragmented_later_gets_an_identification_that_nobody_else_has(make: Any) -> None:
     side = make()
     Talk(side, UDP)
-    outs = [side.deliver(WAN, wire.udp(f"198.51.100.{i % 9}", 7, VIP, 53, bytes(600), frag=0, ident=9))[1][0][1] for i in range(50)]
+    outs = [
+        side.deliver(WAN, wire.udp(f"198.51.100.{i % 9}", 7, VIP, 53, bytes(600), frag=0, ident=9))[1][0][1]
+        for i in range(50)
+    ]
     assert len({f.ident for f in outs}) == 50
     [(_, fixed)] = side.deliver(WAN, wire.udp(CLIENT, 7, VIP, 53, bytes(600), ident=9))[1]
     [(_, small)] = side.deliver(WAN, wire.udp(CLIENT, 7, VIP, 53, bytes(500), frag=0, ident=9))[1]
@@ -165,7 +170,9 @@ def test_what_may_be_fragmented_later_gets_an_identification_that_nobody_else_ha
 
 
 @MAKES
-@pytest.mark.parametrize("options", [b"", b"\x94\4\0\0\1\1\1\0", b"\x07\4\0\0"], ids=["none", "one in every fragment", "one in the first"])
+@pytest.mark.parametrize(
+    "options", [b"", b"\x94\4\0\0\1\1\1\0", b"\x07\4\0\0"], ids=["none", "one in every fragment", "one in the first"]
+)
 def test_a_packet_without_df_leaves_in_fragments(make: Any, options: bytes) -> None:
     side = make(mtu=600)
     Talk(side, UDP)
@@ -240,7 +247,12 @@ def test_a_ping_in_fragments_is_answered_in_fragments(make: Any, side: tuple[str
     out = [it.deliver(WAN, part) for part in reversed(wire.pieces(whole, 5, 1400))]
     assert [outcome for outcome, _ in out] == ["answered"] * 3
     reply = wire.read(wire.together([f.raw for _, [(_, f)] in out]))
-    assert (reply.src, reply.icmp_type, reply.icmp_rest, reply.payload) == (side[1], 129 if wire.is6(side[1]) else 0, b"abcd", BODY)
+    assert (reply.src, reply.icmp_type, reply.icmp_rest, reply.payload) == (
+        side[1],
+        129 if wire.is6(side[1]) else 0,
+        b"abcd",
+        BODY,
+    )
     assert wire.faults(reply.raw) == []
     assert it.deliver(WAN, wire.piece(wire.icmp(side[0], side[1], 3, 0, b"abcd", BODY, frag=0), 0, 800, 6))[0] == "icmp"
 

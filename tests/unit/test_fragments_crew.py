@@ -119,7 +119,16 @@ def test_each_refused_fragment_has_one_reason(workers: int) -> None:
     crew, rng = Crew(workers), random.Random(3)
     whole = datagram()
     for ident in range(30):
-        one_by_one(crew, WAN, [wire.piece(whole, 800, 1600, ident), wire.piece(whole, 808, 1616, ident), wire.piece(whole, 0, 800, ident)], rng)
+        one_by_one(
+            crew,
+            WAN,
+            [
+                wire.piece(whole, 800, 1600, ident),
+                wire.piece(whole, 808, 1616, ident),
+                wire.piece(whole, 0, 800, ident),
+            ],
+            rng,
+        )
     assert crew.counter("fragment_overlap") == 90
     parts = wire.pieces(wire.tcp(CLIENT, 1, VIP, 80, ACK, payload=BODY, frag=0), 77, 1400)
     assert one_by_one(crew, WAN, parts, rng) == []
@@ -129,5 +138,3 @@ def test_each_refused_fragment_has_one_reason(workers: int) -> None:
     assert crew.counter("fragment_timeout") == 1
     check_sums(crew)
     crew.close()
-
-
