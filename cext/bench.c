@@ -32,7 +32,8 @@ enum {
 struct flow {
     u32 cip, vip, rip, lip; /* of IPv6 addresses the last 4 bytes: all of a kind have one prefix */
     u16 cport, vport, rport, lport;
-    u32 spare[2];
+    u32 isn; /* of the SYN as the RS sees it, network order */
+    u32 spare;
 };
 _Static_assert(sizeof(struct flow) == 32, "two flows a line");
 
@@ -140,6 +141,7 @@ static void make_template(struct generator *g, struct template *t, enum directio
     if (g->proto == PROTO_TCP) {
         struct tcp_header *tcp = (struct tcp_header *)l4;
         tcp->seq = be32(shape == SHAPE_SYN || shape == SHAPE_SYNACK ? 0 : 1 + g->payload);
+        tcp->ack = dir == TO_RS && shape != SHAPE_SYN ? be32(1 + g->payload) : 0; /* of the SYN-ACK: write_frame */
         tcp->offset = 5 << 4;
         tcp->flags = shape_flags[shape];
         tcp->window = 0xffff;
@@ -164,7 +166,12 @@ static inline void write_frame(const struct generator *g, u8 *data, u32 id, cons
         ((struct ip4_header *)ip)->csum = (u16)~csum_fold(t->sum_ip + addrs);
     put32(l4, ports);
     put32(l4 + l4_size(g), id);
-    u16 sum = csum_fold(t->sum_l4 + addrs + ports + id);
+    u32 ack = 0;
+    if (g->shape == SHAPE_SYNACK) { /* of what comes later nobody looks at it */
+        ack = be32(be32(f->isn) + 1 + g->payload);
+        put32(l4 + offsetof(struct tcp_header, ack), ack);
+    }
+    u16 sum = csum_fold(t->sum_l4 + addrs + ports + id + ack);
     put16(l4 + (g->proto == PROTO_TCP ? offsetof(struct tcp_header, csum) : offsetof(struct udp_header, csum)),
           sum == 0xffff ? 0xffff : (u16)~sum);
 }
@@ -258,6 +265,7 @@ static unsigned gen_tx(struct io_queue *queue, struct packet *pkts, unsigned n)
                 f->lip = get32(ip + src_at(g, !dir)), f->rip = get32(ip + dst_at(g, !dir));
                 memcpy(&f->lport, l4, 2);
                 memcpy(&f->rport, l4 + 2, 2);
+                f->isn = g->proto == PROTO_TCP ? get32(l4 + offsetof(struct tcp_header, seq)) : 0;
             }
         }
         if (unlikely(--g->until_check == 0)) {

@@ -124,6 +124,7 @@ static u32 expendable(const struct conn *c, u32 tick)
     switch (c->state) {
     case TCP_SYN_RECV:
     case UDP_ONEWAY:
+    case UDP_NONE:
         return 2; /* never answered */
     case TCP_FIN_WAIT:
     case TCP_CLOSE_WAIT:
@@ -273,33 +274,16 @@ static u32 next_hop(struct core *k, u8 family, struct addr16 addr, u32 flow)
 
 /* ---- TCP identity ---- */
 
-/* Where the timestamp option's value lies in a segment; 0: there is none. */
-static u32 timestamp_offset(const struct tcp_header *tcp)
-{
-    const u8 *options = (const u8 *)(tcp + 1);
-    u32 len = (tcp->offset >> 4) * 4u - (u32)sizeof *tcp;
-    for (u32 at = 0; at < len && options[at] != TCP_OPT_END;) {
-        if (options[at] == TCP_OPT_NOP) {
-            at++;
-            continue;
-        }
-        if (at + 2 > len || options[at + 1] < 2 || at + options[at + 1] > len)
-            return 0;
-        if (options[at] == TCP_OPT_TS && options[at + 1] == 10)
-            return (u32)sizeof *tcp + at + 2;
-        at += options[at + 1];
-    }
-    return 0;
-}
-
 static void identity_take(struct core *k, const struct packet *p, struct conn *c, u32 endpoint)
 {
     const struct tcp_header *tcp = (const struct tcp_header *)(p->data + p->l4);
-    u32 isn = be32(get32(&tcp->seq)), at = timestamp_offset(tcp);
+    const u8 *stamp = track_option(tcp, TCP_OPT_TS, 10);
+    u32 isn = be32(get32(&tcp->seq));
     c->dseq = lip_isn(&k->lip, endpoint, be16(c->lport), k->clock_us4) - isn;
     c->next_seq[TO_RS] = isn;
-    if (at) {
-        c->dts = lip_timestamp(&k->lip, endpoint, k->clock_ms) - be32(get32((const u8 *)tcp + at));
+    track_opens(c, p);
+    if (stamp) {
+        c->dts = lip_timestamp(&k->lip, endpoint, k->clock_ms) - be32(get32(stamp));
         c->flags |= CONN_SHIFT_TS;
     }
 }
@@ -368,7 +352,7 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
     }
     c->cport = p->sport, c->vport = p->dport, c->rport = m->rport;
     c->proto = p->proto, c->vip_id = vip_id, c->member = m->id;
-    c->state = p->proto == PROTO_TCP ? TCP_SYN_RECV : UDP_ONEWAY;
+    c->state = p->proto == PROTO_TCP ? TCP_SYN_RECV : svc->flags & FNAT_SVC_ONE_PACKET ? UDP_NONE : UDP_ONEWAY;
     c->flags = svc->flags & FNAT_SVC_EXPIRE_QUIESCENT ? CONN_QUIESCENT : 0;
     c->opened = c->last_seen = k->tick;
 
@@ -398,7 +382,7 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
         reason = DROP_no_route;
         goto give_port;
     }
-    if (!conntab_insert(&k->table, p->hash, index << 1 | TO_RS)) {
+    if (!conn_one_packet(c) && !conntab_insert(&k->table, p->hash, index << 1 | TO_RS)) {
         reason = DROP_table_full;
         goto give_port;
     }
@@ -438,10 +422,12 @@ void conn_close(struct core *k, u32 index)
         wheel_remove(k->wheel, k->conns, index);
     store_release(&c->gen, c->gen + 1);
     conntab_remove(&k->table, conn_hash(k, c, TO_CLIENT), index << 1 | TO_CLIENT);
-    conntab_remove(&k->table, conn_hash(k, c, TO_RS), index << 1 | TO_RS);
+    if (!conn_one_packet(c))
+        conntab_remove(&k->table, conn_hash(k, c, TO_RS), index << 1 | TO_RS);
     u32 endpoint = endpoint_of(k, c);
     if (c->proto == PROTO_TCP)
-        lip_isn_used(&k->lip, endpoint, be16(c->lport), c->next_seq[TO_RS] + c->dseq);
+        lip_isn_used(&k->lip, endpoint, be16(c->lport), c->next_seq[TO_RS] + c->dseq,
+                     (u64)c->bytes_high[TO_RS] << 32 | conn_counts(c)->bytes[TO_RS]);
     lip_port_give(&k->lip, endpoint, be16(c->lport));
     record_give(k, index);
     k->header->intent = outer;
@@ -466,13 +452,38 @@ void conn_enter(struct core *k, u32 index, u8 state)
     }
 }
 
+void conn_doubt(struct core *k, u32 index)
+{
+    struct conn *c = &k->conns[index];
+    c->flags |= CONN_DOUBT;
+    if (timeout_of(k, c, c->state) <= k->timeouts[TCP_CLOSED])
+        return; /* it ends sooner than anybody would ask */
+    wheel_remove(k->wheel, k->conns, index);
+    wheel_add(k->wheel, k->conns, index, k->tick + k->timeouts[TCP_CLOSED]);
+    c->flags &= (u8)~CONN_FIRST_LOOK;
+}
+
+/* A doubtful connection is looked at again: when both sides have been silent for long enough the RS is asked, once. Returns the next look. */
+static u32 look_into_doubt(struct core *k, struct conn *c, u32 deadline, u32 tick)
+{
+    u32 asks = c->last_seen + k->timeouts[TCP_CLOSED];
+    if (c->state == TCP_TIME_WAIT || c->state == TCP_CLOSED || after_u32(asks, deadline))
+        return deadline;
+    if (after_u32(asks, tick))
+        return asks;
+    if (!answer_probe(k, c))
+        return tick + TICKS_PER_SECOND;
+    c->flags &= (u8)~CONN_DOUBT;
+    return deadline;
+}
+
 static void due_one(struct core *k, u32 index, u32 tick)
 {
     struct conn *c = &k->conns[index];
     u32 deadline = c->last_seen + timeout_of(k, c, c->state);
     c->flags &= (u8)~CONN_FIRST_LOOK;
     if (after_u32(deadline, tick)) {
-        wheel_add(k->wheel, k->conns, index, deadline);
+        wheel_add(k->wheel, k->conns, index, unlikely(c->flags & CONN_DOUBT) ? look_into_doubt(k, c, deadline, tick) : deadline);
         return;
     }
     if (c->state == TCP_EST) {
@@ -526,7 +537,7 @@ static bool restore_one(struct core *k, u32 index)
     u32 endpoint = lip_endpoint(&k->lip, c->proto, conn_family(c, TO_CLIENT), c->lip_id, rip.b, c->rport);
     if (!endpoint || !lip_port_mark(&k->lip, endpoint, be16(c->lport)))
         return false;
-    if (!conntab_insert(&k->table, conn_hash(k, c, TO_RS), index << 1 | TO_RS))
+    if (!conn_one_packet(c) && !conntab_insert(&k->table, conn_hash(k, c, TO_RS), index << 1 | TO_RS))
         goto give_port;
     if (!conntab_insert(&k->table, conn_hash(k, c, TO_CLIENT), index << 1 | TO_CLIENT))
         goto take_out_client_side;
@@ -542,7 +553,8 @@ static bool restore_one(struct core *k, u32 index)
     return true;
 
 take_out_client_side:
-    conntab_remove(&k->table, conn_hash(k, c, TO_RS), index << 1 | TO_RS);
+    if (!conn_one_packet(c))
+        conntab_remove(&k->table, conn_hash(k, c, TO_RS), index << 1 | TO_RS);
 give_port:
     lip_port_give(&k->lip, endpoint, be16(c->lport));
     return false;

@@ -16,6 +16,8 @@ bool conn_evict_half_open(struct core *k, u32 service);
 void conn_half_open_ends(struct core *k, u32 index);
 /* Change the state; a nearer deadline is put into the wheel at once. */
 void conn_enter(struct core *k, u32 index, u8 state);
+/* A segment said that the connection may be over: when both sides stay silent, the RS is asked. track.c has the reasons. */
+void conn_doubt(struct core *k, u32 index);
 /* Wheel callback: these came due. */
 void conn_due(void *core, const u32 *indices, u32 n, u32 tick);
 /* Look up the next hops again after a change of routes: some connections a turn. */

@@ -38,6 +38,20 @@ struct unsettled {
     u32 index, gen;
 };
 
+/* Packets of one kind that the worker may still make: refilled by the rate each tick, full after a second of silence. */
+struct core_limit {
+    u32 tick, left; /* left: in 1/64 packets */
+};
+
+/* Which addresses have been announced: announce.h. */
+struct announcer {
+    u8 *known; /* by address id: port + 1 in the low bits; NULL: this worker does not announce */
+    u32 cursor;
+    u32 directory; /* the table of addresses that was or is being gone through */
+    u8 round;
+    bool due; /* not at its end yet */
+};
+
 struct core {
     /* what a hit touches, together */
     struct conntab table;
@@ -81,7 +95,22 @@ struct core {
     struct handoff *handoff;         /* NULL: the only worker */
     u64 handed_to;                   /* workers that got something in this turn, as bits */
     struct handoff_rounds rounds[2]; /* begun here: by clients' packets, by answers */
+    struct core_limit icmp_limit, echo_limit;
+    struct announcer announcer;
 };
+
+/* May one more packet be made? rate: a second; 0: always. */
+static inline bool core_may(const struct core *k, struct core_limit *l, u32 rate)
+{
+    if (!rate)
+        return true;
+    u32 ticks = min_u32(k->tick - l->tick, TICKS_PER_SECOND);
+    *l = (struct core_limit){k->tick, min_u32(l->left + ticks * rate, TICKS_PER_SECOND * rate)};
+    if (l->left < TICKS_PER_SECOND)
+        return false;
+    l->left -= TICKS_PER_SECOND;
+    return true;
+}
 
 static inline void count(struct core *k, enum counter c) { k->counters[c]++; }
 static inline void count_n(struct core *k, enum counter c, u64 n) { k->counters[c] += n; }

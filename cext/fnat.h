@@ -60,7 +60,10 @@ void fnat_plane_info(const struct fnat_plane *plane, struct fnat_plane_info *out
 
 enum { FNAT_SCHED_RR = 0, FNAT_SCHED_WRR = 1 };
 enum { FNAT_NO_RS_DROP = 0, FNAT_NO_RS_RESET = 1 };
-enum { FNAT_SVC_EXPIRE_QUIESCENT = 1 };
+enum {
+    FNAT_SVC_EXPIRE_QUIESCENT = 1,
+    FNAT_SVC_ONE_PACKET = 2, /* UDP: every datagram of a client is scheduled anew */
+};
 
 struct fnat_member_spec {
     uint8_t rip[16];
@@ -82,7 +85,7 @@ struct fnat_service_spec {
     uint32_t n_members, n_lips;
 };
 
-enum { FNAT_ADDR_VIP = 1, FNAT_ADDR_LIP = 2 };
+enum { FNAT_ADDR_VIP = 1, FNAT_ADDR_LIP = 2, FNAT_ADDR_SERVED = 4 /* a service on this VIP has a usable RS: FNAT_ECHO_SERVED */ };
 
 struct fnat_address_spec {
     uint8_t addr[16];
@@ -115,13 +118,20 @@ struct fnat_port_spec {
 };
 
 enum { FNAT_UNSERVED_DROP = 0, FNAT_UNSERVED_RESET = 1 };
+enum { FNAT_ECHO_ALWAYS = 0, FNAT_ECHO_SERVED = 1 /* for a VIP only while it is FNAT_ADDR_SERVED */ };
+enum { FNAT_RATE_MOST = 10000000 };
 
 struct fnat_settings {
     uint32_t timeouts[FNAT_STATES];   /* seconds, by conn state */
     uint16_t lport_first, lport_last; /* local ports that may be used, 1024..65535 */
     uint8_t unserved;                 /* a SYN for an owned address and a port nobody serves */
+    uint8_t own_sources;              /* 1: an owned address may be the source of a first packet; else that is a forgery: `martian` */
+    uint8_t echo;                     /* FNAT_ECHO_*: when pings are answered */
+    uint8_t announce;                 /* tell the links of addresses that are new on a port (gratuitous ARP, unsolicited NA) */
     uint8_t fragment_seconds;         /* 1..60: until the fragments of a datagram are forgotten */
-    uint8_t pad[2];
+    uint8_t pad[3];
+    uint32_t icmp_rate,
+        echo_rate; /* most ICMP errors and echo replies a worker makes, packets a second, at most FNAT_RATE_MOST; 0: unlimited */
 };
 
 int fnat_put_settings(struct fnat_plane *plane, const struct fnat_settings *settings);

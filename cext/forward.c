@@ -8,8 +8,8 @@
  *   rewrite.h  both addresses, numbers, checksums
  *   neigh.h    the MAC of the next hop         (resolve.h: wait for it)
  * and for a first packet: snapshot.h (whose service?), conn.h (open), again from rewrite.h on.
- * answer.h makes the packets that go back at once, pieces.h is about datagrams in fragments: theirs is the slow way, as it is for what is
- * larger than the MTU.
+ * icmp.h reads and translates errors about packets of connections; answer.h makes the packets that go back at once.
+ * pieces.h is about datagrams in fragments: theirs is the slow way, as it is for what is larger than the MTU.
  *
  * Rules: a packet leaves with one verdict; a drop moves one reason; hits never read the snapshot.
  */
@@ -17,6 +17,7 @@
 
 #include "answer.h"
 #include "conn.h"
+#include "icmp.h"
 #include "parse.h"
 #include "pieces.h"
 #include "resolve.h"
@@ -67,25 +68,40 @@ static always_inline void account(struct core *k, struct conn *c, const struct p
     m->bytes[dir] += p->l3_len;
 }
 
+/* A segment that opens, ends or disturbs. */
+__attribute__((noinline)) static void follow_turn(struct core *k, struct conn *c, u32 index, const struct packet *p, enum direction dir)
+{
+    bool doubted = c->flags & CONN_DOUBT;
+    u8 next = track_follow(c, dir, p);
+    if (next != c->state)
+        conn_enter(k, index, next);
+    else if (next == TCP_TIME_WAIT && !(p->tcp_flags & TCP_FIN))
+        c->flags |= CONN_FINISHED; /* the acknowledgement of the second FIN */
+    if (next == TCP_CLOSED)
+        c->flags |= CONN_FINISHED;
+    if (unlikely(c->flags & CONN_DOUBT && !doubted))
+        conn_doubt(k, index);
+}
+
+/* The RS has answered a datagram that nothing was known to come of. */
+static void follow_answer(struct core *k, u32 index)
+{
+    struct conn *c = &k->conns[index];
+    if (c->state == UDP_ONEWAY)
+        return conn_enter(k, index, UDP_NORM);
+    if (c->state != UDP_NONE)
+        return;
+    conn_enter(k, index, UDP_LAST);
+    c->flags |= CONN_FINISHED; /* one datagram, one answer: the port may be taken when there is no other */
+}
+
 static always_inline void follow_tcp(struct core *k, struct conn *c, u32 index, const struct packet *p, enum direction dir)
 {
     const struct tcp_header *tcp = (const struct tcp_header *)(p->data + p->l4);
-    u8 flags = p->tcp_flags;
-    u32 end = be32(get32(&tcp->seq)) + p->payload + !!(flags & TCP_SYN) + (flags & TCP_FIN);
-    if (unlikely(dir == TO_CLIENT && (flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) && !(c->flags & CONN_SYNACK_SEEN))) {
-        c->flags |= CONN_SYNACK_SEEN;
-        c->next_seq[TO_CLIENT] = end;
-    } else if (after_u32(end, c->next_seq[dir]) && (dir == TO_RS || c->flags & CONN_SYNACK_SEEN) && !(flags & TCP_RST))
-        c->next_seq[dir] = end;
-    if (likely(c->state == TCP_EST && !(flags & (TCP_SYN | TCP_FIN | TCP_RST))))
-        return; /* most packets: no row of the table moves it */
-    u8 next = track_tcp(c->state, dir, flags, c->flags & CONN_SYNACK_SEEN);
-    if (unlikely(next != c->state))
-        conn_enter(k, index, next);
-    else if (unlikely(next == TCP_TIME_WAIT) && !(flags & TCP_FIN))
-        c->flags |= CONN_FINISHED; /* the acknowledgement of the second FIN */
-    if (unlikely(next == TCP_CLOSED))
-        c->flags |= CONN_FINISHED;
+    if (likely(c->state == TCP_EST && (p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) == TCP_ACK))
+        track_advance(c, dir, be32(get32(&tcp->seq)) + p->payload);
+    else
+        follow_turn(k, c, index, p, dir);
 }
 
 /* Bytes of the packet when it leaves: the headers of both families differ. */
@@ -186,8 +202,8 @@ static always_inline enum verdict forward_known(struct core *k, struct packet *p
     account(k, c, p, dir, narrow);
     if (p->proto == PROTO_TCP)
         follow_tcp(k, c, index, p, dir);
-    else if (unlikely(c->state == UDP_ONEWAY && dir == TO_CLIENT))
-        conn_enter(k, index, UDP_NORM);
+    else if (unlikely(c->state != UDP_NORM && dir == TO_CLIENT))
+        follow_answer(k, index);
     stage_mark(clock, STAGE_CONN);
 
     if (narrow)
@@ -219,21 +235,44 @@ static always_inline enum verdict forward_hit(struct core *k, struct packet *p, 
         return forward_known(k, p, index, dir, clock, true);
     return forward_wide(k, p, index, dir, clock);
 }
-_Static_assert(CNT_to_client == CNT_to_rs + TO_CLIENT, "counters in the order of directions");
+_Static_assert(CNT_to_client == CNT_to_rs + TO_CLIENT && CNT_icmp_errors_to_client == CNT_icmp_errors_to_rs + TO_CLIENT,
+               "counters in the order of directions");
 
 /* ---- a packet of no known connection ---- */
 
-/* A source that no host on another link may use: RFC 1122 3.2.1.3; RFC 4291 2.5.2, 2.5.3, 2.5.5.2, 2.5.6, 2.7. */
-static bool is_martian(const struct packet *p)
+/* A source that no host on another link may use: RFC 1122 3.2.1.3; RFC 4291 2.5.2, 2.5.3, 2.5.5.2, 2.5.6, 2.7; or one of our own addresses. */
+static bool is_martian(const struct core *k, const struct packet *p)
 {
+    struct addr16 src = packet_src(p);
+    if (!k->snap->settings.own_sources && owned(k, p->family, src.b))
+        return true;
     if (p->family == 6) {
         static const u8 low[15], mapped[12] = {[10] = 0xff, [11] = 0xff};
-        const u8 *a = packet_src6(p);
+        const u8 *a = src.b;
         return (!memcmp(a, low, sizeof low) && a[15] <= 1) || !memcmp(a, mapped, sizeof mapped) || a[0] == 0xff ||
-               (a[0] == 0xfe && (a[1] & 0xc0) == 0x80) || same_addr(a, packet_dst6(p));
+               (a[0] == 0xfe && (a[1] & 0xc0) == 0x80);
     }
     u32 a = be32(p->saddr);
-    return a >> 24 == 0 || a >> 24 == 127 || a >= 0xe0000000 || p->saddr == p->daddr;
+    return a >> 24 == 0 || a >> 24 == 127 || a >= 0xe0000000;
+}
+
+/* What nobody sends who wants a connection. 0: nothing wrong. */
+static enum counter unwelcome_l4(const struct packet *p)
+{
+    if (!p->sport || !p->dport)
+        return DROP_port_zero;
+    return p->proto == PROTO_TCP && track_is_nonsense(p->tcp_flags) ? DROP_tcp_flags : 0;
+}
+
+static enum counter unwelcome(const struct core *k, const struct packet *p)
+{
+    if (p->family == 6 ? same_addr(packet_src6(p), packet_dst6(p)) : p->saddr == p->daddr)
+        return DROP_land;
+    if (is_martian(k, p))
+        return DROP_martian;
+    if (p->kind == KIND_ROUTED)
+        return DROP_source_route;
+    return p->kind == KIND_TCP || p->kind == KIND_UDP ? unwelcome_l4(p) : 0;
 }
 
 static enum verdict pass(struct core *k, struct packet *p, enum counter otherwise)
@@ -297,29 +336,21 @@ static bool belongs_to_queue(struct core *k, struct packet *p, u32 *to)
     return *to != k->index;
 }
 
-/* Where else may the connection be? An answer from an RS belongs to the owner of its lport. What still is unknown there, or is
- * from a client and not a first packet, may be known to any worker (a sender changed its queue, a NIC its table): it goes
- * round once. A first packet may be a repeated SYN or a later datagram: where a NIC deals without a rule it goes round and comes
- * back before it opens. `hops`: 0 on arrival, 1 at the owner of the lport, then one more for each worker of the round. */
-static bool belongs_elsewhere(struct core *k, struct packet *p, const struct snap_address_slot *owned, u32 *to)
+/* Is the local port of this answer another worker's by the rule? */
+static bool is_anothers(struct core *k, struct packet *p, const struct snap_address_slot *owned, const struct flow_key *answer, u32 *to)
 {
-    if (!k->handoff)
+    const struct steer_map *map = lip_rule(&k->lip, owned->port, answer->proto, answer->family)->map;
+    *to = steer_owner(map, be16(answer->dport), steer_rest(map, answer->src.b, answer->dst.b, answer->sport));
+    p->hops = 1;
+    if (*to == k->index)
         return false;
-    bool answer = owned->kind & FNAT_ADDR_LIP, opens = may_open(p, owned);
-    if (answer && !p->hops) {
-        const struct steer_map *map = lip_rule(&k->lip, owned->port, p->proto, p->family)->map;
-        struct addr16 rip = packet_src(p), lip = packet_dst(p);
-        *to = steer_owner(map, be16(p->dport), steer_rest(map, rip.b, lip.b, p->sport));
-        p->hops = 1;
-        if (*to != k->index) {
-            count(k, CNT_answers_elsewhere);
-            return true;
-        }
-    }
-    if (!answer && !p->hops && p->kind == KIND_FRAGMENT && belongs_to_queue(k, p, to))
-        return true;
-    if (opens && !is_dealt_anyhow(k, p))
-        return false;
+    count(k, CNT_answers_elsewhere);
+    return true;
+}
+
+/* The next worker of the round, if the packet may go there. */
+static bool goes_round(struct core *k, struct packet *p, bool answer, bool opens, u32 *to)
+{
     if (p->hops > k->workers - !opens)
         return false; /* it has been everywhere */
     *to = k->index + 1 == k->workers ? 0 : k->index + 1;
@@ -330,6 +361,39 @@ static bool belongs_elsewhere(struct core *k, struct packet *p, const struct sna
     }
     p->hops = (u8)(max_u32(p->hops, 1) + 1);
     return true;
+}
+
+/* Where else may the connection be? An answer from an RS belongs to the owner of its lport. What still is unknown there, or is
+ * from a client and not a first packet, may be known to any worker (a sender changed its queue, a NIC its table): it goes
+ * round once. A first packet may be a repeated SYN or a later datagram: where a NIC deals without a rule it goes round and comes
+ * back before it opens. `hops`: 0 on arrival, 1 at the owner of the lport, then one more for each worker of the round. */
+static bool belongs_elsewhere(struct core *k, struct packet *p, const struct snap_address_slot *owned, u32 *to)
+{
+    if (!k->handoff)
+        return false;
+    bool answer = owned->kind & FNAT_ADDR_LIP, opens = may_open(p, owned);
+    if (answer && !p->hops) {
+        struct flow_key key = {packet_src(p), packet_dst(p), p->sport, p->dport, p->proto, p->family};
+        if (is_anothers(k, p, owned, &key, to))
+            return true;
+    }
+    if (!answer && !p->hops && p->kind == KIND_FRAGMENT && belongs_to_queue(k, p, to))
+        return true;
+    if (opens && !is_dealt_anyhow(k, p))
+        return false;
+    return goes_round(k, p, answer, opens, to);
+}
+
+/* The same for an ICMP error about a packet that `answer` would answer. */
+static bool error_belongs_elsewhere(struct core *k, struct packet *p, const struct snap_address_slot *owned, const struct flow_key *answer,
+                                    u32 *to)
+{
+    bool from_rs = owned->kind & FNAT_ADDR_LIP;
+    if (!k->handoff)
+        return false;
+    if (from_rs && !p->hops && is_anothers(k, p, owned, answer, to))
+        return true;
+    return goes_round(k, p, from_rs, false, to);
 }
 
 static enum verdict forward_first(struct core *k, struct packet *p, const struct snap_address_slot *owned)
@@ -393,7 +457,10 @@ static enum verdict forward_piece(struct core *k, struct packet *p, const struct
         conn_close(k, ref >> 1);
         ref = p->conn = 0;
     }
-    return ref ? forward_slow(k, p, ref >> 1, ref & 1) : forward_stranger(k, p, owned);
+    if (ref)
+        return forward_slow(k, p, ref >> 1, ref & 1);
+    enum counter reason = unwelcome_l4(p);
+    return reason ? drop(k, p, reason) : forward_stranger(k, p, owned);
 }
 
 /* What goes to the same worker in the order of arrival stays in this order: the first fragment, what was held, then what comes. */
@@ -419,14 +486,54 @@ static enum verdict forward_fragment(struct core *k, struct packet *p, const str
     return verdict;
 }
 
+/* An ICMP error: about a packet that left here for a connection, it goes on to who sent that. It neither ends nor refreshes the
+ * connection: anybody on the way may send it (RFC 5927). */
+rare static enum verdict forward_error(struct core *k, struct packet *p, const struct snap_address_slot *mine)
+{
+    struct icmp_quote quote;
+    u32 to;
+    if (!icmp_checksum_right(p))
+        return drop(k, p, DROP_icmp_checksum);
+    enum counter reason = icmp_read(p, &quote);
+    if (reason)
+        return drop(k, p, reason);
+    u32 ref = conn_find_key(k, &quote.answer);
+    if (!ref)
+        return error_belongs_elsewhere(k, p, mine, &quote.answer, &to) ? hand_off(k, p, to) : drop(k, p, DROP_icmp_no_conn);
+    const struct conn *c = &k->conns[ref >> 1];
+    enum direction dir = ref & 1;
+    u16 mtu = k->link_mtu[neigh_word_link(neigh_load(&k->neigh, c->next_hop[dir]))];
+    if (hops_left(p) <= 1)
+        return drop(k, p, DROP_ttl);
+    if (!c->next_hop[dir])
+        return drop(k, p, DROP_no_route);
+    if (!mtu)
+        return drop(k, p, DROP_port_down);
+    reason = icmp_translate(k, p, c, dir, &quote, mtu);
+    if (reason)
+        return drop(k, p, reason);
+    if (!answer_link(k, p, c->next_hop[dir])) {
+        enum verdict verdict = resolve_wait(k, p, c->next_hop[dir], dir);
+        k->counters[CNT_icmp_errors_to_rs + dir] += verdict == VERDICT_HELD;
+        return verdict;
+    }
+    k->neigh.entries[c->next_hop[dir]].used = 1;
+    k->counters[CNT_icmp_errors_to_rs + dir]++;
+    k->counters[CNT_to_rs + dir]++;
+    return VERDICT_TX;
+}
+
 /* Echo requests are answered as they come, in whole or in fragments. */
-static enum verdict forward_icmp(struct core *k, struct packet *p)
+static enum verdict forward_icmp(struct core *k, struct packet *p, const struct snap_address_slot *mine)
 {
     if (p->fragment == FRAGMENT_LATER)
-        return answer_echo(k, p);
+        return answer_echo(k, p, mine);
     if (p->kind == KIND_FRAGMENT && p->l3 + p->l3_len < p->l4 + sizeof(struct icmp_header))
         return drop(k, p, DROP_fragment_tiny);
-    return p->data[p->l4] == (p->family == 4 ? ICMP_ECHO : ICMP6_ECHO) ? answer_echo(k, p) : drop(k, p, DROP_icmp);
+    u8 type = p->data[p->l4];
+    if (type == (p->family == 4 ? ICMP_ECHO : ICMP6_ECHO))
+        return answer_echo(k, p, mine);
+    return p->kind == KIND_ICMP && icmp_is_error(p->family, type) ? forward_error(k, p, mine) : drop(k, p, DROP_icmp);
 }
 
 __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, struct packet *p)
@@ -435,17 +542,18 @@ __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, st
     const struct snap_address_slot *mine = owned(k, p->family, dst.b);
     if (!mine || is_hosts(k, p->family, dst.b))
         return pass(k, p, DROP_not_ours);
-    if (is_martian(p))
-        return drop(k, p, DROP_martian);
+    enum counter reason = unwelcome(k, p);
+    if (unlikely(reason))
+        return drop(k, p, reason);
     switch (p->kind) {
     case KIND_TCP:
     case KIND_UDP:
         return forward_stranger(k, p, mine);
     case KIND_ICMP:
-        return forward_icmp(k, p);
+        return forward_icmp(k, p, mine);
     case KIND_FRAGMENT:
         if (pieces_icmp(p))
-            return forward_icmp(k, p);
+            return forward_icmp(k, p, mine);
         if (p->family == 4 && p->proto != PROTO_TCP && p->proto != PROTO_UDP)
             return drop(k, p, DROP_protocol);
         return forward_fragment(k, p, mine);
@@ -504,6 +612,10 @@ static always_inline enum verdict forward_one(struct core *k, struct packet *p, 
         return drop(k, p, p->reason);
     case KIND_OTHER:
         return pass(k, p, DROP_ether_type);
+    case KIND_ICMP:
+        if (answer_is_nd(p))
+            return answer_nd(k, p);
+        return forward_unknown(k, p);
     default:
         return forward_unknown(k, p);
     }

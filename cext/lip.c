@@ -324,12 +324,12 @@ u32 lip_isn(struct lip_table *t, u32 endpoint, u16 port, u32 clock_us4)
     return e->isn_floor + isn_offset(t, endpoint, port);
 }
 
-void lip_isn_used(struct lip_table *t, u32 endpoint, u16 port, u32 end)
+void lip_isn_used(struct lip_table *t, u32 endpoint, u16 port, u32 end, u64 bytes)
 {
     struct endpoint *e = &t->endpoints[endpoint];
     u32 floor = end - isn_offset(t, endpoint, port);
     if (after_u32(floor, e->isn_floor))
-        e->isn_floor = floor;
+        e->isn_floor += (u32)min_u64(floor - e->isn_floor, bytes);
 }
 
 u32 lip_timestamp(struct lip_table *t, u32 endpoint, u32 clock_ms)

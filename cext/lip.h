@@ -91,7 +91,9 @@ bool lip_port_mark(struct lip_table *t, u32 endpoint, u16 port);
 
 /* TCP identity towards the RS. `clock_us4` and `clock_ms`: wall clocks of 4 us and about 1 ms, wrapping. */
 u32 lip_isn(struct lip_table *t, u32 endpoint, u16 port, u32 clock_us4);
-void lip_isn_used(struct lip_table *t, u32 endpoint, u16 port, u32 end);
+/* The connection that closes has used numbers up to `end`, as its client claims, and the client has sent `bytes`: nobody pushes the
+ * floor of all clients of the endpoint further than he has paid for. What the RS remembers lies below both. */
+void lip_isn_used(struct lip_table *t, u32 endpoint, u16 port, u32 end, u64 bytes);
 u32 lip_timestamp(struct lip_table *t, u32 endpoint, u32 clock_ms);
 
 #endif

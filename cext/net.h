@@ -57,6 +57,7 @@ struct ip4_header {
     u32 src, dst;
 } __attribute__((packed, aligned(2)));
 enum { IP4_DF = 0x4000, IP4_MF = 0x2000, IP4_OFFSET = 0x1fff };
+enum { IP4_OPT_END = 0, IP4_OPT_NOP = 1, IP4_OPT_LSRR = 131, IP4_OPT_SSRR = 137 };
 enum { PROTO_ICMP = 1, PROTO_TCP = 6, PROTO_UDP = 17, PROTO_ICMP6 = 58 };
 
 /* RFC 8200 */
@@ -103,23 +104,45 @@ struct icmp_header {
 enum {
     ICMP_ECHO_REPLY = 0,
     ICMP_UNREACHABLE = 3,
-    ICMP_FRAG_NEEDED = 4, /* code of ICMP_UNREACHABLE; MTU in the low 16 bits of rest, RFC 1191 */
-    ICMP_PORT_UNREACHABLE = 3,
+    ICMP_SOURCE_QUENCH = 4,
+    ICMP_REDIRECT = 5,
     ICMP_ECHO = 8,
     ICMP_TIME_EXCEEDED = 11,
+    ICMP_PARAMETER = 12, /* pointer in the first byte of rest */
+};
+/* Codes of ICMP_UNREACHABLE: RFC 792, RFC 1122 3.2.2.1, RFC 1812 5.2.7.1. */
+enum {
+    ICMP_HOST_UNREACHABLE = 1,
+    ICMP_PROTOCOL_UNREACHABLE = 2,
+    ICMP_PORT_UNREACHABLE = 3,
+    ICMP_FRAG_NEEDED = 4, /* MTU in the low 16 bits of rest, RFC 1191 */
+    ICMP_HOST_PROHIBITED = 10,
+    ICMP_UNREACHABLE_CODES = 16,
 };
 
 /* RFC 4443; the header is that of ICMP */
 enum {
     ICMP6_UNREACHABLE = 1,
-    ICMP6_PORT_UNREACHABLE = 4, /* code of ICMP6_UNREACHABLE */
-    ICMP6_TOO_BIG = 2,          /* MTU in rest */
+    ICMP6_TOO_BIG = 2, /* MTU in rest */
     ICMP6_TIME_EXCEEDED = 3,
+    ICMP6_PARAMETER = 4, /* pointer in rest */
     ICMP6_ECHO = 128,
     ICMP6_ECHO_REPLY = 129,
     ICMP6_NEIGHBOUR_SOLICITATION = 135, /* RFC 4861 */
     ICMP6_NEIGHBOUR_ADVERTISEMENT = 136,
 };
+enum { ICMP6_NO_ROUTE, ICMP6_PROHIBITED, ICMP6_BEYOND_SCOPE, ICMP6_ADDRESS_UNREACHABLE, ICMP6_PORT_UNREACHABLE }; /* of ICMP6_UNREACHABLE */
+enum { ICMP6_ERRONEOUS_FIELD, ICMP6_UNKNOWN_NEXT_HEADER };                                                        /* of ICMP6_PARAMETER */
+
+/* RFC 4861 4.3, 4.4: solicitation and advertisement of a neighbour, options behind it. */
+struct nd_message {
+    u8 type, code;
+    u16 csum;
+    u32 flags; /* of an advertisement */
+    u8 target[16];
+} __attribute__((packed, aligned(2)));
+enum { ND_HOP_LIMIT = 255, ND_OPTION_SOURCE = 1, ND_OPTION_TARGET = 2, ND_OPTION_LEN = 8 };
+enum { ND_ROUTER = 1u << 31, ND_SOLICITED = 1u << 30, ND_OVERRIDE = 1u << 29 }; /* host order */
 
 /* RFC 826, for Ethernet and IPv4 */
 struct arp_header {
@@ -140,6 +163,7 @@ _Static_assert(sizeof(struct ip6_fragment) == 8, "RFC 8200 fragment header");
 _Static_assert(sizeof(struct tcp_header) == 20, "RFC 9293 header");
 _Static_assert(sizeof(struct udp_header) == 8, "RFC 768 header");
 _Static_assert(sizeof(struct icmp_header) == 8, "RFC 792 header");
+_Static_assert(sizeof(struct nd_message) == 24, "RFC 4861 message");
 _Static_assert(sizeof(struct arp_header) == 28, "RFC 826 header");
 
 #endif

@@ -36,6 +36,7 @@ enum packet_kind {
     KIND_ICMP,     /* any ICMP of its family */
     KIND_FRAGMENT, /* of a datagram, the first one included */
     KIND_OTHER_IP, /* another IP protocol */
+    KIND_ROUTED,   /* IPv4 with a source route, whatever it carries */
     KIND_ARP,
     KIND_OTHER, /* neither IP nor ARP */
 };

@@ -30,8 +30,10 @@ static inline void parse_l4(struct packet *p, const u8 *l4, u32 room)
         p->payload = (u16)(room - header);
     } else if (p->proto == PROTO_UDP) {
         const struct udp_header *udp = (const struct udp_header *)l4;
-        if (room < sizeof *udp || be16(udp->len) < sizeof *udp || be16(udp->len) > room)
+        if (room < sizeof *udp)
             return parse_invalid(p, DROP_l4_header);
+        if (be16(udp->len) < sizeof *udp || be16(udp->len) > room)
+            return parse_invalid(p, DROP_udp_length);
         p->kind = KIND_UDP;
         p->l4_len = be16(udp->len); /* may be shorter than the IP packet */
         p->payload = (u16)(p->l4_len - sizeof *udp);
@@ -45,6 +47,23 @@ static inline void parse_l4(struct packet *p, const u8 *l4, u32 room)
         return;
     }
     memcpy(&p->sport, l4, 4);
+}
+
+/* Does the sender prescribe a route (RFC 791: loose or strict source and record route)? Options behind a malformed one do not count. */
+__attribute__((noinline)) static bool parse_source_routed(const u8 *options, u32 len)
+{
+    for (u32 at = 0; at < len && options[at] != IP4_OPT_END;) {
+        if (options[at] == IP4_OPT_NOP) {
+            at++;
+            continue;
+        }
+        if (options[at] == IP4_OPT_LSRR || options[at] == IP4_OPT_SSRR)
+            return true;
+        if (at + 2 > len || options[at + 1] < 2)
+            break;
+        at += options[at + 1];
+    }
+    return false;
 }
 
 /* IPv6: the chain of extension headers is walked up to the L4 header. What no end host would take is malformed: a chain cut short or out
@@ -137,6 +156,10 @@ static inline void parse_packet(struct packet *p)
     p->l4 = (u8)(ETH_HEADER + header);
     p->proto = ip->proto;
     memcpy(&p->saddr, &ip->src, 8);
+    if (unlikely(header > sizeof *ip) && parse_source_routed((const u8 *)(ip + 1), header - (u32)sizeof *ip)) {
+        p->kind = KIND_ROUTED;
+        return;
+    }
     u16 frag = be16(ip->frag);
     if (unlikely(frag != IP4_DF)) {
         if (frag & (IP4_MF | IP4_OFFSET)) {

@@ -39,6 +39,7 @@ enum conn_flag {
     CONN_ACTIVE = 16,     /* counted as active, else as inactive */
     CONN_FIRST_LOOK = 64, /* the wheel still has the entry made at opening */
     CONN_FINISHED = 32,   /* both sides have closed and the last FIN is acknowledged: its local port may be reused */
+    CONN_DOUBT = 128,     /* a segment said that it may be over: ask the RS when both sides stay silent */
 };
 
 struct conn_counts {
@@ -82,7 +83,7 @@ struct conn {
         u32 half_next;
     };
     struct conn_counts counts6;
-    u8 bytes_high[2], window_log2[2];
+    u8 bytes_high[2], window_log2[2]; /* window: by direction, the largest that the receiver can open */
     u8 insertion_len, phase;
     u16 sync;
 } cache_aligned;
@@ -92,6 +93,8 @@ _Static_assert(offsetof(struct conn, cport) == 32 && offsetof(struct conn, last_
 _Static_assert(offsetof(struct conn, gen) == 60 && offsetof(struct conn, vip_id) == 64, "line 1 begins with the address ids");
 
 static inline bool conn_live(const struct conn *c) { return c->gen & 1; }
+/* One datagram of a one-packet service: only answers find it, the client's next datagram does not. */
+static inline bool conn_one_packet(const struct conn *c) { return c->state == UDP_NONE || c->state == UDP_LAST; }
 static inline struct conn_counts *conn_counts(struct conn *c) { return likely(c->families == FAMILIES_44) ? &c->a.v4.counts : &c->counts6; }
 
 /* Family of the packets that come in in this direction. */

@@ -60,6 +60,8 @@ void snapshot_default_settings(struct fnat_settings *s)
     memcpy(s->timeouts, seconds, sizeof seconds);
     s->unserved = FNAT_UNSERVED_RESET;
     s->fragment_seconds = 2; /* a datagram's fragments come in a row */
+    s->icmp_rate = 1000;
+    s->echo_rate = 10000;
     s->lport_first = LIP_PORT_FIRST;
     s->lport_last = 65535;
 }
@@ -325,6 +327,8 @@ int snapshot_put_settings(struct fnat_plane *p, const struct fnat_settings *sett
     if (!settings->fragment_seconds || settings->fragment_seconds > 60)
         return -ERANGE;
     if (settings->lport_first < LIP_PORT_FIRST || settings->lport_last < settings->lport_first)
+        return -ERANGE;
+    if (settings->icmp_rate > FNAT_RATE_MOST || settings->echo_rate > FNAT_RATE_MOST)
         return -ERANGE;
     b->settings = *settings;
     return 0;

@@ -9,6 +9,7 @@
 #endif
 #include "worker.h"
 
+#include "announce.h"
 #include "clock.h"
 #include "conn.h"
 #include "forward.h"
@@ -127,6 +128,9 @@ int worker_open(struct fnat_plane *p, u32 index, struct fnat_worker **out)
         free(w);
         return -ENOMEM;
     }
+    if (!index)
+        announce_open(&w->core.announcer);
+    w->core.counters[TAKEN_held] = 0; /* of a process that was killed */
     w->core.handoff = p->handoff;
     if (p->handoff) {
         w->core.pool.foreign = take_home;
@@ -153,6 +157,7 @@ void worker_close(struct fnat_worker *w)
 {
     lip_close(&w->core.lip);
     frag_close(&w->core.frags);
+    announce_close(&w->core.announcer);
     free(w->core.pool.stack);
     free(w);
 }
@@ -193,6 +198,7 @@ static void adopt_snapshot(struct fnat_worker *w, u64 word)
     if (k->routes_version != s->routes_version)
         k->sweep = 1;
     k->routes_version = s->routes_version;
+    announce_adopt(k);
     store_release(&k->header->snapshot_seq, s->seq);
 }
 
@@ -420,6 +426,8 @@ u32 worker_step(struct fnat_worker *w, u64 now_ns)
     stage_mark(w->clock, STAGE_TICK);
     if (k->tick != tick_before || k->waiting_count)
         resolve_turn(k, k->tick - tick_before);
+    if (unlikely(k->announcer.due))
+        announce_turn(k);
     if (k->own_count) {
         dispatch(w, k->own, k->own_count);
         k->own_count = 0;
@@ -508,7 +516,7 @@ static void sleep_until_work(struct fnat_worker *w, u64 now_ns)
 }
 
 /* Nothing waits to be sent or to expire. */
-static bool is_idle(const struct core *k) { return !k->own_count && !k->sweep && !after_u32(k->tick, k->wheel->now); }
+static bool is_idle(const struct core *k) { return !k->own_count && !k->sweep && !k->announcer.due && !after_u32(k->tick, k->wheel->now); }
 
 /* ---- how long turns take ---- */
 

@@ -178,12 +178,24 @@ class Plane:
     def info(self) -> PlaneInfo: ...
     # control: nothing is in force before publish()
     def put_settings(
-        self, timeouts: dict[str, int], unserved_reset: bool, lports: tuple[int, int] = (1024, 65535)
+        self,
+        timeouts: dict[str, int],
+        unserved_reset: bool,
+        lports: tuple[int, int] = (1024, 65535),
+        *,
+        own_sources: bool = False,
+        icmp_rate: int = 1000,
+        echo_rate: int = 10000,
+        echo_served: bool = False,
+        announce: bool = False,
     ) -> None:
         """Seconds by state name (see STATES); a state left out keeps its built-in default; FRAGMENTS, 1..60: of
         a datagram's fragments.
 
-        lports: first and last local port."""
+        lports: first and last local port. own_sources: an owned address may be the source of a first packet, which
+        else is dropped as `martian`. icmp_rate, echo_rate: most ICMP errors and echo replies that a worker makes, packets a
+        second, 0 to 10 000 000; 0: unlimited. echo_served: a VIP answers pings only while its kind says "served". announce: owned
+        addresses that are new on a port are told to its link (gratuitous ARP, RFC 5227 3; unsolicited advertisement, RFC 4861 7.2.6)."""
     def put_port(self, id: int, name: str, mac: str, mtu: int, *, up: bool = True, exclusive: bool = False) -> None: ...
     def put_service(
         self,
@@ -195,6 +207,7 @@ class Plane:
         scheduler: str = "rr",
         no_rs_reset: bool = False,
         expire_quiescent: bool = False,
+        one_packet: bool = False,
         conn_timeout: int = 0,
         half_open: int = 0,
         members: list[tuple[int, str, int, int]] = ...,
@@ -203,10 +216,12 @@ class Plane:
         """members: (member id, rip, rport, weight); lips: address ids."""
     def del_service(self, id: int) -> None: ...
     def put_address(self, id: int, addr: str, kind: str, port: int) -> None:
-        """Add or replace one owned address; kind is "vip", "lip" or "vip+lip"."""
+        """Add or replace one owned address; kind is "vip", "lip" or "vip+lip", with "+served" behind it while a
+        service on the VIP has a usable RS."""
     def del_address(self, id: int) -> None: ...
     def put_addresses(self, addresses: list[tuple[int, str, str, int]]) -> None:
-        """The whole list of (address id, address, kind, port id); kind is "vip", "lip" or "vip+lip"."""
+        """The whole list of (address id, address, kind, port id); kind is "vip", "lip" or "vip+lip", with "+served" behind it while a
+        service on the VIP has a usable RS."""
     def put_routes(self, routes: list[tuple[str, str, str, int, int, int, str]]) -> None:
         """The whole list of (prefix "10.0.0.0/8", gateway or "", src or "", port id, mtu, metric, kind).
 

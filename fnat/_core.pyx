@@ -17,8 +17,8 @@ cdef extern from "<arpa/inet.h>" nogil:
 
 cdef extern from "fnat.h" nogil:
     enum: FNAT_PORTS, FNAT_STATES, FNAT_NAME, FNAT_ANON, FNAT_FRESH
-    enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT
-    enum: FNAT_ADDR_VIP, FNAT_ADDR_LIP, FNAT_ROUTE_UNICAST, FNAT_ROUTE_HOST, FNAT_ROUTE_UNREACHABLE
+    enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT, FNAT_SVC_ONE_PACKET
+    enum: FNAT_ADDR_VIP, FNAT_ADDR_LIP, FNAT_ADDR_SERVED, FNAT_ECHO_ALWAYS, FNAT_ECHO_SERVED, FNAT_ROUTE_UNICAST, FNAT_ROUTE_HOST, FNAT_ROUTE_UNREACHABLE
     enum: FNAT_FLOWS, FNAT_STEER_MASK, FNAT_STEER_RSS, FNAT_STEER_SLOTS, FNAT_STEER_KEY, FNAT_STEER_NOTE
     enum: FNAT_PORT_UP, FNAT_PORT_EXCLUSIVE, FNAT_UNSERVED_DROP, FNAT_UNSERVED_RESET, FNAT_NEIGH_STATIC
     struct fnat_plane:
@@ -64,7 +64,8 @@ cdef extern from "fnat.h" nogil:
     struct fnat_settings:
         uint32_t timeouts[15]
         uint16_t lport_first, lport_last
-        uint8_t unserved, fragment_seconds
+        uint8_t unserved, own_sources, echo, announce, fragment_seconds
+        uint32_t icmp_rate, echo_rate
     struct fnat_steering_spec:
         uint8_t mode, loose, key_len
         uint16_t slots
@@ -347,6 +348,7 @@ NEIGH_STATES = ("NONE", "SEND", "REACHABLE", "PROBE", "DELAY")
 UNSPECIFIED = ("0.0.0.0", "::")
 ROUTE_KINDS = {"unicast": FNAT_ROUTE_UNICAST, "host": FNAT_ROUTE_HOST, "unreachable": FNAT_ROUTE_UNREACHABLE}
 ADDR_KINDS = {"vip": FNAT_ADDR_VIP, "lip": FNAT_ADDR_LIP, "vip+lip": FNAT_ADDR_VIP | FNAT_ADDR_LIP}
+ADDR_KINDS |= {kind + "+served": bits | FNAT_ADDR_SERVED for kind, bits in ADDR_KINDS.items()}
 SCHEDULERS = {"rr": FNAT_SCHED_RR, "wrr": FNAT_SCHED_WRR}
 
 
@@ -457,10 +459,12 @@ cdef class Plane:
         fnat_plane_info_get(self.handle(), &info)
         return info_dict(&info)
 
-    def put_settings(self, timeouts, unserved_reset, lports=(1024, 65535)):
+    def put_settings(self, timeouts, unserved_reset, lports=(1024, 65535), *, own_sources=False, icmp_rate=1000, echo_rate=10000,
+                     echo_served=False, announce=False):
         cdef fnat_settings s
         memset(&s, 0, sizeof(s))
-        defaults = (2, 7440, 10, 10, 600, 7, 3, 600, 30, 120, 30, 2, 300, 300, 2)
+        s.own_sources = own_sources
+        defaults = (2, 7440, 10, 10, 600, 7, 3, 900, 30, 120, 30, 10, 300, 300, 2)
         for i, name in enumerate(STATES):
             s.timeouts[i] = timeouts.get(name, defaults[i])
         s.fragment_seconds = timeouts.get("FRAGMENTS", 2)
@@ -469,7 +473,9 @@ cdef class Plane:
             raise ValueError(f"unknown connection states {sorted(unknown)}; known: {', '.join(STATES)}")
         s.lport_first, s.lport_last = lports
         s.unserved = FNAT_UNSERVED_RESET if unserved_reset else FNAT_UNSERVED_DROP
-        check(fnat_put_settings(self.handle(), &s), "timeouts (1..31535999 s, of fragments 1..60 s) and local ports (1024..65535)")
+        s.icmp_rate, s.echo_rate, s.announce = icmp_rate, echo_rate, bool(announce)
+        s.echo = FNAT_ECHO_SERVED if echo_served else FNAT_ECHO_ALWAYS
+        check(fnat_put_settings(self.handle(), &s), "timeouts (1..31535999 s, of fragments 1..60 s), local ports (1024..65535) and rates (0..10000000)")
 
     def put_port(self, id, name, mac, mtu, *, up=True, exclusive=False):
         cdef fnat_port_spec spec
@@ -481,8 +487,8 @@ cdef class Plane:
         spec.flags = (FNAT_PORT_UP if up else 0) | (FNAT_PORT_EXCLUSIVE if exclusive else 0)
         check(fnat_put_port(self.handle(), &spec), f"port {name} (id {id}, mtu {mtu})")
 
-    def put_service(self, id, vip, vport, proto, *, scheduler="rr", no_rs_reset=False, expire_quiescent=False, conn_timeout=0, half_open=0,
-                    members=(), lips=()):
+    def put_service(self, id, vip, vport, proto, *, scheduler="rr", no_rs_reset=False, expire_quiescent=False, one_packet=False, conn_timeout=0,
+                    half_open=0, members=(), lips=()):
         cdef fnat_service_spec s
         cdef fnat_member_spec *m = NULL
         cdef uint16_t *l = NULL
@@ -490,7 +496,7 @@ cdef class Plane:
         s.family = put_addr(s.vip, vip)
         s.id, s.vport, s.proto, s.sched = id, vport, proto, SCHEDULERS[scheduler]
         s.no_rs = FNAT_NO_RS_RESET if no_rs_reset else FNAT_NO_RS_DROP
-        s.flags = FNAT_SVC_EXPIRE_QUIESCENT if expire_quiescent else 0
+        s.flags = (FNAT_SVC_EXPIRE_QUIESCENT if expire_quiescent else 0) | (FNAT_SVC_ONE_PACKET if one_packet else 0)
         s.conn_timeout, s.half_open, s.n_members, s.n_lips = conn_timeout, half_open, len(members), len(lips)
         m = <fnat_member_spec *>calloc(len(members) + 1, sizeof(fnat_member_spec))
         l = <uint16_t *>calloc(len(lips) + 1, sizeof(uint16_t))

@@ -23,7 +23,6 @@ from fnat.config import explain
 from fnat.control import Control
 from fnat.errors import ChangeError, FnatError
 from fnat.model import (
-    NO_IPV6,
     AddressView,
     AppliedView,
     ChangeRequest,
@@ -32,6 +31,7 @@ from fnat.model import (
     ConnPage,
     ConnQuery,
     HeadroomView,
+    Ip,
     NeighbourView,
     PortView,
     Proto,
@@ -73,9 +73,7 @@ def create_app(control: Control, counter_names: Sequence[tuple[str, str, str]] |
         return control.change(request.changes, dry_run=request.dry_run)
 
     @app.get("/v1/services")
-    def services(
-        proto: Proto | None = None, vip: str | None = None, vport: PortNumberQuery = None
-    ) -> list[ServiceView]:
+    def services(proto: Proto | None = None, vip: Ip | None = None, vport: PortNumberQuery = None) -> list[ServiceView]:
         """Services in order of creation, with LIPs and RSs, counters and true rates per second."""
         return engine.services(proto, vip, vport)
 
@@ -95,7 +93,7 @@ def create_app(control: Control, counter_names: Sequence[tuple[str, str, str]] |
     @app.get("/v1/headroom")
     def headroom(
         proto: Proto | None = None,
-        vip: str | None = None,
+        vip: Ip | None = None,
         vport: PortNumberQuery = None,
         limit: Annotated[int, Query(ge=1, le=65536)] = 100,
     ) -> HeadroomView:
@@ -145,8 +143,7 @@ def refusal_of(error: dict[str, Any]) -> ChangeError:
         return ChangeError(400, "FN-1201", "the body is not a JSON object", fix)
     where = ".".join(str(part) for part in error["loc"] if part not in ("body", "query"))
     problem, fix = explain(error)
-    code = "FN-1202" if NO_IPV6 in problem else "FN-1201"
-    return ChangeError(400, code, f"{where}: {problem}" if where else problem, fix)
+    return ChangeError(400, "FN-1201", f"{where}: {problem}" if where else problem, fix)
 
 
 def listen(path: Path) -> socket.socket:

@@ -22,11 +22,11 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from pydantic import ValidationError
 
+from fnat import addresses as words
 from fnat import plan
 from fnat.errors import ChangeError, ConfigError
 from fnat.model import (
     MAX_SECONDS,
-    NO_IPV6,
     Address,
     Config,
     Host,
@@ -39,7 +39,7 @@ from fnat.model import (
     Table,
     Timeouts,
     change_as_json,
-    ipv4,
+    ip,
 )
 
 T = TypeVar("T")
@@ -59,6 +59,7 @@ _SERVICE_KEYS = (
     "no_rs",
     "conn_timeout",
     "expire_quiescent",
+    "one_packet",
     "limits",
     "lips",
     "rs",
@@ -148,7 +149,8 @@ def _spare_management(mgmt: str, ports: list[dict[str, str]]) -> None:
     """Refuse a port whose NIC carries the management address."""
     pyroute2: Any = importlib.import_module("pyroute2")  # slow, and wanted here only
     with pyroute2.IPRoute() as netlink:
-        holders = {message["index"] for message in netlink.get_addr(family=socket.AF_INET, address=mgmt)}
+        family = {4: socket.AF_INET, 6: socket.AF_INET6}[words.family(mgmt)]
+        holders = {message["index"] for message in netlink.get_addr(family=family, address=mgmt)}
     for port in ports:
         if socket.if_nametoindex(port["device"]) in holders:
             raise ConfigError(
@@ -310,21 +312,20 @@ class _Reader:
             self.fail("FN-1105", path, "LIPs without a port", 'name a port first: lan = { nic = "…" }')
         for text in self.texts(path, value):
             first, dash, last = text.partition("-")
-            if ":" in text:
-                self.fail("FN-1202", path, f"{text!r}: {NO_IPV6}", "give IPv4 addresses only")
             try:
-                low = ipaddress.IPv4Address(first.strip())
-                high = ipaddress.IPv4Address(last.strip()) if dash else low
+                low = words.parse(first.strip())
+                high = words.parse(last.strip()) if dash else low
+                if low.version != high.version:
+                    raise ValueError(text)
             except ValueError:
                 self.fail(
                     "FN-1104", path, f"{text!r} is not an address or a range", 'write "10.0.0.1" or "10.0.0.1-10.0.0.9"'
                 )
-            if not low <= high or int(high) - int(low) >= MAX_LIPS - len(found):
+            if int(low) > int(high) or int(high) - int(low) >= MAX_LIPS - len(found):
                 self.fail("FN-1104", path, f"{text!r} is empty or too large", f"a node has at most {MAX_LIPS} LIPs")
             for number in range(int(low), int(high) + 1):
-                lip = self.build(
-                    LocalAddress, path, {"addr": self.address(path, str(ipaddress.IPv4Address(number))), "port": port}
-                )
+                addr = self.address(path, str(type(low)(number)))
+                lip = self.build(LocalAddress, path, {"addr": addr, "port": port})
                 if lip.addr in found:
                     self.fail("FN-1104", path, f"{lip.addr} is there twice", "remove one of the two")
                 found[lip.addr] = lip
@@ -379,12 +380,20 @@ class _Reader:
             )
         limits = self.table(f"{path}.limits", table.get("limits", {}))
         self.keys(f"{path}.limits", limits, "service.*.limits")
-        fields: dict[str, Any] = {k: table[k] for k in ("scheduler", "no_rs", "expire_quiescent") if k in table}
+        fields: dict[str, Any] = {
+            k: table[k] for k in ("scheduler", "no_rs", "expire_quiescent", "one_packet") if k in table
+        }
         if "half_open" in limits:
             fields["half_open"] = self.count(f"{path}.limits.half_open", limits["half_open"])
         if "conn_timeout" in table:
             fields["conn_timeout"] = self.seconds(f"{path}.conn_timeout", table["conn_timeout"], 0)
         servers = tuple(self.servers(f"{path}.rs", self.table(f"{path}.rs", table.get("rs", {}))))
+        there = {words.family(lip.addr) for lip in lips}
+        for server in servers:
+            if (family := words.family(server.rip)) not in there:
+                name, kind = words.endpoint(*server.key), words.NAMES[family]
+                problem = f"no {kind} LIP, so {name} cannot be reached"
+                self.fail("FN-1108", _join(f"{path}.rs", name), problem, f"add {kind} addresses to lips")
         for proto in self.texts(f"{path}.proto", table.get("proto", ["tcp"])):
             if proto not in ("tcp", "udp"):
                 self.fail("FN-1104", f"{path}.proto", f"{proto!r} is not known", 'allowed: "tcp", "udp"')
@@ -415,18 +424,20 @@ class _Reader:
     # ---- words ----
 
     def endpoint(self, path: str, text: str) -> tuple[str, int]:
-        address, colon, port = text.rpartition(":")
-        if ":" in address or "[" in text:
-            self.fail("FN-1202", path, f"{text!r}: {NO_IPV6}", "give an IPv4 address")
-        if not colon or not port.isdecimal() or not 1 <= int(port) <= 65535:
-            self.fail("FN-1104", path, f"{text!r} is not ADDRESS:PORT", "ports are 1..65535")
+        try:
+            address, port = words.split(text)
+        except ValueError as error:
+            self.fail("FN-1104", path, str(error), "write it like 10.0.0.1:80 or [2001:db8::1]:80")
+        if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+            problem, like = f"{text!r} is not ADDRESS:PORT", "10.0.0.1:80 or [2001:db8::1]:80"
+            self.fail("FN-1104", path, problem, f"write it like {like}; ports are 1..65535")
         return self.address(path, address), int(port)
 
-    def address(self, path: str, text: str) -> str:
+    def address(self, path: str, text: object) -> str:
         try:
-            return ipv4(text)
+            return ip(text)
         except ValueError as error:
-            self.fail("FN-1202" if str(error) == NO_IPV6 else "FN-1104", path, str(error), "write it like 10.0.0.1")
+            self.fail("FN-1104", path, str(error), "write it like 10.0.0.1 or 2001:db8::1")
 
     def port_range(self, path: str, value: object) -> tuple[int, int]:
         """Ports "first-last" of the LIPs."""
@@ -570,7 +581,8 @@ def _dump_host(host: Host) -> list[str]:
 
 def _dump_service(service: Service, port: str | None, all_lips: tuple[LocalAddress, ...]) -> list[str]:
     name = _quote(f"{service.proto}-{service.vip}-{service.vport}")
-    lines = [f"[service.{name}]", f'listen = ["{service.vip}:{service.vport}"]', f'proto = ["{service.proto}"]']
+    listen = words.endpoint(service.vip, service.vport)
+    lines = [f"[service.{name}]", f'listen = ["{listen}"]', f'proto = ["{service.proto}"]']
     if port:
         lines.append(f'port = "{port}"')
     lines += [
@@ -579,25 +591,27 @@ def _dump_service(service: Service, port: str | None, all_lips: tuple[LocalAddre
         f"conn_timeout = {service.conn_timeout}",
     ]
     lines.append(f"expire_quiescent = {str(service.expire_quiescent).lower()}")
+    if service.one_packet:
+        lines.append("one_packet = true")
     if service.half_open is not None:
         lines.append(f"limits = {{ half_open = {service.half_open} }}")
     if service.lips != all_lips:
         lines.append(f"lips = {_lip_ranges(lip.addr for lip in service.lips)}")
     lines.append(f"[service.{name}.rs]")
-    lines += [f'"{r.rip}:{r.rport}" = {{ weight = {r.weight} }}' for r in service.servers]
+    lines += [f'"{words.endpoint(r.rip, r.rport)}" = {{ weight = {r.weight} }}' for r in service.servers]
     return [*lines, ""]
 
 
 def _lip_ranges(addresses: Iterable[str]) -> str:
     """A TOML list of the addresses, neighbours in order as ranges."""
-    ranges: list[list[int]] = []
-    for number in (int(ipaddress.IPv4Address(a)) for a in addresses):
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
+    ranges: list[list[ipaddress.IPv4Address | ipaddress.IPv6Address]] = []
+    for address in map(words.parse, addresses):
+        last = ranges[-1][-1] if ranges else None
+        if last is not None and last.version == address.version and int(address) == int(last) + 1:
+            ranges[-1][1:] = [address]
         else:
-            ranges.append([number, number])
-    texts = ["-".join(dict.fromkeys(str(ipaddress.IPv4Address(n)) for n in pair)) for pair in ranges]
-    return "[" + ", ".join(f'"{text}"' for text in texts) + "]"
+            ranges.append([address])
+    return "[" + ", ".join(f'"{"-".join(map(str, ends))}"' for ends in ranges) + "]"
 
 
 def _quote(word: str) -> str:

@@ -40,7 +40,7 @@ from fnat import config as configuration
 from fnat.engine import Engine, NoSteering, Steering
 from fnat.errors import ConfigError, EngineError, FnatError
 from fnat.ethtool import KernelNic
-from fnat.keeper import CANNOT_START, Options, die_with_parent, read_options, say
+from fnat.keeper import CANNOT_START, LOOK_AGAIN, Options, die_with_parent, read_options, say
 from fnat.model import (
     CHANGES,
     AppliedView,
@@ -233,6 +233,13 @@ def _rules(plane: Plane, ports: Sequence[PortInfo]) -> dict[str, LipRules]:
     return {port.name: LipRules(KernelNic(port.device), workers) for port in by_rules}
 
 
+def _ask_to_look() -> None:
+    """The data plane holds the solicited-node groups of owned IPv6 addresses; the keeper hands the word on."""
+    keeper = os.getppid()
+    if os.environ.get("FNAT_KEEPER") == str(keeper):
+        os.kill(keeper, LOOK_AGAIN)
+
+
 def _load_file(options: Options) -> Config:
     if options["config"] is None:
         return Config(node=options["node"])
@@ -255,7 +262,7 @@ def build(options: Options) -> Control:
         raise EngineError("FN-1305", f"no data plane in {paths.arena}: {error.strerror}", "start fnat again") from None
     ids = Ids(paths.ids)
     ids.load()
-    engine = Engine(plane, _steering(ports), ports, ids, rules=_rules(plane, ports))
+    engine = Engine(plane, _steering(ports), ports, ids, rules=_rules(plane, ports), groups=_ask_to_look)
     return Control(engine, Overlay(paths.overlay), paths, file)
 
 

@@ -6,6 +6,8 @@ CANNOT_START.
 
 Order of opening: plane, ports (XDP program, queues, punt TAP), ports file, threads. Closing is the mirror.
 Every few seconds it looks whether a NIC deals its packets otherwise than before (steering.py), and tells the workers.
+It is a member of the solicited-node groups of the IPv6 addresses that the XDP programs own (groups.py), so a control
+that dies leaves none; it looks at them when control asks (LOOK_AGAIN), and again every few seconds.
 
 Unsatisfying: a second worker on a NIC with one queue is refused, because each worker sends through a queue of its
 own; and a TAP has one queue, so exclusive ports work with one worker only.
@@ -35,7 +37,17 @@ from fnat import _core, placement, steering
 from fnat.drivers import DriverError
 from fnat.ethtool import Facts, KernelNic, queue_count
 from fnat.grammar import steering_text
-from fnat.keeper import CANNOT_START, Options, PortOption, die_with_parent, read_options, say, write_json
+from fnat.groups import Groups
+from fnat.keeper import (
+    CANNOT_START,
+    LOOK_AGAIN,
+    Options,
+    PortOption,
+    die_with_parent,
+    read_options,
+    say,
+    write_json,
+)
 from fnat.paths import PUNT, SHARED_MEMORY, Paths
 from fnat.sizes import frames_of, sizes
 
@@ -258,6 +270,8 @@ class DataPlane:
         self.attached: list[str] = []  # devices with our XDP program
         self.nics: dict[int, steering.Nic] = {}  # by port id
         self.facts: dict[int, Facts] = {}
+        self.groups: list[Groups] = []
+        self.complaints: set[str] = set()  # said already
         self.cpus: tuple[int, ...] = ()
         self.workers: list[_core.Worker] = []
         self.threads: list[threading.Thread] = []
@@ -341,6 +355,17 @@ class DataPlane:
                 say(f"port {self.options['ports'][id]['name']}: {error}")
                 self._steer(id, "auto")
 
+    def look_at_groups(self) -> None:
+        """Hold the groups of the IPv6 addresses that are owned now."""
+        for groups in self.groups:
+            try:
+                groups.hold(_xdp().Steering(groups.device).owned(6))
+            except (OSError, DriverError) as error:
+                text = f"{groups.device}: solicitations may not arrive: {getattr(error, 'strerror', None) or error}"
+                if text not in self.complaints:
+                    self.complaints.add(text)
+                    say(text)
+
     def _give_back_rules(self, nic: steering.Nic) -> None:
         try:
             steering.LipRules(nic, len(self.workers)).hold(())
@@ -370,6 +395,8 @@ class DataPlane:
         mac, mtu = device_mac(device), device_mtu(device)
         attachment = xdp.attach(device, exclusive=exclusive)
         self.attached.append(device)
+        self.groups.append(Groups(device, exclusive=exclusive))
+        self.undo.callback(self.groups[-1].close)
         zero_copy = True
         queues = xdp.queue_count(device)
         for queue in range(queues):
@@ -451,7 +478,7 @@ class DataPlane:
 def main() -> int:
     die_with_parent()
     logging.basicConfig(format="fnat: %(message)s", level=logging.WARNING)
-    signals = {signal.SIGTERM, signal.SIGINT}
+    signals = {signal.SIGTERM, signal.SIGINT, LOOK_AGAIN}
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     plane = DataPlane(read_options())
     try:
@@ -464,8 +491,11 @@ def main() -> int:
             say(f"cannot start: {error}; see the kernel log (dmesg)")
             return CANNOT_START
         plane.start()
-        while signal.sigtimedwait(signals, LOOK_EVERY) is None:
-            plane.look_at_nics()
+        plane.look_at_groups()  # of an earlier run
+        while (info := signal.sigtimedwait(signals, LOOK_EVERY)) is None or info.si_signo == LOOK_AGAIN:
+            plane.look_at_groups()
+            if info is None:
+                plane.look_at_nics()
     finally:
         plane.close()
     return 1 if plane.failed else 0

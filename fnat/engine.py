@@ -14,7 +14,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import errno
-import ipaddress
 import logging
 import threading
 import time
@@ -23,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+from fnat import addresses as words
 from fnat import headroom as usage
 from fnat.drivers import DriverError
 from fnat.errors import ChangeError, EngineError, FnatError
@@ -109,6 +109,7 @@ class Link:
 
 AddressSpec = tuple[int, str, int]  # id, kind, port id
 RouteSpec = tuple[str, str, str, int, int, int, str]  # arguments of one route for put_routes
+Links = dict[tuple[str, words.Family], list[words.Network]]  # by port
 Settings = tuple[dict[str, int], bool, tuple[int, int]]
 PortSpec = tuple[str, str, int, bool, bool]
 
@@ -172,23 +173,25 @@ class Askers:
     """Owned addresses of one port in order, to find one inside a prefix: those that may ask for its hosts."""
 
     def __init__(self) -> None:
-        self._sorted: tuple[list[int], list[int]] = [], []  # LIPs, others
+        self._sorted: dict[tuple[words.Family, bool], list[int]] = {}  # by family, and LIP or not
 
     def set(self, addr: str, old: str | None, new: str | None) -> None:
         """old, new: the kind of the address; None: it is not owned here."""
-        number = int(ipaddress.IPv4Address(addr))
+        family, number = words.family(addr), int(words.parse(addr))
         if old is not None:
-            numbers = self._sorted["lip" not in old]
+            numbers = self._sorted[family, "lip" in old]
             del numbers[bisect.bisect_left(numbers, number)]
         if new is not None:
-            bisect.insort(self._sorted["lip" not in new], number)
+            bisect.insort(self._sorted.setdefault((family, "lip" in new), []), number)
 
-    def inside(self, prefix: ipaddress.IPv4Network) -> str:
+    def inside(self, prefix: words.Network) -> str:
         """The lowest LIP inside the prefix, else the lowest address, else ""."""
-        for numbers in self._sorted:
-            at = bisect.bisect_left(numbers, int(prefix.network_address))
+        first = prefix.network_address
+        for is_lip in (True, False):
+            numbers = self._sorted.get((words.family(str(first)), is_lip), [])
+            at = bisect.bisect_left(numbers, int(first))
             if at < len(numbers) and numbers[at] <= int(prefix.broadcast_address):
-                return str(ipaddress.IPv4Address(numbers[at]))
+                return str(type(first)(numbers[at]))
         return ""
 
 
@@ -203,7 +206,8 @@ class _Drawn:
 
 class Engine:
     """See the head of the file. `steering` by port name; a port that is missing there gets all its frames. `rules` by
-    port name, of ports whose answers find their worker by flow rules."""
+    port name, of ports whose answers find their worker by flow rules. `groups` is called when the set of owned IPv6
+    addresses has changed: whoever holds their solicited-node groups shall look again."""
 
     def __init__(
         self,
@@ -213,6 +217,7 @@ class Engine:
         ids: Ids,
         *,
         rules: Mapping[str, LipRules] | None = None,
+        groups: Callable[[], None] | None = None,
         patience: float = 5.0,
         startle: float = 0.5,
     ) -> None:
@@ -225,6 +230,7 @@ class Engine:
         self._info = plane.info()
         self._steering: dict[str, Steering] = {p.name: steering.get(p.name, NoSteering()) for p in ports}
         self._rules = dict(rules or {})
+        self._groups = groups or (lambda: None)
         self._port = {p.name: p for p in ports}
         self._name = {p.id: p.name for p in ports}
         self._ids = ids
@@ -347,9 +353,9 @@ class Engine:
         self._broken = True
         change = self._draw(config, was, whole)
         self._ids.flush()
-        wanted = {addr: self._name[spec[2]] if spec else None for addr, spec in change.addresses.items()}
+        wanted = {addr: self._seen_on(spec[1], spec[2]) if spec else set() for addr, spec in change.addresses.items()}
         if whole:
-            wanted |= {addr: None for owned in was.owned.values() for addr in owned if addr not in wanted}
+            wanted |= {addr: set() for owned in was.owned.values() for addr in owned if addr not in wanted}
         disown, own = self._steering_moves(was, wanted)
         for port, addr in disown:
             with _xdp(port):
@@ -366,6 +372,8 @@ class Engine:
             with _xdp(port):
                 self._steering[port].own(addr)
                 was.owned[port].add(addr)
+        if any(words.family(addr) == 6 for _, addr in (*disown, *own)):
+            self._groups()
         change.add_to(was)
         self._put, self._broken = was, False
         return number
@@ -383,16 +391,21 @@ class Engine:
             except CannotSteer as error:
                 raise EngineError("FN-1307", f"port {port}: {error.message}", error.fix) from None
 
+    def _seen_on(self, kind: str, port: int) -> set[str]:
+        """Ports whose packets for such an address are the workers'. For a VIP all: a real server that is a client, too,
+        reaches it from its own side (RFC 4787 REQ-9). Answers for a LIP come where it lives."""
+        return set(self._steering) if "vip" in kind else {self._name[port]}
+
     def _steering_moves(
-        self, was: Picture, wanted: Mapping[str, str | None]
+        self, was: Picture, wanted: Mapping[str, set[str]]
     ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-        """What to disown and to own, as (port, address); wanted: address -> port."""
+        """What to disown and to own, as (port, address); wanted: address -> ports."""
         disown, own = [], []
         for addr in sorted(wanted):
             for port, owned in was.owned.items():
-                if addr in owned and wanted[addr] != port:
+                if addr in owned and port not in wanted[addr]:
                     disown.append((port, addr))
-                elif addr not in owned and wanted[addr] == port:
+                elif addr not in owned and port in wanted[addr]:
                     own.append((port, addr))
         return disown, own
 
@@ -491,8 +504,7 @@ class Engine:
         if whole or change.addresses or self._routes_moved or (config.routes, host) != (base.routes, base.host):
             addresses = was.addresses.copy()
             _update(addresses, change.addresses)
-            in_force = self._routes_in_force(config)
-            routes = [self._route_spec(route, in_force, addresses) for route in in_force]
+            routes = self._route_specs(self._routes_in_force(config), addresses)
             change.routes = routes if routes != was.routes or whole else None
             self._routes_moved = False
         neighbours = {(self._port[n.port].id, n.addr): n.mac for n in config.neighbours}
@@ -579,47 +591,59 @@ class Engine:
             "scheduler": service.scheduler,
             "no_rs_reset": service.no_rs == "reset",
             "expire_quiescent": service.expire_quiescent,
+            "one_packet": service.one_packet,
             "conn_timeout": service.conn_timeout,
             "half_open": max(64, half_open // self._info["workers"]) if half_open else 0,
             "members": members,
-            "lips": [self._entry("address", lip.addr).id for lip in service.lips],
+            "lips": self._lips_in_use(service),
         }
 
+    def _lips_in_use(self, service: Service) -> list[int]:
+        """Ids of the LIPs of the families that its RSs are of, IPv4 first; of all while it has none."""
+        wanted = {words.family(r.rip) for r in service.servers} or {4, 6}
+        lips = [lip.addr for family in (4, 6) for lip in service.lips if words.family(lip.addr) == family in wanted]
+        return [self._entry("address", addr).id for addr in lips]
+
     def _routes_in_force(self, config: Config) -> list[Route]:
-        """Given routes, those that addresses with a prefix make, and the kernel's for prefixes that nobody gave."""
-        routes = [*config.routes, *_connected(config.addresses)]
+        """Given routes, those that addresses with a prefix make, and the kernel's for prefixes that nobody gave. Two of
+        one prefix and metric would share the connections: only the kernel's may."""
+        connected = (route for route in _connected(config.addresses) if route.key not in config.routes.by_key)
+        routes = [*config.routes, *connected]
         if config.host.routes == "kernel":
             given = {route.prefix for route in routes}
-            routes += [r.model_copy(update={"mtu": 0}) for r in self._kernel_routes if r.prefix not in given]
+            routes += [route for route in self._kernel_routes if route.prefix not in given]
         return routes
 
-    def _route_spec(self, route: Route, routes: Sequence[Route], addresses: Mapping[str, AddressSpec]) -> RouteSpec:
-        """Arguments of one route for put_routes."""
-        assert route.port is not None
-        host = route.scope in ("kni_host", "host")
-        src = "" if host else self._arp_source(route, routes, addresses)
-        kind = "host" if host else "unicast"
-        return route.prefix, route.gateway or "", src, self._port[route.port].id, route.mtu, route.metric, kind
+    def _route_specs(self, routes: Sequence[Route], addresses: Mapping[str, AddressSpec]) -> list[RouteSpec]:
+        """Arguments of put_routes. A full table goes by few gateways: who asks is found once for each."""
+        links, askers = _on_link(routes), dict[tuple[str, str, str | None], str]()
+        specs = []
+        for route in routes:
+            assert route.port is not None
+            kind, src = "host", ""
+            if route.scope not in ("kni_host", "host"):
+                at = route.port, route.gateway or route.prefix, route.src
+                kind, known = "unicast", askers.get(at)
+                src = askers[at] = self._asker(route, links, addresses) if known is None else known
+            port = self._port[route.port].id
+            specs.append((route.prefix, route.gateway or "", src, port, route.mtu, route.metric, kind))
+        return specs
 
-    def _arp_source(self, route: Route, routes: Sequence[Route], addresses: Mapping[str, AddressSpec]) -> str:
-        """Who asks for the next hop: the route's src if it is owned, else an owned address on the port inside the
-        connected prefix, a LIP if possible; else "", the source of the packet. Never a host's address: the answer
-        would go there."""
+    def _asker(self, route: Route, links: Links, addresses: Mapping[str, AddressSpec]) -> str:
+        """Who asks for the next hop (ARP, ND): the route's src if it is owned, else an owned address on the port inside
+        the connected prefix, a LIP if possible; else "", the source of the packet. Never a host's address: the answer
+        would go there. A link-local gateway is asked for from any address of its link."""
         assert route.port is not None
         id = self._port[route.port].id
         if route.src is not None and (known := addresses.get(route.src)) is not None and known[2] == id:
             return route.src
-        prefix = ipaddress.IPv4Network(route.prefix)
-        if route.gateway is not None:
-            gateway = ipaddress.IPv4Address(route.gateway)
-            on_link = (
-                r for r in routes if r.port == route.port and r.gateway is None and r.scope not in ("kni_host", "host")
-            )
-            around = [net for net in (ipaddress.IPv4Network(r.prefix) for r in on_link) if gateway in net]
-            if not around:
-                return ""
-            prefix = max(around, key=lambda net: net.prefixlen)
-        return self._askers[id].inside(prefix)
+        if route.gateway is None:
+            return self._askers[id].inside(words.network(route.prefix))
+        gateway = words.parse(route.gateway)
+        around = links.get((route.port, words.family(route.gateway)), [])
+        if gateway.version == 4 or not gateway.is_link_local:
+            around = [net for net in around if gateway in net][:1]
+        return next((src for net in around if (src := self._askers[id].inside(net))), "")
 
     # ---- ids ----
 
@@ -730,6 +754,7 @@ class Engine:
             conn_timeout=service.conn_timeout,
             no_rs=service.no_rs,
             expire_quiescent=service.expire_quiescent,
+            one_packet=service.one_packet,
             half_open=service.half_open,
             stats=stats,
             rate=rate,
@@ -771,9 +796,12 @@ class Engine:
             given = {a.addr: a for a in self.config.addresses}
             servers: dict[str, set[tuple[str, str, int]]] = {}
             for service in self.config.services:
-                rss = {(service.proto, r.rip, r.rport) for r in service.servers}
+                rss = {
+                    family: {(service.proto, r.rip, r.rport) for r in service.servers if words.family(r.rip) == family}
+                    for family in (4, 6)
+                }
                 for lip in service.lips:
-                    servers.setdefault(lip.addr, set()).update(rss)
+                    servers.setdefault(lip.addr, set()).update(rss[words.family(lip.addr)])
             views = []
             for addr, (id, kind, port_id) in self._put.addresses.items() if self._put else ():
                 known = given.get(addr)
@@ -782,7 +810,7 @@ class Engine:
                 views.append(
                     AddressView(
                         addr=addr,
-                        plen=known.plen if known else 32,
+                        plen=known.plen if known else words.bits(addr),
                         port=self._name[port_id],
                         scope="global",
                         sapool=is_lip,
@@ -799,7 +827,8 @@ class Engine:
         """Host routes of owned addresses, routes of their prefixes, given ones, and the kernel's that are in force."""
         with self._lock:
             config = self.config
-            own = [Route(prefix=f"{view['addr']}/32", port=view["port"], scope="host") for view in self.addresses()]
+            owned = [(view["addr"], view["port"]) for view in self.addresses()]
+            own = [Route(prefix=f"{addr}/{words.bits(addr)}", port=port, scope="host") for addr, port in owned]
             made = [("auto", r) for r in own]
             given = set(config.routes)
             for route in self._routes_in_force(config):
@@ -980,7 +1009,7 @@ class Engine:
                 row(server, lip.addr, 0, share * self._info["workers"], 0, 0.0)
                 for server in service.servers
                 for lip in service.lips
-                if (server.key, lip.addr) not in known
+                if (server.key, lip.addr) not in known and words.family(server.rip) == words.family(lip.addr)
             ]
         return rows
 
@@ -1058,13 +1087,24 @@ def _connected(addresses: Iterable[Address]) -> list[Route]:
     """On-link routes that addresses with a prefix make; of equal prefixes the first address makes it."""
     made: dict[str, Route] = {}
     for a in addresses:
-        if a.plen < 32:
+        if a.makes_route:
             made.setdefault(a.network, Route(prefix=a.network, port=a.port, src=a.addr, scope="link"))
     return list(made.values())
 
 
+def _on_link(routes: Iterable[Route]) -> Links:
+    """The networks that are on a link, longest prefix first."""
+    found: Links = {}
+    for r in routes:
+        if r.port is not None and r.gateway is None and r.scope not in ("kni_host", "host"):
+            found.setdefault((r.port, words.family(r.prefix)), []).append(words.network(r.prefix))
+    for networks in found.values():
+        networks.sort(key=lambda net: -net.prefixlen)
+    return found
+
+
 def _member_key(service: str, server: RealServer) -> str:
-    return f"{service} {server.rip}:{server.rport}"
+    return f"{service} {words.endpoint(server.rip, server.rport)}"
 
 
 def _base(stats: Stats) -> Base:

@@ -30,7 +30,6 @@ CODES: dict[str, str] = {
     "FN-1110": "The configuration file names a port or device that does not exist.",
     "FN-1111": "A feature is not available in this version.",
     "FN-1201": "A value in a change is not allowed.",
-    "FN-1202": "IPv6 is not available in this version.",
     "FN-1203": "The thing to change does not exist.",
     "FN-1204": "The thing to add exists already.",
     "FN-1205": "An address would be both a VIP and a LIP, or would lie on two ports.",

@@ -7,11 +7,12 @@ rate, by least squares. Pure over arrays: the engine reads, this computes.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from fnat import addresses
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,8 @@ _KEY, _RS = 22, 20  # bytes: rip (16), rport (2), protocol, family; LIP (2)
 
 def rs_key(rip: str, rport: int, proto: int) -> bytes:
     """Names (protocol, RS) in a usage."""
-    return ipaddress.IPv4Address(rip).packed.ljust(16, b"\0") + rport.to_bytes(2, "little") + bytes((proto, 4))
+    address = addresses.parse(rip)
+    return address.packed.ljust(16, b"\0") + rport.to_bytes(2, "little") + bytes((proto, address.version))
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,17 @@ One netlink socket hears changes. A change of routes or links makes the whole pi
 so that a burst is one reading; neighbours are kept up from the messages themselves. Lost messages (ENOBUFS) make
 everything be read again.
 
-Only unicast routes of the main table that leave through a port are seen. Neighbours are told only when a MAC is new or
-another: the workers resolve for themselves, and one that the kernel forgets stays with them.
+Only unicast routes of the main table that leave through a port are seen, in both families; of IPv6 neither link-local
+nor multicast prefixes, which are no business of forwarding. A multipath route becomes one Route for each hop, with the
+same prefix and metric; hops whose link is down are left out while another is up. Neighbours are told only when a MAC is
+new or another: the workers resolve for themselves, and one that the kernel forgets stays with them.
 
-A route's preferred source is left out: it is the kernel's address, and answers to ARP requests from it go to the
-kernel.
+A route's preferred source is told as `src`. It is the kernel's address as a rule, and answers to ARP requests and
+solicitations from it go to the kernel; so the engine asks from it only where fnat owns it.
 
-Unsatisfying: policy rules and other tables are not looked at; of a multipath route the first hop through a port is
-taken.
+Unsatisfying: policy rules, TOS and other tables are not looked at; all hops of a multipath route weigh the same; a hop
+through another family's gateway (RFC 5549) or an encapsulation is left out; of several routers that advertise
+themselves with one metric the first is used, whether it can be reached or not.
 """
 
 from __future__ import annotations
@@ -21,23 +24,27 @@ import contextlib
 import logging
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import ValidationError
 from pyroute2 import AsyncIPRoute
 
-from fnat.model import HostNeighbour, PortInfo, Route
+from fnat.addresses import ANY, LEAST_MTU, Family, host
+from fnat.model import MAX_MTU, HostNeighbour, PortInfo, Route
 from fnat.paths import PUNT
 
 log = logging.getLogger(__name__)
 
 SETTLE = 0.05  # seconds from a change to the reading of the picture
+MOST_HOPS = 64  # of a multipath route; fib.h
 RETRY = 1.0  # seconds until the next try when netlink fails
-_MAIN, _UNICAST, _INET = 254, 1, 2  # linux/rtnetlink.h, linux/socket.h
+_MAIN, _UNICAST, _CLONED = 254, 1, 0x200  # linux/rtnetlink.h
+_HOP_IS_DEAD, _HOP_HAS_NO_LINK = 0x1, 0x10  # RTNH_F_*
+_FAMILIES: dict[int, Family] = {2: 4, 10: 6}  # linux/socket.h
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
 _REACHABLE, _STALE, _DELAY, _PROBE, _PERMANENT = 0x02, 0x04, 0x08, 0x10, 0x80  # linux/neighbour.h
 _HAS_MAC = _REACHABLE | _STALE | _DELAY | _PROBE | _PERMANENT
-_LINK, _NEIGH, _IPV4_ROUTE = 0x1, 0x4, 0x40  # RTMGRP_*
+_GROUPS = 0x1 | 0x4 | 0x40 | 0x400  # RTMGRP_LINK, _NEIGH, _IPV4_ROUTE, _IPV6_ROUTE
 _NO_MAC = "00:00:00:00:00:00"
 
 
@@ -52,6 +59,54 @@ class Listener(Protocol):
 
     def set_kernel_link(self, port: str, *, up: bool, mtu: int, mac: str) -> None:
         """A port's link has changed."""
+
+
+class _Heard(NamedTuple):
+    """What a message says of a route."""
+
+    family: Family
+    to: str | None
+    plen: int
+    src: str | None
+    mtu: int
+    metric: int
+    hops: tuple[tuple[str | None, str], ...]  # gateway, port
+
+
+def _routes(heard: _Heard) -> list[Route]:
+    """A Route for each hop; [] for prefixes that are no business of forwarding."""
+    prefix = f"{heard.to}/{heard.plen}" if heard.to else ANY[heard.family]
+    if _is_local(prefix):
+        return []
+    made: list[Route] = []
+    for gateway, port in heard.hops:
+        with contextlib.suppress(ValidationError):  # 127.0.0.0/8 on a port, …
+            route = Route(
+                prefix=prefix,
+                gateway=gateway,
+                port=port,
+                src=_global(heard.src),
+                mtu=max(LEAST_MTU[heard.family], min(heard.mtu, MAX_MTU)) if heard.mtu else 0,
+                metric=heard.metric,
+            )
+            if route not in made:
+                made.append(route)
+    return sorted(made, key=lambda r: (r.gateway or "", r.port or ""))[:MOST_HOPS]
+
+
+def _is_local(prefix: str) -> bool:
+    """Multicast, or link-local of IPv6; from the first group of digits, as a table may have a million prefixes."""
+    if ":" in prefix:
+        first = int(prefix.partition(":")[0] or "0", 16)
+        return first & 0xFFC0 == 0xFE80 or first >> 8 == 0xFF
+    return 224 <= int(prefix.partition(".")[0]) < 240
+
+
+def _global(source: str | None) -> str | None:
+    """A preferred source that may be owned: one of a link cannot, nor 127.0.0.1."""
+    with contextlib.suppress(ValueError):
+        return host(source) if source else None
+    return None
 
 
 def _host_taps(ports: Sequence[PortInfo]) -> dict[int, str]:
@@ -73,6 +128,7 @@ class Mirror:
         self.names = self.nics | _host_taps(ports)  # where routes and neighbours of a port are
         self.mirror_routes = routes
         self.routes: list[Route] | None = None
+        self.made: dict[_Heard, list[Route]] = {}  # by what was heard: reading all routes again costs little
         self.links: dict[str, tuple[bool, int, str]] = {}
         self.neighbours: dict[tuple[str, str], HostNeighbour] = {}
         self.changed = asyncio.Event()  # routes or links
@@ -84,7 +140,7 @@ class Mirror:
         while True:
             try:
                 async with AsyncIPRoute() as netlink:
-                    await netlink.bind(groups=_LINK | _NEIGH | _IPV4_ROUTE)
+                    await netlink.bind(groups=_GROUPS)
                     await self._follow(netlink)
             except* OSError as errors:
                 log.warning("netlink: %s; reading the kernel's tables again", errors.exceptions[0])
@@ -93,8 +149,9 @@ class Mirror:
     async def _follow(self, netlink: AsyncIPRoute) -> None:
         async with AsyncIPRoute() as reader, asyncio.TaskGroup() as tasks:
             await self._read_links_and_routes(reader)
-            async for message in await reader.get_neighbours(family=_INET):
-                self._neighbour_changed(message)
+            for family in _FAMILIES:
+                async for message in await reader.get_neighbours(family=family):
+                    self._neighbour_changed(message)
             await self._tell_neighbours()
             self.ready.set()
             tasks.create_task(self._follow_routes(reader))
@@ -136,43 +193,49 @@ class Mirror:
                 await asyncio.to_thread(self.listener.set_kernel_link, name, up=up, mtu=mtu, mac=mac)
         if not self.mirror_routes:
             return
-        routes = []
-        async for message in await reader.get_routes(family=_INET, table=_MAIN):
-            route = self._route(message)
-            if route is not None:
-                routes.append(route)
-        routes.sort(key=lambda r: r.key)
-        if routes != self.routes:
-            self.routes = routes
-            await asyncio.to_thread(self.listener.set_kernel_routes, routes)
+        routes: dict[tuple[str, int], list[Route]] = {}
+        before, self.made = self.made, {}
+        for family in _FAMILIES:
+            async for message in await reader.get_routes(family=family, table=_MAIN):
+                if (heard := self._heard(message)) is None:
+                    continue
+                hops = self.made[heard] = before.get(heard) or _routes(heard)
+                if hops:  # a second one of a prefix and metric is a spare, not a hop
+                    routes.setdefault(hops[0].key, hops)
+        found = [route for key in sorted(routes) for route in routes[key]]
+        if found != self.routes:
+            self.routes = found
+            await asyncio.to_thread(self.listener.set_kernel_routes, found)
 
-    def _route(self, message: Mapping[str, Any]) -> Route | None:
+    def _heard(self, message: Mapping[str, Any]) -> _Heard | None:
         """A route through one of the ports, or None."""
         if message["type"] != _UNICAST or (message.get("table") or message["table"]) != _MAIN:
             return None
-        hops: list[tuple[Any, Any]] = [(message.get("oif"), message.get("gateway"))]
-        for hop in message.get("multipath") or ():
-            hops.append((hop.get("oif"), hop.get("gateway")))
-        port, gateway = next(((self.names[oif], gw) for oif, gw in hops if oif in self.names), (None, None))
-        if port is None:
+        if message["tos"] or message["src_len"] or message["flags"] & _CLONED:
+            return None
+        several: Sequence[Mapping[str, Any]] = message.get("multipath") or [message]
+        hops = [hop for hop in several if hop.get("oif") in self.names and not (hop.get("via") or hop.get("encap"))]
+        alive = [hop for hop in hops if not hop["flags"] & (_HOP_IS_DEAD | _HOP_HAS_NO_LINK)]
+        if not hops:
             return None
         metrics: Mapping[str, Any] = message.get("metrics") or {}
-        try:
-            return Route(
-                prefix=f"{message.get('dst') or '0.0.0.0'}/{message['dst_len']}",
-                gateway=gateway,
-                port=port,
-                mtu=min(metrics.get("mtu") or 0, 3500),
-                metric=message.get("priority") or 0,
-            )
-        except ValidationError:
-            return None  # an IPv6 gateway (RFC 5549), 127.0.0.0/8 on a port, …
+        return _Heard(
+            _FAMILIES[message["family"]],
+            message.get("dst"),
+            message["dst_len"],
+            message.get("prefsrc"),
+            metrics.get("mtu") or 0,
+            message.get("priority") or 0,
+            tuple((hop.get("gateway"), self.names[int(hop.get("oif") or 0)]) for hop in alive or hops),
+        )
 
     def _neighbour(self, message: Mapping[str, Any]) -> HostNeighbour | None:
         """A neighbour with a MAC on one of the ports, or None."""
         port = self.names.get(message["ifindex"])
         mac = message.get("lladdr")
-        if port is None or message["family"] != _INET or not message["state"] & _HAS_MAC or not mac or mac == _NO_MAC:
+        if port is None or message["family"] not in _FAMILIES or not message["state"] & _HAS_MAC:
+            return None
+        if not mac or mac == _NO_MAC:
             return None
         try:
             permanent = bool(message["state"] & _PERMANENT)

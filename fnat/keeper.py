@@ -4,7 +4,7 @@ Rules: it imports nothing but the standard library's smallest modules and does n
 has to outlive both. A child that exits with CANNOT_START in its first life has printed its one line, and ends the
 run; any later death is mended by starting the child again, after a pause that doubles up to MAX_PAUSE. A dead control
 costs no packet. A dead data plane is started again over the same arena; control is then started anew, so that it
-meets fresh ports.
+meets fresh ports. SIGHUP is handed on to control, LOOK_AGAIN to the data plane.
 
 Unsatisfying: the descriptors of the AF_XDP sockets still die with the data plane; they are to be held here.
 """
@@ -25,6 +25,7 @@ from fnat.paths import Paths
 
 CANNOT_START = 2  # exit code of a child that printed why it cannot start
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LOOK_AGAIN = signal.SIGUSR1  # from control, by way of the keeper: the owned IPv6 addresses have changed
 STOP_PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
 MAX_PAUSE = 5.0  # seconds between two starts of a child that keeps dying
 GOOD_LIFE = 10.0  # seconds after which a child's earlier deaths are forgotten
@@ -137,9 +138,10 @@ class Keeper:
 
     def run(self) -> int:
         """Until a stop signal (0) or until a child cannot start (1). SIGHUP is for control."""
-        signals = {*STOP_SIGNALS, signal.SIGHUP, signal.SIGCHLD}
+        signals = {*STOP_SIGNALS, signal.SIGHUP, LOOK_AGAIN, signal.SIGCHLD}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited: a child ignores it until it says what it means
+        for number in (signal.SIGHUP, LOOK_AGAIN):  # inherited: a child ignores them until it says what they mean
+            signal.signal(number, signal.SIG_IGN)
         try:
             self.paths.ports.unlink(missing_ok=True)
             return self._watch(signals)
@@ -157,6 +159,8 @@ class Keeper:
                 return 0
             if info is not None and info.si_signo == signal.SIGHUP:
                 self.control.signal(signal.SIGHUP)
+            if info is not None and info.si_signo == LOOK_AGAIN:
+                self.dataplane.signal(LOOK_AGAIN)
             for child, status in self._reap():
                 code = os.waitstatus_to_exitcode(status)
                 if child.lives == 1 and code == CANNOT_START:

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from fnat import __version__
+from fnat.addresses import endpoint
 from fnat.engine import Engine
 from fnat.model import ServiceView, StatsView
 
@@ -95,7 +96,7 @@ class EngineCollector(Collector):
             labels=["service"],
         )
         for key, ports in least.items():
-            free.add_metric([f"{key.proto}/{key.vip}:{key.vport}"], ports)
+            free.add_metric([f"{key.proto}/{endpoint(key.vip, key.vport)}"], ports)
         yield free
 
     def _services(self) -> Iterator[Metric]:
@@ -105,7 +106,7 @@ class EngineCollector(Collector):
             (
                 "server",
                 ["service", "server"],
-                [([_name(s), f"{r['rip']}:{r['rport']}"], r["stats"]) for s in services for r in s["servers"]],
+                [([_name(s), endpoint(r["rip"], r["rport"])], r["stats"]) for s in services for r in s["servers"]],
             ),
         ]
         for noun, labels, rows in things:
@@ -124,7 +125,7 @@ class EngineCollector(Collector):
         weight = GaugeMetricFamily("fnat_server_weight", "weight", labels=["service", "server"])
         for s in services:
             for r in s["servers"]:
-                weight.add_metric([_name(s), f"{r['rip']}:{r['rport']}"], r["weight"])
+                weight.add_metric([_name(s), endpoint(r["rip"], r["rport"])], r["weight"])
         yield weight
 
     def _lips(self) -> Iterator[Metric]:
@@ -144,7 +145,7 @@ class EngineCollector(Collector):
 
 
 def _name(service: ServiceView) -> str:
-    return f"{service['proto']}/{service['vip']}:{service['vport']}"
+    return f"{service['proto']}/{endpoint(service['vip'], service['vport'])}"
 
 
 def render(engine: Engine, names: Sequence[tuple[str, str, str]] | None = None) -> bytes:

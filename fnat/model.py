@@ -2,25 +2,25 @@
 see (views).
 
 Values are canonical after validation: equal things are equal strings. Sequences keep the order of creation. Nothing
-here reads a file, a socket or the clock. IPv4 only: an IPv6 address is refused by name, so nobody hunts for a typo.
+here reads a file, a socket or the clock. Addresses are of either family wherever one may stand; what belongs together
+(a route's prefix and gateway) is of one.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, overload
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypedDict
 
+from fnat import addresses
 from fnat.placement import parse_cpus
 
-NO_IPV6 = "IPv6 is not available in this version"
+MAX_MTU = 3500  # of an IP packet: one 4 KiB frame with headroom
 MAX_SECONDS = 31_535_999  # a year less a second, the range of DPVS timeouts
 LIP_PORTS = (1024, 65535)  # first and last port of a LIP
 HALF_OPEN_DEFAULT = 16_384  # half-open connections of a service over all workers, unless it says otherwise
@@ -31,34 +31,25 @@ NoRs = Literal["drop", "reset"]
 Scope = Literal["host", "link", "global", "kni_host"]
 
 
-def ipv4(value: object) -> str:
-    """The address in canonical form, of a host. ValueError in words for the user."""
+def ip(value: object) -> str:
+    """The address of a host in canonical form. ValueError in words for the user."""
+    return addresses.host(_text(value, "address"))
+
+
+def _next_hop(value: object) -> str:
+    """An address on a link: it may be a link-local one."""
+    return addresses.host(_text(value, "address"), link_local=True)
+
+
+def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not an IPv4 address")
-    return _ipv4(value)
-
-
-@lru_cache(maxsize=65536)  # a service is named in every change of its servers and LIPs
-def _ipv4(value: str) -> str:
-    if ":" in value:
-        raise ValueError(NO_IPV6)
-    try:
-        address = ipaddress.IPv4Address(value)
-    except ValueError:
-        raise ValueError(f"{value!r} is not an IPv4 address") from None
-    if address.is_multicast or address.is_loopback or address.is_unspecified or int(address) == 0xFFFFFFFF:
-        raise ValueError(f"{value} is not an address of a host")
-    return str(address)
+        raise ValueError(f"{value!r} is not an IPv4 {what}, and not an IPv6 one")
+    return value
 
 
 def _prefix(value: object) -> str:
-    text = value if isinstance(value, str) else ""
-    if ":" in text:
-        raise ValueError(NO_IPV6)
-    try:
-        return str(ipaddress.IPv4Network("0.0.0.0/0" if text == "default" else text, strict=False))
-    except ValueError:
-        raise ValueError(f"{value!r} is not an IPv4 prefix") from None
+    text = _text(value, "prefix")
+    return str(addresses.network(addresses.ANY[4] if text == "default" else text))
 
 
 def _mac(value: object) -> str:
@@ -76,7 +67,8 @@ def cpu_list(value: object) -> str:
     return value
 
 
-IPv4 = Annotated[str, BeforeValidator(ipv4)]
+Ip = Annotated[str, BeforeValidator(ip)]
+NextHop = Annotated[str, BeforeValidator(_next_hop)]
 Prefix = Annotated[str, BeforeValidator(_prefix)]
 Mac = Annotated[str, BeforeValidator(_mac)]
 PortNumber = Annotated[int, Field(ge=1, le=65535, strict=True)]
@@ -85,7 +77,7 @@ LocalPort = Annotated[int, Field(ge=1024, le=65535, strict=True)]
 Weight = Annotated[int, Field(ge=0, le=65535, strict=True)]
 Seconds = Annotated[int, Field(ge=0, le=MAX_SECONDS, strict=True)]
 HalfOpen = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
-PrefixLength = Annotated[int, Field(ge=1, le=32, strict=True)]
+PrefixLength = Annotated[int, Field(ge=1, le=128, strict=True)]
 PortName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,10}$")]  # NAME.kni is a device name: 15 characters
 
 
@@ -106,25 +98,31 @@ class Key(NamedTuple):
     vport: int
 
     def __str__(self) -> str:
-        return f"{self.proto} {self.vip}:{self.vport}"
+        return f"{self.proto} {addresses.endpoint(self.vip, self.vport)}"
 
 
 class ServiceRef(Frozen):
     """Names a service."""
 
     proto: Proto
-    vip: IPv4
+    vip: Ip
     vport: PortNumber
 
     @property
     def key(self) -> Key:
         return Key(self.proto, self.vip, self.vport)
 
+    @model_validator(mode="after")
+    def _one_packet_is_udp(self) -> Self:
+        if getattr(self, "one_packet", False) and self.proto != "udp":
+            raise ValueError("one_packet is for UDP services only")
+        return self
+
 
 class RealServer(Frozen):
     """A server of a service; weight 0 gets no new connections."""
 
-    rip: IPv4
+    rip: Ip
     rport: PortNumber
     weight: Weight = 1
 
@@ -134,31 +132,46 @@ class RealServer(Frozen):
 
 
 class LocalAddress(Frozen):
-    """An address that stands for the clients towards the RSs; port answers ARP for it."""
+    """An address that stands for the clients towards the RSs of its family; port answers ARP or ND for it."""
 
-    addr: IPv4
+    addr: Ip
     port: PortName
 
 
 class Service(ServiceRef):
-    """A VIP:port with its RSs and LIPs. half_open None: HALF_OPEN_DEFAULT, 0: unlimited."""
+    """A VIP:port with its RSs and LIPs. RSs may be of another family than the VIP, and of both; each family needs LIPs.
+    half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only): every datagram is scheduled anew."""
 
     scheduler: Scheduler = "wrr"
     conn_timeout: Seconds = 0
     no_rs: NoRs = "drop"
     expire_quiescent: bool = False
+    one_packet: bool = False
     half_open: HalfOpen | None = None
     lips: tuple[LocalAddress, ...] = ()
     servers: tuple[RealServer, ...] = ()
 
 
 class Address(Frozen):
-    """An address that fnat owns on a port. plen < 32 also makes its prefix on-link there."""
+    """An address that fnat owns on a port. A prefix shorter than the address is also made on-link there."""
 
-    addr: IPv4
-    plen: PrefixLength = 32
+    addr: Ip
+    plen: PrefixLength = 32  # of an IPv6 address: 128
     port: PortName
     sapool: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, data: object) -> object:
+        if isinstance(data, dict) and "plen" not in data and ":" in str(data.get("addr")):
+            return {**data, "plen": 128}
+        return data
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.plen > addresses.bits(self.addr):
+            raise ValueError(f"{self.plen} is too large a prefix length for {self.addr}")
+        return self
 
     @property
     def key(self) -> str:
@@ -166,27 +179,45 @@ class Address(Frozen):
 
     @property
     def network(self) -> str:
-        return str(ipaddress.IPv4Network(f"{self.addr}/{self.plen}", strict=False))
+        return str(addresses.network(f"{self.addr}/{self.plen}"))
+
+    @property
+    def makes_route(self) -> bool:
+        return self.plen < addresses.bits(self.addr)
 
 
 class Route(Frozen):
-    """A route of the data plane. mtu 0: the port's. src: sender of ARP. Of equal prefixes the lowest metric wins."""
+    """A route of the data plane. mtu 0: the port's. src: sender of ARP and ND. Of equal prefixes the lowest metric
+    wins; the host's routes of one prefix and metric are hops that share the connections (ECMP)."""
 
     prefix: Prefix
-    gateway: IPv4 | None = None
+    gateway: NextHop | None = None
     port: PortName | None = None
-    src: IPv4 | None = None
-    mtu: Annotated[int, Field(ge=0, le=3500, strict=True)] = 0
+    src: Ip | None = None
+    mtu: Annotated[int, Field(ge=0, le=MAX_MTU, strict=True)] = 0
     metric: Annotated[int, Field(ge=0, le=2**32 - 1, strict=True)] = 0
     scope: Scope | None = None  # None: global with a gateway, else link
 
     @model_validator(mode="before")
     @classmethod
-    def _zero_is_none(cls, data: object) -> object:
-        """0.0.0.0 as gateway or source is how tools write that there is none."""
-        if isinstance(data, dict):
-            return {k: None if k in ("gateway", "src") and v == "0.0.0.0" else v for k, v in data.items()}
+    def _plain(cls, data: object) -> object:
+        """A zero gateway or source is how tools write that there is none; "default" is of its gateway's family."""
+        if not isinstance(data, dict):
+            return data
+        data = {k: None if k in ("gateway", "src") and v in ("0.0.0.0", "::") else v for k, v in data.items()}
+        if data.get("prefix") == "default" and ":" in str(data.get("gateway")):
+            data["prefix"] = addresses.ANY[6]
         return data
+
+    @model_validator(mode="after")
+    def _one_family(self) -> Self:
+        family = addresses.family(self.prefix)
+        for what, address in (("gateway", self.gateway), ("src", self.src)):
+            if address is not None and addresses.family(address) != family:
+                raise ValueError(f"{what} {address} is not an {addresses.NAMES[family]} address, as {self.prefix} is")
+        if 0 < self.mtu < addresses.LEAST_MTU[family]:
+            raise ValueError(f"mtu {self.mtu} is less than {addresses.NAMES[family]}'s {addresses.LEAST_MTU[family]}")
+        return self
 
     @property
     def key(self) -> tuple[str, int]:
@@ -196,7 +227,7 @@ class Route(Frozen):
 class Neighbour(Frozen):
     """The MAC address of a host on a port."""
 
-    addr: IPv4
+    addr: NextHop
     mac: Mac
     port: PortName
 
@@ -229,11 +260,11 @@ class Timeouts(Frozen):
     fin_wait: Annotated[Seconds, Field(ge=1)] = 600
     time_wait: Annotated[Seconds, Field(ge=1)] = 7
     close: Annotated[Seconds, Field(ge=1)] = 3
-    close_wait: Annotated[Seconds, Field(ge=1)] = 600
+    close_wait: Annotated[Seconds, Field(ge=1)] = 900
     last_ack: Annotated[Seconds, Field(ge=1)] = 30
     listen: Annotated[Seconds, Field(ge=1)] = 120
     synack: Annotated[Seconds, Field(ge=1)] = 30
-    udp_none: Annotated[Seconds, Field(ge=1)] = 2
+    udp_none: Annotated[Seconds, Field(ge=1)] = 10  # resolvers ask again after 5 s
     udp_oneway: Annotated[Seconds, Field(ge=1)] = 300  # RFC 4787 REQ-5: at least 2 min, 5 min recommended
     udp_normal: Annotated[Seconds, Field(ge=1)] = 300
     udp_last: Annotated[Seconds, Field(ge=1)] = 2
@@ -417,7 +448,7 @@ class Config(Frozen):
     """All that one node shall do. `down`: ports that are administratively down."""
 
     node: str | None = None
-    mgmt: IPv4 | None = None
+    mgmt: Ip | None = None
     ports: tuple[Port, ...] = ()
     host: Host = Host()
     services: Services = Services()
@@ -436,6 +467,7 @@ class ServiceAdd(ServiceRef):
     conn_timeout: Seconds = 0
     no_rs: NoRs = "drop"
     expire_quiescent: bool = False
+    one_packet: bool = False
     half_open: HalfOpen | None = None
 
 
@@ -447,6 +479,7 @@ class ServiceSet(ServiceRef):
     conn_timeout: Seconds = 0
     no_rs: NoRs = "drop"
     expire_quiescent: bool = False
+    one_packet: bool = False
     half_open: HalfOpen | None = None
 
 
@@ -463,7 +496,7 @@ class ServiceZero(Frozen):
 
     op: Literal["service.zero"] = "service.zero"
     proto: Proto | None = None
-    vip: IPv4 | None = None
+    vip: Ip | None = None
     vport: PortNumber | None = None
 
     @model_validator(mode="after")
@@ -487,7 +520,7 @@ class ServerAdd(RealServer):
 class ServerSet(Frozen):
     op: Literal["server.set"] = "server.set"
     service: ServiceRef
-    rip: IPv4
+    rip: Ip
     rport: PortNumber
     weight: Weight = 1
 
@@ -495,7 +528,7 @@ class ServerSet(Frozen):
 class ServerDel(Frozen):
     op: Literal["server.del"] = "server.del"
     service: ServiceRef
-    rip: IPv4
+    rip: Ip
     rport: PortNumber
 
 
@@ -507,7 +540,7 @@ class LipAdd(LocalAddress):
 class LipDel(Frozen):
     op: Literal["lip.del"] = "lip.del"
     service: ServiceRef
-    addr: IPv4
+    addr: Ip
     port: PortName | None = None
 
 
@@ -520,8 +553,11 @@ class AddrDel(Address):
 
 
 class AddrFlush(Frozen):
+    """family None: both."""
+
     op: Literal["addr.flush"] = "addr.flush"
     port: PortName
+    family: addresses.Family | None = None
 
 
 class RouteAdd(Route):
@@ -539,8 +575,11 @@ class RouteDel(Route):
 
 
 class RouteFlush(Frozen):
+    """port, family None: all."""
+
     op: Literal["route.flush"] = "route.flush"
     port: PortName | None = None
+    family: addresses.Family | None = None
 
 
 class NeighAdd(Neighbour):
@@ -549,7 +588,7 @@ class NeighAdd(Neighbour):
 
 class NeighDel(Frozen):
     op: Literal["neigh.del"] = "neigh.del"
-    addr: IPv4
+    addr: NextHop
     port: PortName
     mac: Mac | None = None
 
@@ -693,6 +732,7 @@ class ServiceView(TypedDict):
     conn_timeout: int
     no_rs: str
     expire_quiescent: bool
+    one_packet: bool
     half_open: int | None
     stats: StatsView
     rate: RateView

@@ -8,12 +8,12 @@ Settings of [host] and the ports themselves are no changes: they come from the f
 from __future__ import annotations
 
 import difflib
-import ipaddress
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Generic, TypeVar, assert_never
 
 from pydantic import BaseModel
 
+from fnat import addresses
 from fnat.errors import ChangeError
 from fnat.model import (
     AddrAdd,
@@ -54,7 +54,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V", bound=Keyed[Any])
 
 MANY = 2000  # names above which the nearest one is not looked for
-SERVICE_FIELDS = ("scheduler", "conn_timeout", "no_rs", "expire_quiescent", "half_open")
+SERVICE_FIELDS = ("scheduler", "conn_timeout", "no_rs", "expire_quiescent", "one_packet", "half_open")
 
 
 def apply(config: Config, changes: Iterable[Change], *, lenient: Callable[[str], None] | None = None) -> Config:
@@ -272,8 +272,9 @@ class _Draft:
                 self._addr_del(change)
             case AddrFlush():
                 self._port(change.port)
-                for address in [a for a in self.addresses.values() if a.port == change.port]:
-                    self._addr_del(address)
+                for address in self.addresses.values():
+                    if address.port == change.port and change.family in (None, addresses.family(address.addr)):
+                        self._addr_del(address)
             case RouteAdd() | RouteSet():
                 self._route_put(change, replace)
             case RouteDel():
@@ -282,7 +283,7 @@ class _Draft:
                 if change.port is not None:
                     self._port(change.port)
                 for route in self.routes.values():
-                    if change.port in (None, route.port):
+                    if change.port in (None, route.port) and change.family in (None, addresses.family(route.prefix)):
                         self.routes.drop(route.key)
             case NeighAdd():
                 self._port(change.port)
@@ -349,9 +350,9 @@ class _Draft:
         at = change.rip, change.rport
         if isinstance(change, ServerAdd):
             if at in servers and not replace:
-                raise _exists(f"server {change.rip}:{change.rport} of {key}", "change it with server.set")
+                raise _exists(f"server {addresses.endpoint(*at)} of {key}", "change it with server.set")
         elif at not in servers:
-            raise _missing(f"server {change.rip}:{change.rport} in {key}", [f"{ip}:{port}" for ip, port in servers])
+            raise _missing(f"server {addresses.endpoint(*at)} in {key}", [addresses.endpoint(*rs) for rs in servers])
         if isinstance(change, ServerDel):
             del servers[at]
         else:
@@ -379,14 +380,19 @@ class _Draft:
         known = self.addresses.get(change.addr)
         if known is not None and not replace:
             raise _exists(f"address {change.addr} on {known.port}", "delete it first")
-        if change.plen < 31:
-            network = ipaddress.IPv4Network(change.network)
-            if change.addr in (str(network.network_address), str(network.broadcast_address)):
+        bits = addresses.bits(change.addr)
+        if change.plen < bits - 1:  # RFC 3021, RFC 6164: the last two have hosts only
+            network = addresses.network(change.network)
+            reserved = {str(network.network_address): "the subnet-router anycast address"}  # RFC 4291, 2.6.1
+            if bits == 32:
+                ends = network.network_address, network.broadcast_address
+                reserved = dict.fromkeys(map(str, ends), "the network or broadcast address")
+            if change.addr in reserved:
                 raise ChangeError(
                     400,
                     "FN-1201",
-                    f"{change.addr}/{change.plen} is the network or broadcast address of its own prefix",
-                    "give the address of a host, or /32",
+                    f"{change.addr}/{change.plen} is {reserved[change.addr]} of its own prefix",
+                    f"give the address of a host, or /{bits}",
                 )
         self.addresses.put(Address(**_plain(change)))
 
@@ -437,13 +443,6 @@ class _Draft:
                 f"route {change.prefix}: scope host is made by the address itself",
                 "add the address (addr.add), or use scope kni_host to hand the prefix to the host",
             )
-        if change.mtu:
-            raise ChangeError(
-                400,
-                "FN-1111",
-                f"route {change.prefix}: the MTU of a route is not available in this version",
-                "leave out mtu",
-            )
         scope = change.scope or ("link" if change.gateway is None else "global")
         if change.gateway is not None and scope in ("link", "kni_host"):
             raise ChangeError(
@@ -468,9 +467,9 @@ class _Draft:
 
     def _port_towards(self, gateway: str) -> str | None:
         """The port on whose connected prefix the gateway lies, longest prefix first."""
-        ip = ipaddress.IPv4Address(gateway)
-        links = [(ipaddress.IPv4Network(a.network), a.port) for a in self.addresses.values() if a.plen < 32]
-        links += [(ipaddress.IPv4Network(r.prefix), r.port or "") for r in self.routes.values() if r.scope == "link"]
+        ip = addresses.parse(gateway)
+        links = [(addresses.network(a.network), a.port) for a in self.addresses.values() if a.makes_route]
+        links += [(addresses.network(r.prefix), r.port or "") for r in self.routes.values() if r.scope == "link"]
         inside = [(net.prefixlen, port) for net, port in links if ip in net]
         return max(inside)[1] if inside else None
 

@@ -79,7 +79,8 @@ class Wires:
 
     def _arrange(self, core: ModuleType, layout: Layout) -> None:
         plane, network = self.plane, layout.network
-        plane.put_settings(dict.fromkeys(core.STATES, IDLE), False)
+        # In a capture a server may be another one's client.
+        plane.put_settings(dict.fromkeys(core.STATES, IDLE), False, own_sources=True)
         gateways = [_text(network + bytes([255, 1 + port])) for port in (WAN, LAN)]
         for port, name in ((WAN, "wan"), (LAN, "lan")):
             plane.put_port(port, name, PORT_MACS[port].hex(":"), MTU, up=True, exclusive=True)

@@ -197,8 +197,9 @@ class FakePlane:
             ("worker", "u1"),
         ]
         rows = [
-            (list(ipaddress.IPv4Address(rip).packed) + [0] * 12, used, lip, rport, proto, 4, worker)
+            (list(packed.ljust(16, b"\0")), used, lip, rport, proto, 4 if len(packed) == 4 else 6, worker)
             for worker, proto, lip, rip, rport, used in self.used_ports
+            for packed in [ipaddress.ip_address(rip).packed]
         ]
         return np.array(rows, kinds)
 
@@ -221,7 +222,7 @@ def _passes(conn: Conn, filter: dict[str, Any]) -> bool:
     for name, wanted in filter.items():
         value = getattr(conn, name)
         if name.endswith("ip"):
-            if ipaddress.IPv4Address(value) not in ipaddress.IPv4Network(wanted):
+            if ipaddress.ip_address(value) not in ipaddress.ip_network(wanted):
                 return False
         elif value != wanted:
             return False

@@ -163,6 +163,11 @@ def option_sack(blocks: list[tuple[int, int]]) -> bytes:
     return out + b"".join(struct.pack("!II", a & 0xFFFFFFFF, b & 0xFFFFFFFF) for a, b in blocks)
 
 
+def option_scale(shift: int) -> bytes:
+    """RFC 7323 2.2."""
+    return bytes([3, 3, shift, 1])
+
+
 OPTION_MSS = b"\2\4\5\xb4"
 OPTION_SACK_OK = b"\4\2"
 
@@ -328,6 +333,7 @@ def icmp(
     ident: int = 0,
     frag: int = DF,
     tos: int = 0,
+    options: bytes = b"",
     label: int = 0,
     extensions: tuple[int, ...] = (),
     eth_dst: str = ROUTER_MAC,
@@ -345,7 +351,7 @@ def icmp(
         ident=ident,
         frag=frag,
         tos=tos,
-        options=b"",
+        options=options,
         label=label,
         extensions=extensions,
     )

@@ -14,6 +14,7 @@ Rules, in the order they apply to a frame:
 Sequence numbers compare as serial numbers (RFC 1982). Time comes in as nanoseconds; connections live in ticks of 1/64 s.
 A connection may have IPv4 on one side and IPv6 on the other: then the IP header is made anew (RFC 7915).
 Fragments find their connection by what the first one of their datagram has told: datagrams.py remembers it.
+ICMP errors and neighbour discovery: `reference_icmp` takes them apart and builds them, here they meet connections and neighbours.
 Left out: several workers.
 """
 
@@ -28,6 +29,7 @@ from dataclasses import dataclass, field, replace
 
 import packets as wire
 from datagrams import Datagram, Datagrams, Piece, part_at
+import reference_icmp as icmp
 from packets import ACK, FIN, RST, SYN, TCP, UDP
 
 TICKS = 64
@@ -49,18 +51,20 @@ TCP_STATES = (
 )
 STATES = (*TCP_STATES, "UDP_NONE", "UDP_ONEWAY", "UDP_NORM", "UDP_LAST")
 
-# What a packet does to a connection: (sender, first of RST SYN FIN ACK) -> {state: next state}; states left out stay.
+# What a packet that counts does to a connection: (sender, first of RST SYN FIN ACK) -> {state: next state}; states left out stay.
 _CLIENT, _RS = 0, 1
 _TABLE: dict[tuple[int, str], dict[str, str]] = {
     (_CLIENT, "SYN"): {"TCP_NONE": "SYN_RECV"},
-    (_CLIENT, "FIN"): {"TCP_EST": "CLOSE_WAIT", "SYN_RECV": "TIME_WAIT", "FIN_WAIT": "TIME_WAIT"},
+    (_CLIENT, "FIN"): {"TCP_EST": "CLOSE_WAIT", "SYN_RECV": "CLOSE_WAIT", "FIN_WAIT": "TIME_WAIT"},
     (_CLIENT, "ACK"): {"SYN_RECV": "TCP_EST"},
-    (_CLIENT, "RST"): dict.fromkeys(("TCP_EST", "FIN_WAIT", "TIME_WAIT", "CLOSE_WAIT"), "TCP_CLOSE"),
+    (_CLIENT, "RST"): dict.fromkeys(("TCP_EST", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE_WAIT"), "TCP_CLOSE"),
     (_RS, "SYN"): {},
-    (_RS, "FIN"): {"TCP_EST": "FIN_WAIT", "SYN_RECV": "TIME_WAIT", "CLOSE_WAIT": "TIME_WAIT"},
+    (_RS, "FIN"): {"TCP_EST": "FIN_WAIT", "SYN_RECV": "FIN_WAIT", "CLOSE_WAIT": "TIME_WAIT"},
     (_RS, "ACK"): {},
     (_RS, "RST"): dict.fromkeys(("TCP_EST", "SYN_RECV", "FIN_WAIT", "CLOSE_WAIT"), "TCP_CLOSE"),
 }
+_LIVING = ("TCP_EST", "FIN_WAIT", "CLOSE_WAIT")
+ONE_PACKET = ("UDP_NONE", "UDP_LAST")  # states of a datagram of a one-packet service: waits for its answer, has one
 
 
 _CLOSING = ("FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "TCP_CLOSE")
@@ -76,6 +80,25 @@ class Illegal(AssertionError):
 def later(a: int, b: int) -> bool:
     """RFC 1982: is a later than b?"""
     return 0 < (a - b) & MASK < 0x80000000
+
+
+class Received:
+    """What a receiver remembers of a stream: how far it has it without a gap, and pieces beyond gaps. Offsets from the SYN."""
+
+    def __init__(self, isn: int) -> None:
+        self.isn, self.upto, self.pieces = isn, 1, list[tuple[int, int]]()
+
+    def take(self, seq: int, length: int) -> None:
+        start = (seq - self.isn) & MASK
+        if start + length > 0x7FFFFFFF:
+            return
+        self.pieces = sorted([*self.pieces, (start, start + length)])
+        while self.pieces and self.pieces[0][0] <= self.upto:
+            self.upto = max(self.upto, self.pieces.pop(0)[1])
+
+    @property
+    def next(self) -> int:
+        return (self.isn + self.upto) & MASK
 
 
 @dataclass
@@ -99,6 +122,7 @@ class Service:
     half_open: int
     members: list[Member]
     lips: list[int]
+    one_packet: bool
 
 
 @dataclass
@@ -160,10 +184,14 @@ class Conn:
     looked_at: int = 0  # tick of a deadline that a change of configuration has moved nearer
     stamped: bool = False  # the SYN had a timestamp; without it an RS ignores timestamps (RFC 7323 3.2)
     first_stamp: tuple[int, int] | None = None  # as the RS saw it, and when
-    sent: int | None = None  # highest sequence number + 1 that the RS saw
+    received: Received | None = None  # of the client's stream, as the RS has it, in its numbers
     synack_seen: bool = False
+    doubt: bool = False  # something said that it may be over
+    windows: list[int] = field(
+        default_factory=lambda: [1 << 30, 1 << 30]
+    )  # by sender: what the receiver can take at most
     finished: bool = False  # both sides have closed; its local port may be taken when none is free
-    next_seq: list[int | None] = field(default_factory=lambda: [None, None])  # by sender, in the sender's own numbers
+    next_seq: list[int] = field(default_factory=lambda: [0, 0])  # by sender, in the sender's own numbers
     # By sender: the hop towards the other end, and those it was chosen from.
     ways: list[tuple[Hop, frozenset[Hop]] | None] = field(default_factory=lambda: [None, None])
     packets: list[int] = field(default_factory=lambda: [0, 0])
@@ -182,6 +210,7 @@ class Waiting:
     in_port: int
     datagram: Datagram | None = None
     mtu: int = 0
+    packet: bytes = b""  # an ICMP error, translated already
 
 
 @dataclass
@@ -199,11 +228,32 @@ class Floor:
     ts: int | None = None
 
 
+@dataclass
+class Limit:
+    """Packets of one kind: a token each, `rate` new ones a second, at most a second's worth. In 1/64 tokens, ticks of 1/64 s."""
+
+    rate: int
+    left: int = 0
+    tick: int = -TICKS
+
+    def take(self, tick: int) -> bool:
+        if not self.rate:
+            return True
+        self.left = min(TICKS * self.rate, self.left + min(tick - self.tick, TICKS) * self.rate)
+        self.tick = tick
+        if self.left < TICKS:
+            return False
+        self.left -= TICKS
+        return True
+
+
 class Reference:
     def __init__(self, *, conns: int = 65536) -> None:
         self.capacity = conns
         self.timeouts = dict.fromkeys(STATES, 60)
         self.unserved_reset = True
+        self.echo_served = False
+        self.errors, self.echoes = Limit(1000), Limit(10000)
         self.lports = range(1024, 65536)
         self.ports: dict[int, tuple[str, int]] = {}  # id -> (mac, mtu)
         self.punt: set[int] = set()
@@ -212,7 +262,8 @@ class Reference:
         self.schedulers: dict[int, Scheduler] = {}
         self.addresses: dict[int, tuple[str, str, int]] = {}  # id -> (address, kind, port)
         self.lip_names: dict[int, str] = {}  # every id ever given out
-        self.routes: list[tuple[Network, str, int, str, int, int]] = []  # prefix, gateway, port, kind, metric, mtu
+        # prefix, gateway, port, kind, metric, mtu, source
+        self.routes: list[tuple[Network, str, int, str, int, int, str]] = []
         self.neighbours: dict[tuple[int, str], Neighbour] = {}
         self.conns: list[Conn] = []  # in order of opening
         self.by_key: dict[tuple[int, str, int, str, int], tuple[Conn, int]] = {}
@@ -237,8 +288,16 @@ class Reference:
     # ---- configuration: the calls of Plane ----
 
     def put_settings(
-        self, timeouts: dict[str, int], unserved_reset: bool, lports: tuple[int, int] = (1024, 65535)
+        self,
+        timeouts: dict[str, int],
+        unserved_reset: bool,
+        lports: tuple[int, int] = (1024, 65535),
+        *,
+        icmp_rate: int = 1000,
+        echo_rate: int = 10000,
+        echo_served: bool = False,
     ) -> None:
+        self.errors.rate, self.echoes.rate, self.echo_served = icmp_rate, echo_rate, echo_served
         self.timeouts.update(timeouts)
         self.unserved_reset = unserved_reset
         self.lports = range(lports[0], lports[1] + 1)
@@ -261,6 +320,7 @@ class Reference:
         expire_quiescent: bool = False,
         conn_timeout: int = 0,
         half_open: int = 0,
+        one_packet: bool = False,
         members: list[tuple[int, str, int, int]] | None = None,
         lips: list[int] | None = None,
     ) -> None:
@@ -276,6 +336,7 @@ class Reference:
             half_open,
             [Member(*m) for m in members or []],
             list(lips or []),
+            one_packet and proto == UDP,
         )
         self.schedulers.setdefault(id, Scheduler())
         for conn in self.conns:  # a shorter timeout counts from the next look at the connection: at its old deadline
@@ -292,8 +353,8 @@ class Reference:
 
     def put_routes(self, routes: list[tuple[str, str, str, int, int, int, str]]) -> None:
         self.routes = [
-            (ipaddress.ip_network(prefix), gateway, port, kind, metric, mtu)
-            for prefix, gateway, _, port, mtu, metric, kind in routes
+            (ipaddress.ip_network(prefix), gateway, port, kind, metric, mtu, src)
+            for prefix, gateway, src, port, mtu, metric, kind in routes
         ]
 
     def neigh_set(self, port: int, addr: str, mac: str, *, static: bool = False) -> None:
@@ -307,13 +368,14 @@ class Reference:
 
     def hops(self, addr: str) -> dict[Hop, int]:
         """(port, next hop) and MTU of the route, 0: the port's. Longest prefix first, then lowest metric; several are equals."""
+        equals = self._best_routes(addr)
+        unicast = [r for r in equals if r[3] == "unicast"] if equals and equals[0][3] == "unicast" else []
+        return {(port, gateway or addr): mtu for _, gateway, port, _, _, mtu, _ in unicast}
+
+    def _best_routes(self, addr: str) -> list[tuple[Network, str, int, str, int, int, str]]:
         fitting = [r for r in self.routes if ipaddress.ip_address(addr) in r[0]]
-        if not fitting:
-            return {}
-        best = min((-r[0].prefixlen, r[4]) for r in fitting)
-        equals = [r for r in fitting if (-r[0].prefixlen, r[4]) == best]
-        unicast = [r for r in equals if r[3] == "unicast"] if equals[0][3] == "unicast" else []
-        return {(port, gateway or addr): mtu for _, gateway, port, _, _, mtu in unicast}
+        best = min(((-r[0].prefixlen, r[4]) for r in fitting), default=None)
+        return [r for r in fitting if (-r[0].prefixlen, r[4]) == best]
 
     def way(self, conn: Conn, sender: int) -> Hop | None:
         """The hop of a connection. Among equals it is the product's choice, as long as it is one of them; one that comes new may
@@ -334,6 +396,13 @@ class Reference:
         """What may leave by this hop of the connection."""
         own = self.hops(hop_side(conn, sender)).get(hop, 0)
         return min(own or 65535, self.ports[hop[0]][1])
+
+    def source(self, addr: str) -> str:
+        """The balancer's own address on the way there, as the route names it, or the route to its gateway; "" when neither does."""
+        found = next(iter(self._best_routes(addr)), None)
+        if found and found[3] == "unicast" and not found[6] and found[1]:
+            found = next(iter(self._best_routes(found[1])), None)
+        return found[6] if found and found[3] == "unicast" else ""
 
     def usable(self, conn: Conn) -> bool:
         service = self.services.get(conn.service)
@@ -386,20 +455,28 @@ class Reference:
             return self._pass(port, frame, reason)
         f = wire.read(frame)
         fragment = is_fragment(f)
-        if f.proto in (TCP, UDP) and not fragment:
+        if f.proto in (TCP, UDP) and not fragment and not source_routed(frame):
             known = self.by_key.get(f.flow)
             if known:
                 outcome = self._hit(port, f, *known)
                 if outcome:
                     return outcome
+        if wire.is6(f.src) and f.proto == wire.ICMP6 and not fragment and f.icmp_type in (135, 136):
+            return self._discovery(port, f)
         if not self.owned(f.dst):
             return self._pass(port, frame, "not_ours")
-        if martian(f.src) or f.src == f.dst:
+        if f.src == f.dst:
+            return "land"
+        if martian(f.src) or self.owned(f.src):
             return "martian"
+        if source_routed(frame):
+            return "source_route"
         if fragment:
             return self._fragment(port, f)
         if f.proto == (wire.ICMP6 if wire.is6(f.src) else wire.ICMP):
-            return self._echo(port, f) if f.icmp_type == (128 if wire.is6(f.src) else 8) else "icmp"
+            if f.icmp_type == (128 if wire.is6(f.src) else 8):
+                return self._echo(port, f)
+            return self._icmp_error(port, f) if icmp.is_error(f) else "icmp"
         if f.proto not in (TCP, UDP):
             return "protocol"
         return self._miss(port, f)
@@ -482,7 +559,7 @@ class Reference:
             self._close(known[0])
             known = None
         if not known:
-            return self._miss(port, f, d) if first else "no_conn"
+            return self._miss(port, f, d) if first else unwelcome(f.proto, f.sport, f.dport, d.known[3]) or "no_conn"
         if known[0].quiescent and not self.usable(known[0]):
             self._close(known[0])
             return "quiesced"
@@ -626,31 +703,97 @@ class Reference:
 
     def _track(self, f: wire.Frame, conn: Conn, sender: int) -> None:
         if conn.proto == UDP:
-            if sender == _RS:
+            if sender == _RS and conn.state in ONE_PACKET:
+                conn.state, conn.finished = "UDP_LAST", True
+            elif sender == _RS:
                 conn.state = "UDP_NORM"
             return
-        if sender == _RS and f.flags & (SYN | ACK) == SYN | ACK:
-            conn.synack_seen = True
-        end = (f.seq + len(f.payload) + bool(f.flags & SYN) + bool(f.flags & FIN)) & MASK
-        known = conn.next_seq[sender]
-        if (known is None or later(end, known)) and (sender == _CLIENT or conn.synack_seen) and not f.flags & RST:
-            conn.next_seq[sender] = end
-        before, conn.state = conn.state, next_state(conn.state, sender, f.flags, conn.synack_seen)
+        before, conn.state = conn.state, self._next_state(f, conn, sender)
         last_ack = before == conn.state == "TIME_WAIT" and not f.flags & FIN
         conn.finished |= last_ack or conn.state == "TCP_CLOSE"
 
+    def _next_state(self, f: wire.Frame, conn: Conn, sender: int) -> str:
+        """RFC 9293, RFC 5961 for somebody in the middle: what nobody can have sent who sees the connection moves nothing."""
+        if f.flags & RST:
+            return self._after_reset(f, conn, sender)
+        if f.flags & SYN:
+            return conn.state if f.flags & FIN else self._after_syn(f, conn, sender)
+        if not f.flags & ACK:
+            return conn.state
+        state = conn.state
+        if state == "SYN_RECV":
+            if not conn.synack_seen or (sender == _CLIENT and not acknowledges(conn, _RS, f.ack)):
+                return state
+            state = next_state(state, sender, ACK, conn.synack_seen)
+        known, window = conn.next_seq[sender], conn.windows[sender]
+        end = (f.seq + len(f.payload) + bool(f.flags & FIN)) & MASK
+        fits = (f.seq - known + window) & MASK <= 2 * window
+        beyond = 1 <= (end - known) & MASK <= window
+        if beyond:
+            conn.next_seq[sender] = end
+        if f.flags & FIN:
+            return next_state(state, sender, FIN, conn.synack_seen) if fits and beyond else state
+        if beyond and state == "TIME_WAIT":  # who sends more has not finished after all
+            conn.finished = False
+            return ("FIN_WAIT", "CLOSE_WAIT")[sender]
+        if beyond and state == ("CLOSE_WAIT", "FIN_WAIT")[sender]:
+            return "TCP_EST"
+        return next_state(state, sender, ACK, conn.synack_seen)
+
+    def _after_reset(self, f: wire.Frame, conn: Conn, sender: int) -> str:
+        known, window, state = conn.next_seq[sender], conn.windows[sender], conn.state
+        if state == "SYN_RECV":
+            answers = sender == _RS and f.flags & ACK and acknowledges(conn, _CLIENT, f.ack - (conn.dseq or 0))
+            return "TCP_CLOSE" if answers or (conn.synack_seen and f.seq == known) else state
+        behind = (known - f.seq) & MASK
+        if behind == 0 or (behind == 1 and state != "TCP_EST"):
+            return next_state(state, sender, RST, conn.synack_seen)
+        if state in _LIVING and (f.seq - known + window) & MASK <= 2 * window:
+            conn.doubt = True
+        return state
+
+    def _after_syn(self, f: wire.Frame, conn: Conn, sender: int) -> str:
+        end, state = (f.seq + len(f.payload) + 1) & MASK, conn.state
+        if sender == _CLIENT:
+            if f.flags & ACK:
+                return state
+            if state == "SYN_RECV" and not conn.synack_seen:
+                conn.next_seq[_CLIENT] = end
+                conn.windows[_RS] = max(window_in(f), conn.windows[_RS])
+            conn.doubt |= state in _LIVING
+            return state
+        if not f.flags & ACK:
+            return state
+        acked = (f.ack - (conn.dseq or 0)) & MASK
+        anew = state in _LIVING and conn.doubt
+        if not anew and (state != "SYN_RECV" or not acknowledges(conn, _CLIENT, acked)):
+            return state
+        if conn.synack_seen and not anew and acknowledges(conn, _RS, end):
+            return state
+        conn.synack_seen, conn.doubt = True, False
+        conn.next_seq = [acked, end]
+        conn.windows[_CLIENT] = window_in(f)
+        if scale_of(f) is None:
+            conn.windows[_RS] = 1 << 16
+        if anew:  # the RS has forgotten all that it knew
+            self.wild.add((conn.lip[0], conn.rs))
+        return "TCP_EST" if anew else state
+
     def _remember(self, frame: bytes, conn: Conn) -> None:
-        """What the RS has seen from this local port, in its numbers. A client whose numbers leap (16 MiB, or a clock faster than
-        RFC 7323 5.4 allows) spoils the order for the endpoint: nothing is asked of it any more."""
+        """What the RS remembers of this local port, in its numbers: what it has received without a gap. A client that begins twice with
+        different numbers, that pushes its own numbers a gigabyte ahead, or whose clock is faster than RFC 7323 5.4 allows, spoils the order
+        for the endpoint: nothing is asked of it any more."""
         f, floor = wire.read(frame), self.floors.setdefault((conn.proto, *conn.lip, *conn.rs), Floor())
         if f.flags & RST:
             return
-        leaps = False
-        end = (f.seq + len(f.payload) + bool(f.flags & SYN) + bool(f.flags & FIN)) & MASK
-        if conn.sent is not None:
-            leaps = (end - conn.sent + 0x1000000) & MASK > 0x2000000
-        conn.sent = end if conn.sent is None or later(end, conn.sent) else conn.sent
-        floor.seq = end if floor.seq is None or later(end, floor.seq) else floor.seq
+        if conn.received is None:
+            conn.received = Received(f.seq)
+        leaps = is_first(f.flags) and f.seq != conn.received.isn
+        if is_first(f.flags) or conn.state != "SYN_RECV":  # before the handshake is over nothing but the SYN is taken
+            conn.received.take(f.seq, len(f.payload) + bool(f.flags & SYN) + bool(f.flags & FIN))
+        seen = conn.received.next
+        floor.seq = seen if floor.seq is None or later(seen, floor.seq) else floor.seq
+        leaps |= (conn.next_seq[_CLIENT] + (conn.dseq or 0) - seen) & MASK > 1 << 30
         if conn.stamped and f.ts is not None:
             conn.first_stamp = conn.first_stamp or (f.ts[0], self.now)
             fastest = conn.first_stamp[0] + (self.now - conn.first_stamp[1]) // 1_000_000 + 1
@@ -790,6 +933,8 @@ class Reference:
         service = next(
             (s for s in self.services.values() if (s.vip, s.vport, s.proto) == (f.dst, f.dport, f.proto)), None
         )
+        if reason := unwelcome(f.proto, f.sport, f.dport, f.flags):
+            return reason
         if f.proto == TCP and not is_first(f.flags):
             return "no_conn"
         if service is not None:
@@ -825,7 +970,7 @@ class Reference:
             (member.rip, member.rport),
             service.id,
             member.id,
-            "SYN_RECV" if f.proto == TCP else "UDP_ONEWAY",
+            "SYN_RECV" if f.proto == TCP else "UDP_NONE" if service.one_packet else "UDP_ONEWAY",
             self.tick,
             self.tick,
             service.expire_quiescent,
@@ -833,6 +978,7 @@ class Reference:
         if conn.proto == TCP:
             conn.stamped = f.ts is not None
             conn.dseq, conn.dts = None, None if conn.stamped else 0
+            conn.windows[_RS] = window_in(f)
         if not self._free_ports(conn, service):
             finished = [c for c in self.conns if self._shares_ports(c, conn, service) and c.finished]
             if not finished:
@@ -857,7 +1003,8 @@ class Reference:
         if not all(hops):
             return "no_route"
         self.conns.append(conn)
-        self.by_key[conn.proto, *conn.client, *conn.vip] = (conn, _CLIENT)
+        if conn.state not in ONE_PACKET:
+            self.by_key[conn.proto, *conn.client, *conn.vip] = (conn, _CLIENT)
         self.by_key[conn.proto, *conn.rs, *conn.lip] = (conn, _RS)
         self.count["conns_opened"] += 1
         self.member_count[member.id, "conns"] += 1
@@ -926,7 +1073,8 @@ class Reference:
 
     def _close(self, conn: Conn) -> None:
         self.conns.remove(conn)
-        del self.by_key[conn.proto, *conn.client, *conn.vip]
+        if conn.state not in ONE_PACKET:
+            del self.by_key[conn.proto, *conn.client, *conn.vip]
         del self.by_key[conn.proto, *conn.rs, *conn.lip]
         self.count["conns_closed"] += 1
 
@@ -942,7 +1090,7 @@ class Reference:
     def _evict_expendable(self, f: wire.Frame) -> bool:
         """Close the connection with which least is lost: finished, never answered, half-closed, in this order; of equal
         ones the longest idle, and of those any. Nobody who said something in the last second goes."""
-        ranks = {"SYN_RECV": 1, "UDP_ONEWAY": 1} | dict.fromkeys(_CLOSING, 2)
+        ranks = dict.fromkeys(("SYN_RECV", "UDP_ONEWAY", "UDP_NONE"), 1) | dict.fromkeys(_CLOSING, 2)
         idle = [c for c in self.conns if self.tick - c.last_seen >= 64 and (c.finished or c.state in ranks)]
         if not idle:
             return False
@@ -962,20 +1110,44 @@ class Reference:
         self._close(conn)
         if conn.state != "TCP_EST":
             return
-        client, server = conn.next_seq[_CLIENT] or 0, conn.next_seq[_RS] or 0
+        client, server = conn.next_seq[_CLIENT], conn.next_seq[_RS]
         self._own_reset(conn, _CLIENT, (client + (conn.dseq or 0)) & MASK, server)
         self._own_reset(conn, _RS, server, client)
 
+    def asks_at(self, conn: Conn) -> int | None:
+        """The tick from which a doubtful connection's RS is asked whether it still knows it; None: nobody asks."""
+        asks = conn.last_seen + self.timeouts["TCP_CLOSE"] * TICKS
+        return asks if conn.doubt and conn.state in _LIVING and asks <= self.deadline(conn) else None
+
+    def question(self, conn: Conn) -> tuple[int, bytes] | None:
+        """The segment that asks: its number lies just below the window, so a living RS answers and changes nothing (RFC 9293
+        3.10.7.4). None: there is no way to the RS."""
+        seq = conn.next_seq[_CLIENT] + (conn.dseq or 0) - conn.windows[_CLIENT] - 1
+        return self._own_segment(conn, _CLIENT, ACK, seq & MASK, conn.next_seq[_RS])
+
+    def asked(self, conn: Conn, port: int, frame: bytes) -> None:
+        conn.doubt = False
+        self.count["probes_sent"] += 1
+        self.count["own_packets"] += 1
+        self._send(port, frame)
+
     def _own_reset(self, conn: Conn, sender: int, seq: int, ack: int) -> None:
+        made = self._own_segment(conn, sender, RST | ACK, seq, ack)
+        if made:
+            self.count["resets_sent"] += 1
+            self.count["own_packets"] += 1
+            self._send(*made)
+
+    def _own_segment(self, conn: Conn, sender: int, flags: int, seq: int, ack: int) -> tuple[int, bytes] | None:
         """As the sender would say it."""
         src, dst = (conn.lip, conn.rs) if sender == _CLIENT else (conn.vip, conn.client)
         hop = self.way(conn, sender)
         if not hop or hop[0] not in self.ports or not self.neighbours.get(hop, Neighbour()).mac:
-            return
+            return None
         frame = wire.tcp(
             *src,
             *dst,
-            RST | ACK,
+            flags,
             seq=seq,
             ack=ack,
             window=0,
@@ -983,16 +1155,23 @@ class Reference:
             eth_src=self.ports[hop[0]][0],
             eth_dst=self.neighbours[hop].mac,
         )
-        self.count["resets_sent"] += 1
-        self.count["own_packets"] += 1
-        self._send(hop[0], padded(frame))
+        return hop[0], padded(frame)
 
     # ---- answers: back the way the packet came ----
 
     def _answer(self, port: int, f: wire.Frame, packet: bytes) -> None:
         self._send(port, padded(wire.ether(packet, dst=f.eth_src, src=self.ports[port][0], ethertype=f.ethertype)))
 
+    def _withheld(self, f: wire.Frame) -> str:
+        """Why an echo request gets no answer."""
+        kind = self._kind(f.dst).split("+")
+        if self.echo_served and "vip" in kind and "served" not in kind:
+            return "echo_unserved"
+        return "" if self.echoes.take(self.tick) else "rate_limited"
+
     def _echo(self, port: int, f: wire.Frame) -> str:
+        if reason := self._withheld(f):
+            return reason
         pseudo = wire.pseudo_header(f.src, f.dst, wire.ICMP6, 8 + len(f.payload)) if wire.is6(f.src) else b""
         message = wire.icmp_message(129 if pseudo else 0, f.icmp_code, f.icmp_rest, f.payload, pseudo)
         error = (wire.residue(pseudo) + wire.residue(f.raw[f.l4 : 14 + f.total])) % 0xFFFF
@@ -1005,6 +1184,8 @@ class Reference:
 
     def _echo_piece(self, port: int, f: wire.Frame) -> str:
         """A piece of a message goes back as a piece; in the first one the type changes, and the checksum with it."""
+        if reason := self._withheld(f):
+            return reason
         data = bytearray(f.raw[f.l4 : 14 + f.total])
         if Piece.of(f).offset == 0:
             error = wire.residue(bytes(data))
@@ -1048,20 +1229,98 @@ class Reference:
     def _error(self, port: int, f: wire.Frame, reason: str, mtu: int = 0) -> str:
         """RFC 792, RFC 1812 4.3.2.3: as much of the packet as fits into 576 bytes, from the address the packet was sent to;
         RFC 4443 2.4: into 1280."""
+        if wire.mac_bytes(f.eth_dst)[0] & 1 or not self.errors.take(self.tick):
+            self.count["icmp_errors_withheld"] += 1
+            return reason
+        src = (self.source(f.src) if reason == "ttl" else "") or f.dst
         rest, packet = struct.pack("!I", mtu), f.raw[14 : 14 + f.total]
         if wire.is6(f.src):
             kind, code = {"ttl": (3, 0), "mtu": (2, 0), "no_service": (1, 4)}[reason]
-            message = wire.icmp6_message(f.dst, f.src, kind, code, rest, packet[:1232])
-            answer = wire.ipv6(message, src=f.dst, dst=f.src, proto=wire.ICMP6)
+            message = wire.icmp6_message(src, f.src, kind, code, rest, packet[:1232])
+            answer = wire.ipv6(message, src=src, dst=f.src, proto=wire.ICMP6)
         else:
             kind, code = {"ttl": (11, 0), "mtu": (3, 4), "no_service": (3, 3)}[reason]
             message = wire.icmp_message(kind, code, rest, packet[:548])
-            answer = wire.ipv4(message, src=f.dst, dst=f.src, proto=wire.ICMP, ttl=64, tos=0xC0, frag=0)
+            answer = wire.ipv4(message, src=src, dst=f.src, proto=wire.ICMP, ttl=64, tos=0xC0, frag=0)
         self._answer(port, f, answer)
         self.count["icmp_errors_sent"] += 1
         return reason
 
+    # ---- errors about packets that went out ----
+
+    def _icmp_error(self, port: int, f: wire.Frame) -> str:
+        """It goes on to who sent the packet it is about; the connection does not notice."""
+        quote = icmp.quoted(f) if icmp.sound(f) else "icmp_checksum"
+        if isinstance(quote, str):
+            return quote
+        known = self.by_key.get((quote.proto, *quote.dst, *quote.src))
+        if known is None:
+            return "icmp_no_conn"
+        conn, sender = known
+        hop = self.way(conn, sender)
+        if f.ttl <= 1:
+            return "ttl"
+        if hop is None:
+            return "no_route"
+        if hop[0] not in self.ports:
+            return "port_down"
+        near, far = (conn.lip, conn.rs) if sender == _CLIENT else (conn.vip, conn.client)
+        packet = icmp.translated(f, quote, near, far, conn.dseq or 0, sender == _RS, self.mtu(conn, sender, hop))
+        if isinstance(packet, str):
+            return packet
+        neighbour = self.neighbours.setdefault(hop, Neighbour())
+        if not neighbour.mac and len(neighbour.waiting) >= NEIGHBOUR_QUEUE:
+            return "neigh_queue_full"
+        self.count["icmp_errors_to_rs" if sender == _CLIENT else "icmp_errors_to_client"] += 1
+        if not neighbour.mac:
+            neighbour.waiting.append(Waiting(f.raw, conn, sender, port, packet=packet))
+            return "parked"
+        self._send_packet(hop[0], packet, neighbour.mac)
+        return "to_rs" if sender == _CLIENT else "to_client"
+
+    def _send_packet(self, port: int, packet: bytes, mac: str) -> None:
+        ethertype = wire.ETH_IP6 if packet[0] >> 4 == 6 else wire.ETH_IP4
+        self._send(port, padded(wire.ether(packet, dst=mac, src=self.ports[port][0], ethertype=ethertype)))
+
     # ---- neighbours ----
+
+    def _discovery(self, port: int, f: wire.Frame) -> str:
+        """RFC 4861 7.2."""
+        d = icmp.discovery(f)
+        if d is None:
+            return "nd"
+        if f.icmp_type == 136:
+            self._advertised(port, d)
+            return self._pass(port, f.raw, "absorbed")
+        target = self.owned(d.target)
+        ours = target is not None and target[2] == port
+        if d.mac and not self.owned(f.src) and (ours or (port, f.src) in self.neighbours):
+            self.learn(port, f.src, d.mac)
+        if not ours:
+            return self._pass(port, f.raw, "absorbed")
+        nobody, mac = f.src == "::", self.ports[port][0]
+        self.count["nd_advertisements_sent"] += 1
+        self._send(
+            port,
+            icmp.advertisement(
+                d.target,
+                icmp.ALL_NODES if nobody else f.src,
+                d.target,
+                mac,
+                flags=0x20 if nobody else 0x60,
+                eth_src=mac,
+                eth_dst=icmp.group_mac(icmp.ALL_NODES) if nobody else f.eth_src,
+            ),
+        )
+        return "answered"
+
+    def _advertised(self, port: int, d: icmp.Discovery) -> None:
+        """Only who is known is learned; another MAC only with the override flag."""
+        n = self.neighbours.get((port, d.target))
+        if n is None or self.owned(d.target) or not d.mac:
+            return
+        if not n.mac or d.override or d.mac == n.mac:
+            self.learn(port, d.target, d.mac)
 
     def _arp(self, port: int, frame: bytes) -> str:
         """RFC 826: whoever asks for us, or is known already, is learned."""
@@ -1098,8 +1357,11 @@ class Reference:
         waiting, n.waiting = n.waiting, []
         for w in waiting:
             assert w.conn is not None
-            frame = self._rewritten(w.frame, w.conn, w.sender, self.ports[port][0], n.mac, w.datagram, w.mtu)
-            self._leave(port, frame, w.mtu, w.conn, w.sender, w.frame)
+            if w.packet:
+                self._send_packet(port, w.packet, n.mac)
+            else:
+                frame = self._rewritten(w.frame, w.conn, w.sender, self.ports[port][0], n.mac, w.datagram, w.mtu)
+                self._leave(port, frame, w.mtu, w.conn, w.sender, w.frame)
             self.count["to_rs" if w.sender == _CLIENT else "to_client"] += 1
 
     def give_up(self, port: int, addr: str) -> int:
@@ -1113,6 +1375,13 @@ class Reference:
 def hop_side(conn: Conn, sender: int) -> str:
     """Whom a packet of this sender goes to."""
     return conn.rs[0] if sender == _CLIENT else conn.client[0]
+
+
+def unwelcome(proto: int, sport: int, dport: int, flags: int) -> str:
+    """What nobody sends who wants a connection."""
+    if 0 in (sport, dport):
+        return "port_zero"
+    return "tcp_flags" if proto == TCP and nonsense(flags) else ""
 
 
 def reborn(f: wire.Frame, conn: Conn, sender: int) -> bool:
@@ -1165,6 +1434,43 @@ def is_first(flags: int) -> bool:
     return flags & (SYN | ACK | RST | FIN) == SYN
 
 
+def nonsense(flags: int) -> bool:
+    """Flags that no TCP sends: SYN with FIN or RST, or none of SYN, RST and ACK."""
+    return bool(flags & (FIN | RST)) if flags & SYN else not flags & (RST | ACK)
+
+
+def acknowledges(conn: Conn, sent: int, ack: int) -> bool:
+    """In a handshake: the last of what one side has sent, not more bytes than its packets had."""
+    return (conn.next_seq[sent] - ack) & MASK <= conn.bytes[sent]
+
+
+def scale_of(f: wire.Frame) -> int | None:
+    """RFC 7323 2.2, 2.3: at most 14."""
+    header = f.raw[f.l4 : f.l4 + (f.raw[f.l4 + 12] >> 4) * 4]
+    found = [header[20 + at + 2] for kind, at, size in wire.tcp_options(header[20:]) if kind == 3 and size == 3]
+    return min(found[0], 14) if found else None
+
+
+def window_in(f: wire.Frame) -> int:
+    """The largest window that the sender of this SYN can ever open."""
+    return 1 << 16 + (scale_of(f) or 0)
+
+
+def source_routed(frame: bytes) -> bool:
+    """RFC 791: loose (131) or strict (137) source and record route; options have the form of TCP's."""
+    if frame[12:14] != b"\x08\x00":
+        return False
+    options = frame[34 : 14 + (frame[14] & 15) * 4]
+    at = 0
+    while at < len(options) and options[at]:
+        if options[at] in (131, 137):
+            return True
+        if options[at] != 1 and (at + 2 > len(options) or options[at + 1] < 2):
+            return False
+        at += 1 if options[at] == 1 else options[at + 1]
+    return False
+
+
 def left_to_hardware(f: wire.Frame) -> bool:
     """Does the checksum field hold just the folded pseudo-header sum?"""
     length = struct.unpack_from("!H", f.raw, f.l4 + 4)[0] if f.proto == UDP else 14 + f.total - f.l4
@@ -1199,7 +1505,7 @@ def malformed(frame: bytes) -> str:
         return "truncated"
     if wire.residue(packet[:header]) != 0:
         return "ip_checksum"
-    if struct.unpack_from("!H", packet, 6)[0] & 0x3FFF:
+    if struct.unpack_from("!H", packet, 6)[0] & 0x3FFF or source_routed(frame):
         return ""
     return malformed_l4(packet[9], packet[header:total], wire.ICMP)
 
@@ -1207,8 +1513,10 @@ def malformed(frame: bytes) -> str:
 def malformed_l4(proto: int, body: bytes, icmp: int) -> str:
     if proto == TCP and (len(body) < 20 or not 20 <= (body[12] >> 4) * 4 <= len(body)):
         return "l4_header"
-    if proto == UDP and (len(body) < 8 or not 8 <= struct.unpack_from("!H", body, 4)[0] <= len(body)):
+    if proto == UDP and len(body) < 8:
         return "l4_header"
+    if proto == UDP and not 8 <= struct.unpack_from("!H", body, 4)[0] <= len(body):
+        return "udp_length"
     return "l4_header" if proto == icmp and len(body) < 8 else ""
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import packets as wire
+import reference_icmp as icmp
 from packets import TCP
-from reference import MASK, Choice, Conn, Hop, Illegal, Reference
+from reference import MASK, ONE_PACKET, Choice, Conn, Hop, Illegal, Reference
 
 from fnat._core import COUNTERS, MemQueue, Plane, Worker
 
@@ -207,16 +208,30 @@ class Twin(Rig):
         for f in self.frames:
             if f.tos == sent.tos and (f.proto, f.dst, f.dport) == (conn.proto, *conn.rs):
                 return Choice(f.src, f.sport)
-        key = (conn.proto, *conn.client, *conn.vip)
+        key = (conn.proto, *conn.client, *conn.vip, *conn.rs)
         for c in self.conns():
-            if (c.proto, c.cip, c.cport, c.vip, c.vport) == key:
-                return Choice(c.lip, c.lport)
+            if (c.proto, c.cip, c.cport, c.vip, c.vport, c.rip, c.rport) != key:
+                continue
+            if conn.state in ONE_PACKET and (
+                (c.proto, *conn.rs, c.lip, c.lport) in self.reference.by_key or c.in_bytes not in (0, sent.total)
+            ):
+                continue  # another datagram of this client
+            return Choice(c.lip, c.lport)
         return None
 
     def _expend(self, candidates: list[Conn], frame: bytes) -> Conn:
         """Which of equals went: one that the core no longer has."""
-        alive = {(c.proto, c.cip, c.cport, c.vip, c.vport) for c in self.conns()}
-        gone = [c for c in candidates if (c.proto, *c.client, *c.vip) not in alive]
+        clients = {(c.proto, c.cip, c.cport, c.vip, c.vport) for c in self.conns()}
+        locals = {(c.proto, c.rip, c.rport, c.lip, c.lport) for c in self.conns()}
+        gone = [
+            c
+            for c in candidates
+            if (
+                (c.proto, *c.rs, *c.lip) not in locals
+                if c.state in ONE_PACKET
+                else (c.proto, *c.client, *c.vip) not in clients
+            )
+        ]
         if not gone:
             raise Illegal(f"nobody of {candidates} went for {wire.describe(frame)}")
         return gone[0]
@@ -286,14 +301,11 @@ class Twin(Rig):
         r.begin_turn()
         waiting = any(n.waiting for n in r.neighbours.values())
         out = self.step()
-        asked = [
-            (port, f)
-            for port, f in out
-            if f[12:14] == b"\x08\x06" and f[20:22] == b"\0\1" and port >= 0 and f not in [x for _, x in frames]
-        ]
+        asked = [(port, f) for port, f in out if port >= 0 and is_request(f) and f not in [x for _, x in frames]]
         self.frames = [wire.read(f) for port, f in out if port >= 0]
         outcomes = [r.receive(port, frame) for port, frame in frames]
         r.end_turn()
+        self._ask_doubtful(out)
         self._end_expired()
         unseen = [c for c in r.conns if not c.lip[0]]
         assert not unseen, f"the core did not open {unseen}"
@@ -309,6 +321,17 @@ class Twin(Rig):
         if answers:
             self.deliver(answers)
         return outcomes
+
+    def _ask_doubtful(self, out: list[tuple[int, bytes]]) -> None:
+        """When the RS of a doubtful connection is asked is the core's choice: within two seconds from the moment it may."""
+        r = self.reference
+        for conn in r.conns:
+            at = r.asks_at(conn)
+            made = r.question(conn) if at is not None and at <= r.tick else None
+            if made and made in out:
+                r.asked(conn, *made)
+            elif made and at is not None and r.tick > max(at, conn.looked_at) + 2 * 64 and conn.rs[0] in RS_MACS:
+                raise Illegal(f"{conn} should have been asked {(r.tick - at) / 64:.2f} s ago")
 
     def _end_expired(self) -> None:
         """Which connections ended by time is the core's choice within a second after the deadline."""
@@ -347,21 +370,27 @@ class Twin(Rig):
 
     def _check_request(self, port: int, frame: bytes) -> None:
         f, r = wire.read(frame), self.reference
-        if (
-            (port, f.dst) not in r.neighbours
-            or f.arp_sha != MACS[port]
-            or f.eth_src != MACS[port]
-            or not r.owned(f.src)
-        ):
-            raise Illegal(f"ARP request {wire.describe(frame)}")
-        for name in ("own_packets", "arp_requests_sent", "tx_packets"):
+        target, sender, by_nd = asked_for(f), f.arp_sha, f.ethertype == wire.ETH_IP6
+        if by_nd:
+            d = icmp.discovery(f)
+            assert d is not None and wire.faults(frame) == [], wire.describe(frame)
+            sender = d.mac
+            assert f.dst in (target, icmp.solicited_node(target)) and (
+                f.dst == target or f.eth_dst == icmp.group_mac(f.dst)
+            )
+        if (port, target) not in r.neighbours or {sender, f.eth_src} != {MACS[port]} or not r.owned(f.src):
+            raise Illegal(f"request {wire.describe(frame)}")
+        for name in ("own_packets", "nd_solicitations_sent" if by_nd else "arp_requests_sent", "tx_packets"):
             r.count[name] += 1
         r.count["tx_bytes"] += len(frame)
 
     def _arp_answer(self, port: int, frame: bytes) -> tuple[int, bytes] | None:
         f = wire.read(frame)
-        mac = self.hosts.get((port, f.dst))
-        self.unanswered[port, f.dst] = 0 if mac else self.unanswered.get((port, f.dst), 0) + 1
+        target = asked_for(f)
+        mac = self.hosts.get((port, target))
+        self.unanswered[port, target] = 0 if mac else self.unanswered.get((port, target), 0) + 1
+        if mac and f.ethertype == wire.ETH_IP6:
+            return port, icmp.advertisement(target, f.src, target, mac, eth_src=mac, eth_dst=f.eth_src)
         return (port, wire.arp(2, mac, f.dst, f.arp_sha, f.src, eth_dst=f.eth_src)) if mac else None
 
     # ---- comparing ----
@@ -379,13 +408,13 @@ class Twin(Rig):
         """Every connection and every number that can be read."""
         self.check_sums()
         r = self.reference
-        core = {(c.proto, c.cip, c.cport, c.vip, c.vport): c for c in self.conns()}
-        mine = {(c.proto, *c.client, *c.vip): c for c in r.conns}
+        core = {(c.proto, c.rip, c.rport, c.lip, c.lport): c for c in self.conns()}
+        mine = {(c.proto, *c.rs, *c.lip): c for c in r.conns}
         assert core.keys() == mine.keys()
         active: dict[int, list[int]] = defaultdict(lambda: [0, 0])
         for key, conn in mine.items():
             c = core[key]
-            assert (c.lip, c.lport, c.rip, c.rport) == (*conn.lip, *conn.rs)
+            assert (c.cip, c.cport, c.vip, c.vport) == (*conn.client, *conn.vip)
             assert (c.state, c.service, c.member) == (conn.state, conn.service, conn.member), key
             assert (c.in_packets, c.out_packets, c.in_bytes, c.out_bytes) == (*conn.packets, *conn.bytes), key
             assert abs(c.remaining - max(0, r.deadline(conn) - r.tick) / 64) <= 1, (key, c.remaining)
@@ -404,6 +433,17 @@ class Twin(Rig):
 
 def offset_of(f: wire.Frame) -> int:
     return f.fragment[0] or (f.frag & 0x1FFF) * 8
+
+
+def is_request(frame: bytes) -> bool:
+    """An ARP request, or a neighbour solicitation."""
+    if frame[12:14] == b"\x08\x06":
+        return frame[20:22] == b"\0\1"
+    return frame[12:14] == b"\x86\xdd" and frame[20] == wire.ICMP6 and frame[54] == 135
+
+
+def asked_for(f: wire.Frame) -> str:
+    return wire.addr_text(f.payload[:16]) if f.ethertype == wire.ETH_IP6 else f.dst
 
 
 def compare(

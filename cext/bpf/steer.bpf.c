@@ -6,12 +6,14 @@
  *  - an ARP request or reply whose target protocol address is owned (RFC 826).
  * A port in exclusive mode has no kernel behind it: all is ours but 802.1D link-local control (LACP, LLDP, pause).
  *
+ * All other control traffic of IPv6 is the host's: router advertisements, MLD, solicitations of its own addresses.
+ *
  * Rules: what is ours and finds no socket is dropped, never passed: the host would answer with RST and end what a
  * restart of the data plane saves. A header cut short is not ours. An IPv4 header with a wrong length or checksum but an
  * owned destination is ours: the worker drops it under a name.
  *
  * Unsatisfying: a VLAN tag that the device has already taken out of the frame (rx-vlan-offload) is not seen here; the
- * frame counts as untagged. Solicitations behind IPv6 extension headers pass to the kernel.
+ * frame counts as untagged. Solicitations behind IPv6 extension headers pass to the kernel, which does not have the address.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>

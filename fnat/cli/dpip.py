@@ -49,12 +49,12 @@ def _read(client: Client, show: Show) -> tuple[Sequence[Row], str]:
     if show.what == "link":
         return mine, dpip.link_text(mine, show)
     if show.what == "addr":
-        addresses = client.addresses(port=show.name)
+        addresses = dpip.of_family(client.addresses(port=show.name), "addr", show)
         return addresses, dpip.addr_text(addresses, show)
     if show.what == "route":
-        routes = [row for row in client.routes() if show.name in (None, row["port"])]
+        routes = [row for row in dpip.of_family(client.routes(), "prefix", show) if show.name in (None, row["port"])]
         return routes, dpip.route_text(routes, ports)
-    neighbours = client.neighbours(port=show.name)
+    neighbours = dpip.of_family(client.neighbours(port=show.name), "addr", show)
     return neighbours, dpip.neigh_text(neighbours)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fnat import __version__
 from fnat.cli import guarded, say, say_json, say_json_rows
 from fnat.errors import FnatError
-from fnat.grammar import ipvsadm
+from fnat.grammar import ipvsadm, service_text
 from fnat.grammar.ipvsadm import Changes, Listing, Word
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run(words: Sequence[str], socket: str | None) -> int:
 def _list_services(client: Client, command: Listing) -> None:
     services = client.services(**(command.service or {}))
     if command.service and not services:
-        name = f"{command.service['proto']} {command.service['vip']}:{command.service['vport']}"
+        name = f"{command.service['proto']} {service_text(command.service)}"
         raise FnatError("FN-1203", f"no service {name}", "-ln lists the services")
     if command.view == "save":
         say(ipvsadm.save_text(services))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = Path("/etc/fnat/fnat.toml")
 MINIMUM_KERNEL = (5, 11)  # oldest kernel that the AF_XDP driver supports
+_REJECT = 0x0200  # RTF_REJECT, linux/route.h
 PORT_KINDS = ("xdp", "tap")
 
 
@@ -210,12 +211,20 @@ def _may_administer_network() -> bool:
 
 
 def _carries_default_route(device: str) -> bool:
-    """proc(5) /proc/net/route: interface, destination, …, mask (column 7)."""
+    """proc(5) /proc/net/route: interface, destination, …, mask (column 7); ipv6_route: destination, length, …,
+    flags (column 8), interface."""
+    rows = _table("route")[1:]
+    if any(row[0] == device and row[1] == row[7] == "00000000" for row in rows):
+        return True
+    rows = [row for row in _table("ipv6_route") if not int(row[8], 16) & _REJECT]
+    return any(row[9] == device and set(row[0]) == {"0"} and row[1] == "00" for row in rows)
+
+
+def _table(name: str) -> list[list[str]]:
     try:
-        rows = [line.split() for line in Path("/proc/self/net/route").read_text().splitlines()[1:]]
+        return [line.split() for line in Path("/proc/self/net", name).read_text().splitlines()]
     except OSError:
-        return False
-    return any(row[0] == device and row[1] == row[7] == "00000000" for row in rows)
+        return []
 
 
 @fnat.command()

@@ -7,6 +7,7 @@ mean is checked by fnat itself, all or nothing.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from typing import Any, TypeVar
 
 import click
 
+from fnat import addresses
 from fnat.cli import pick, say, say_json, say_json_rows, show
 from fnat.client import Client
-from fnat.grammar import Change, Row, address, endpoint, mac, network, number, prefix
+from fnat.grammar import Change, Row, address, endpoint, family_of_default, mac, network, number, prefix, split
 from fnat.grammar.dpip import SCOPES
 from fnat.grammar.ipvsadm import SCHEDULERS
 from fnat.model import ServiceView
@@ -167,7 +169,10 @@ def service() -> None:
 @reading
 def service_show(proto: str | None, service: str | None) -> None:
     """Services with their load."""
-    present(_services(proto, service), show.services)
+    rows = _services(proto, service)
+    present(rows, show.services)
+    if not settings().json:
+        say("".join(f"{line}\n" for row in rows for line in show.without_lip(row)))
 
 
 def _shape(function: F) -> F:
@@ -395,7 +400,7 @@ def _route_options(function: F) -> F:
         click.option("--scope", type=click.Choice(SCOPES), help="kni_host: hand to the kernel."),
         click.option("--metric", type=click.IntRange(0, 2**32 - 1), help="Of equal prefixes the lowest wins."),
         click.option("--mtu", type=click.IntRange(68, 3500), help="The port's when left out."),
-        click.option("--src", metavar="IP", help="Sender of ARP requests."),
+        click.option("--src", metavar="IP", help="Sender of ARP requests and neighbour solicitations."),
         click.option("--port", metavar="PORT", help="The balancer's port, by its name."),
         click.option("--via", metavar="IP", help="The gateway."),
     ):
@@ -405,7 +410,7 @@ def _route_options(function: F) -> F:
 
 def _route(op: str, text: str, options: dict[str, object]) -> Change:
     given = _given(options)
-    change: Change = {"op": op, "prefix": prefix(text)}
+    change: Change = {"op": op, "prefix": prefix(text, family_of_default(text, given.get("via")))}
     for key, name, what in (("via", "gateway", "gateway"), ("src", "src", "source")):
         if key in given:
             change[name] = address(given.pop(key), what)
@@ -532,15 +537,25 @@ def _asked(options: dict[str, object]) -> Change:
     given = _given(options)
     for option, letter in (("service", "v"), ("rs", "r"), ("client", "c"), ("lip", "l")):
         if text := given.pop(option, None):
-            host, slash, rest = text.partition("/")
-            plen, colon, port = rest.partition(":") if slash else ("", *host.partition(":")[1:])
-            host = address(host.partition(":")[0], f"--{option}")
-            if slash and option != "client":
+            host, plen, port = _end(text, f"--{option}")
+            if plen and option != "client":
                 raise click.UsageError(f"--{option} is one address, not a network")
-            given[f"{letter}ip"] = f"{host}/{number(plen, f'prefix length of --{option}', 0, 32)}" if slash else host
-            if colon:
+            host = address(host, f"--{option}")
+            most = addresses.bits(host)
+            given[f"{letter}ip"] = f"{host}/{number(plen, f'prefix length of --{option}', 0, most)}" if plen else host
+            if port:
                 given[f"{letter}port"] = number(port, f"port of --{option}", 1, 65535)
     return given
+
+
+def _end(text: str, what: str) -> tuple[str, str, str]:
+    """IP[/PLEN][:PORT], [IPV6][/PLEN][:PORT] or [IPV6/PLEN][:PORT] -> address, length and port as written, or ""."""
+    match = re.fullmatch(r"(\[?[^\]/]*\]?)/([0-9]+)(\]?)((?::[0-9]+)?)", text)
+    if match is None:
+        host, port = split(text, what)
+        return host, "", port
+    host, port = split(f"{match[1]}{match[3]}{match[4]}", what)
+    return host, match[2], port
 
 
 @conn.command("show")

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fnat.addresses import NAMES, endpoint, family
 from fnat.cli import say
-from fnat.grammar import Row, steering_modes
+from fnat.grammar import Row, server_text, service_text, steering_modes
 
 
 @dataclass(frozen=True)
@@ -64,22 +65,33 @@ def _cell(value: object) -> str:
 
 
 def _name(row: Row) -> tuple[str, str]:
-    return row["proto"], f"{row['vip']}:{row['vport']}"
+    return row["proto"], service_text(row)
+
+
+def without_lip(row: Row) -> list[str]:
+    """Families of a service's servers for which it has no local address, one line each."""
+    there = {family(lip["addr"]) for lip in row["lips"]}
+    missing = sorted({family(rs["rip"]) for rs in row["servers"]} - there)
+    return [
+        f"{' '.join(_name(row))}: no {NAMES[f]} LIP, so its {NAMES[f]} servers get no connections; fnat lip add"
+        for f in missing
+    ]
 
 
 def services(rows: Iterable[Row]) -> Table:
-    """One line a service; bad: no server takes new connections, or no local address."""
+    """One line a service; bad: no server takes new connections, or for want of a local address."""
     columns = ("proto", "service", "scheduler", ">rs", ">rs in use", ">lips", ">active", ">inactive", ">conns/s",
                ">in pkt/s", ">out pkt/s", ">in B/s", ">out B/s", ">conns", "timeout", "no rs")  # fmt: skip
     lines: list[tuple[object, ...]] = []
     bad: set[int] = set()
     for row in rows:
         usable = sum(1 for server in row["servers"] if server["weight"] > 0)
-        if not usable or not row["lips"]:
+        if not usable or not row["lips"] or without_lip(row):
             bad.add(len(lines))
         rate, stats = row["rate"], row["stats"]
         timeout = f"{row['conn_timeout']}s" if row["conn_timeout"] else None
-        lines.append((*_name(row), row["scheduler"], len(row["servers"]), usable, len(row["lips"]), stats["active"],
+        scheduler = row["scheduler"] + (" ops" if row.get("one_packet") else "")
+        lines.append((*_name(row), scheduler, len(row["servers"]), usable, len(row["lips"]), stats["active"],
                       stats["inactive"], rate["cps"], rate["in_pps"], rate["out_pps"], rate["in_bps"], rate["out_bps"],
                       stats["conns"], timeout, row["no_rs"]))  # fmt: skip
     return Table(columns, lines, frozenset(bad))
@@ -103,7 +115,7 @@ def servers(rows: Iterable[Row]) -> Table:
     for row in rows:
         for rs in row["servers"]:
             rate, stats = rs["rate"], rs["stats"]
-            lines.append((*_name(row), f"{rs['rip']}:{rs['rport']}", rs["weight"], stats["active"], stats["inactive"],
+            lines.append((*_name(row), server_text(rs), rs["weight"], stats["active"], stats["inactive"],
                           rate["cps"], rate["in_pps"], rate["out_pps"], stats["conns"]))  # fmt: skip
     return Table(columns, lines, frozenset(number for number, line in enumerate(lines) if line[3] == 0))
 
@@ -158,7 +170,7 @@ CONN_TITLES = (
 
 def conn(row: Row) -> str:
     """One connection; the columns have fixed widths, because a million rows are not collected to measure them."""
-    ends = "  ".join(f"{row[f'{who}ip']}:{row[f'{who}port']}".ljust(21) for who in ("c", "v", "l", "r"))
+    ends = "  ".join(endpoint(row[f"{who}ip"], row[f"{who}port"]).ljust(21) for who in ("c", "v", "l", "r"))
     return (
         f"{row['worker']:<6}  {row['proto']:<5}  {row['state']:<10}  {str(row['remaining']) + 's':>6}  "
         f"{str(row['age']) + 's':>6}  {ends}  {row['in_packets']:>10}  {row['out_packets']:>10}\n"
@@ -187,7 +199,7 @@ def headroom(view: Row) -> None:
         if row["free"] * 9 < row["used"]:
             bad.add(len(lines))
         busiest = f"{row['busiest']} of {row['share']}"
-        lines.append((*_name(row), row["lip"], f"{row['rip']}:{row['rport']}", row["used"], row["free"], busiest,
+        lines.append((*_name(row), row["lip"], server_text(row), row["used"], row["free"], busiest,
                       duration(row["full_in"])))  # fmt: skip
     show(Table(columns, lines, frozenset(bad)))
     say(f"ports run out in      {duration(view['ports_full_in'])}\n")

@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from fnat.drivers import DriverError
 from fnat.ethtool import queue_count
@@ -387,11 +388,13 @@ class Steering:
     def disown(self, address: str) -> None:
         self._change([], [address])
 
-    def owned(self) -> set[str]:
+    def owned(self, family: Literal[4, 6] | None = None) -> set[str]:
+        """family None: of both."""
         program, _ = _our_program(self.device)
         with program:
             maps = program.maps()
-            keys = [*maps["owned4"].keys(4), *maps["owned6"].keys(16)]
+            sizes: dict[int, int] = {4: 4, 6: 16}
+            keys = [key for f, size in sizes.items() if family in (None, f) for key in maps[f"owned{f}"].keys(size)]
             return {str(ipaddress.ip_address(key)) for key in keys}
 
     def replace(self, addresses: Iterable[str]) -> None:

@@ -8,15 +8,20 @@ Unsatisfying: a listing is one string, so a million connections are formatted pa
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from fnat import addresses
+from fnat.addresses import Family, order
 
 Change = dict[str, Any]
 """One element of "changes" in POST /v1/changes: {"op": "service.add", …}."""
 Row = Mapping[str, Any]
 """One resource as the API gives it."""
+
+
+at = addresses.endpoint
 
 
 class Usage(Exception):
@@ -27,16 +32,16 @@ class Usage(Exception):
         self.message, self.fix = message, fix
 
 
-def address(text: str, what: str = "address") -> str:
-    """An IPv4 address in its one spelling."""
-    if ":" in text:
-        raise Usage(f"{what} {text}: IPv6 is not available in this version", "give an IPv4 address")
+def address(text: str, what: str = "address", family: Family | None = None) -> str:
+    """An address in its one spelling; family None: of either."""
     try:
-        return str(ipaddress.IPv4Address(text))
-    except ValueError:
-        raise Usage(
-            f"{what} {text!r} is not an IPv4 address", "write it like 192.0.2.10 (names are not looked up)"
-        ) from None
+        found = str(addresses.parse(text))
+    except ValueError as error:
+        like = "2001:db8::10" if ":" in text else "192.0.2.10 or 2001:db8::10"
+        raise Usage(f"{what} {error}", f"write it like {like} (names are not looked up)") from None
+    if family not in (None, addresses.family(found)):
+        raise Usage(f"{what} {text} is not an {addresses.NAMES[family]} address", f"leave -{family} out or change it")
+    return found
 
 
 def number(text: str, what: str, low: int, high: int) -> int:
@@ -47,31 +52,47 @@ def number(text: str, what: str, low: int, high: int) -> int:
 
 
 def endpoint(text: str, what: str) -> tuple[str, int]:
-    """ADDR:PORT, both compulsory, port 1..65535."""
-    if text.startswith("[") or text.count(":") > 1:
-        raise Usage(f"{what} {text}: IPv6 is not available in this version", "give IPV4:PORT")
-    host, colon, port = text.rpartition(":")
-    if not colon or port == "0":
+    """ADDR:PORT or [ADDR]:PORT, both compulsory, port 1..65535."""
+    host, port = split(text, what)
+    if port in ("", "0"):
+        like = "[ADDRESS]:PORT" if ":" in host else "ADDRESS:PORT"
         raise Usage(
             f"{what} {text!r} has no port",
-            "write ADDRESS:PORT with a port from 1 to 65535 (port 0 does not exist in fnat)",
+            f"write {like} with a port from 1 to 65535 (port 0 does not exist in fnat)",
         )
     return address(host, what), number(port, f"port of {what}", 1, 65535)
 
 
-def network(text: str, default_plen: int = 32) -> tuple[str, int]:
+def split(text: str, what: str) -> tuple[str, str]:
+    """ADDR[:PORT] or [ADDR][:PORT]; "" without a port."""
+    try:
+        return addresses.split(text)
+    except ValueError as error:
+        raise Usage(f"{what} {error}", "write it like 192.0.2.1:80 or [2001:db8::1]:80") from None
+
+
+def network(text: str, family: Family | None = None) -> tuple[str, int]:
     """ADDR[/PLEN] -> (address as written, prefix length)."""
     host, slash, plen = text.partition("/")
-    return address(host), number(plen, f"prefix length of {host}", 0, 32) if slash else default_plen
+    found = address(host, family=family)
+    bits = addresses.bits(found)
+    return found, number(plen, f"prefix length of {host}", 0, bits) if slash else bits
 
 
-def prefix(text: str) -> str:
-    """PREFIX of a route: "default", ADDR or NET/PLEN without host bits -> "NET/PLEN"."""
-    host, plen = network("0.0.0.0/0" if text in ("default", "any") else text)
-    net = ipaddress.IPv4Network(f"{host}/{plen}", strict=False)
+def prefix(text: str, family: Family | None = None) -> str:
+    """PREFIX of a route: "default" (IPv4's unless said otherwise), ADDR or NET/PLEN without host bits -> "NET/PLEN"."""
+    host, plen = network(addresses.ANY[family or 4] if text in ("default", "any") else text, family)
+    net = addresses.network(f"{host}/{plen}")
     if str(net.network_address) != host:
-        raise Usage(f"route {text} has host bits set", f"write {net}, or {host}/32 for this one address")
+        raise Usage(
+            f"route {text} has host bits set", f"write {net}, or {host}/{addresses.bits(host)} for this one address"
+        )
     return str(net)
+
+
+def family_of_default(text: str, gateway: str | None) -> Family | None:
+    """What a default route is of: its gateway's."""
+    return 6 if text in ("default", "any") and gateway is not None and ":" in gateway else None
 
 
 def mac(text: str) -> str:
@@ -83,14 +104,24 @@ def mac(text: str) -> str:
     return text.lower().replace("-", ":")
 
 
-def service_key(row: Row) -> tuple[int, int, int]:
-    """Order of a listing: TCP before UDP, then address, then port."""
-    return (0 if row["proto"] == "tcp" else 1, int(ipaddress.IPv4Address(row["vip"])), int(row["vport"]))
+def service_key(row: Row) -> tuple[int, tuple[int, int], int]:
+    """Order of a listing: TCP before UDP, then address, IPv4 first, then port."""
+    return (0 if row["proto"] == "tcp" else 1, order(row["vip"]), int(row["vport"]))
 
 
-def server_key(row: Row) -> tuple[int, int]:
+def server_key(row: Row) -> tuple[tuple[int, int], int]:
     """Order of the servers of one service."""
-    return (int(ipaddress.IPv4Address(row["rip"])), int(row["rport"]))
+    return (order(row["rip"]), int(row["rport"]))
+
+
+def service_text(row: Row) -> str:
+    """VIP:PORT."""
+    return at(row["vip"], row["vport"])
+
+
+def server_text(row: Row) -> str:
+    """RIP:PORT."""
+    return at(row["rip"], row["rport"])
 
 
 def steering_text(notes: Mapping[str, str]) -> str:

@@ -3,6 +3,9 @@
 Options may stand anywhere (`dpip link show -s`). What the tables below do not know is refused with the reason and the
 way out; an option is accepted only where it changes what is shown.
 
+Without -4 or -6 addresses and neighbours of both families are shown, and IPv4 routes, as iproute2 has it. -4 and -6 say
+of which family what is written must be.
+
 Different from DPVS on purpose: one neighbour is one line (workers share the table; `core` is always 0), `addr show -v`
 has no `[lcore]` for the same reason, `route show` tells in `proto` where a route comes from, `--json` exists.
 """
@@ -13,13 +16,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fnat.grammar import Change, Row, Usage, address, mac, network, number, prefix, steering_text
+from fnat import addresses
+from fnat.addresses import Family
+from fnat.grammar import (
+    Change,
+    Row,
+    Usage,
+    address,
+    family_of_default,
+    mac,
+    network,
+    number,
+    prefix,
+    steering_text,
+)
 
 # ---- words ----
 
 _FLAGS = {
     "-v": "verbose", "--verbose": "verbose", "-s": "stats", "--stats": "stats", "-C": "color", "--color": "color",
-    "-h": "help", "--help": "help", "-V": "version", "--version": "version", "-4": "4", "--json": "json",
+    "-h": "help", "--help": "help", "-V": "version", "--version": "version", "-4": "4", "-6": "6", "--json": "json",
 }  # fmt: skip
 _VALUES = {
     "-i": "interval",
@@ -29,9 +45,7 @@ _VALUES = {
     "-f": "family",
     "--family": "family",
 }
-_NO_IPV6 = ("IPv6 is not available in this version", "leave it out")
 _REFUSED_OPTIONS = {
-    "-6": _NO_IPV6,
     "-F": ("fnat has nothing to force", "leave it out"),
     "--force": ("fnat has nothing to force", "leave it out"),
 }
@@ -40,7 +54,7 @@ _REFUSED_OBJECTS = {
     "tunnel": "make the tunnel with `ip tunnel`",
     "qsch": "shape with `tc` on the kernel device",
     "cls": "classify with `tc` on the kernel device",
-    "ipv6": "IPv6 is not available in this version",
+    "ipv6": "see /metrics for fnat's counters, and `nstat` for the host's",
     "iftraf": "see `fnat conn show` or /metrics",
     "eal-mem": "there is no DPDK memory; see `fnat status`",
     "ipset": "filter in front of the balancer",
@@ -58,6 +72,7 @@ _REFUSED_LINK = {
     "addr": "use `ip link set DEVICE address MAC`, then start fnat again",
 }
 _ALIASES = {"list": "show", "change": "set"}
+_FAMILIES = {"inet": "4", "inet6": "6"}
 SCOPES = ("host", "kni_host", "link", "global")
 
 
@@ -80,6 +95,7 @@ class Show:
     count: int = 0  # blocks; 0: for ever
     color: bool = False
     json: bool = False
+    family: Family | None = None  # None: of both; of route show as text: IPv4
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,7 @@ class _Line:
 
     words: list[str]
     options: dict[str, str] = field(default_factory=dict)
+    family: Family | None = None
 
     def take(self, what: str) -> str:
         if not self.words:
@@ -138,6 +155,8 @@ def parse(words: Sequence[str]) -> Command:
     verb = line.take(f"a command after {what}")
     if verb == "help":
         return Word("help")
+    if what == "link" and line.family == 6:
+        raise Usage("-6 means nothing with link", "leave it out")
     verb = _ALIASES.get(verb, verb)
     command = _OBJECTS[what](verb, line)
     line.end()
@@ -173,9 +192,16 @@ def _options(words: Sequence[str]) -> _Line:
             line.options[_VALUES[name]] = rest.pop(0) if value is None else value
         else:
             raise Usage(f"unknown option {word}", "-h shows the options")
-    if line.options.pop("family", "inet") != "inet":
-        raise Usage(f"-f: {_NO_IPV6[0]}", "say inet or leave it out")
-    line.options.pop("4", None)  # IPv4 is what there is
+    if (family := line.options.pop("family", None)) is not None:
+        if family not in _FAMILIES:
+            raise Usage(f"-f {family}: no such family", "say inet or inet6")
+        line.options[_FAMILIES[family]] = ""
+    if {"4", "6"} <= line.options.keys():
+        raise Usage("both families given", "give one, or none for both")
+    if line.options.pop("4", None) is not None:
+        line.family = 4
+    if line.options.pop("6", None) is not None:
+        line.family = 6
     return line
 
 
@@ -210,6 +236,7 @@ def _show(line: _Line, what: Literal["link", "cpu", "addr", "route", "neigh"], n
         count=number(options["count"], "-c", 1, 10**9) if "count" in options else 0,
         color="color" in options,
         json="json" in options,
+        family=line.family,
     )
 
 
@@ -249,12 +276,13 @@ def _addr(verb: str, line: _Line) -> Command:
     if verb == "show":
         return _show(line, "addr", line.keywords(["dev"]).get("dev"))
     if verb == "flush":
-        return Changes([{"op": "addr.flush", "port": _required(line.keywords(["dev"]), "dev", "addr flush")}])
+        flush = {"op": "addr.flush", "port": _required(line.keywords(["dev"]), "dev", "addr flush")}
+        return Changes([_of_family(flush, line)])
     if verb == "set":
         raise Usage("addr set is not in fnat: an address has nothing to change", "use addr del and addr add")
     if verb not in ("add", "del"):
         raise _unknown("addr", verb, "add del flush show")
-    addr, plen = network(line.take("the address"))
+    addr, plen = network(line.take("the address"), line.family)
     if verb == "del":
         found = line.keywords(["dev"])
         return Changes([{"op": "addr.del", "addr": addr, "plen": plen, "port": _required(found, "dev", "addr del")}])
@@ -274,11 +302,13 @@ def _route(verb: str, line: _Line) -> Command:
     if verb == "show":
         return _show(line, "route", line.keywords(["dev"]).get("dev"))
     if verb == "flush":
-        return Changes([{"op": "route.flush", "port": line.keywords(["dev"]).get("dev")}])
+        return Changes([_of_family({"op": "route.flush", "port": line.keywords(["dev"]).get("dev")}, line)])
     if verb not in ("add", "del", "set"):
         raise _unknown("route", verb, "add del set flush show")
-    net = prefix(line.take("the prefix"))
+    word = line.take("the prefix")
     found = line.keywords(["via", "dev", "src", "mtu", "metric", "scope", "tos", "table", "proto"], ["local"])
+    net = prefix(word, line.family or family_of_default(word, found.get("via")))
+    family = addresses.family(net)
     for key, fix in (
         ("tos", "leave it out"),
         ("table", "leave it out"),
@@ -293,13 +323,13 @@ def _route(verb: str, line: _Line) -> Command:
         raise Usage(f"route {verb} needs via or dev", "add via GATEWAY or dev PORT")
     change: Change = {"op": f"route.{verb}", "prefix": net}
     if "via" in found:
-        change["gateway"] = address(found["via"], "gateway")
+        change["gateway"] = address(found["via"], "gateway", family)
     if "dev" in found:
         change["port"] = found["dev"]
     if "src" in found:
-        change["src"] = address(found["src"], "src")
+        change["src"] = address(found["src"], "src", family)
     if "mtu" in found:
-        change["mtu"] = number(found["mtu"], "mtu", 68, 3500)
+        change["mtu"] = number(found["mtu"], "mtu", addresses.LEAST_MTU[family], 3500)
     if "metric" in found:
         change["metric"] = number(found["metric"], "metric", 0, 2**32 - 1)
     if "scope" in found:
@@ -312,7 +342,7 @@ def _neigh(verb: str, line: _Line) -> Command:
         return _show(line, "neigh", line.keywords(["dev"]).get("dev"))
     if verb not in ("add", "del"):
         raise _unknown("neigh", verb, "add del show")
-    addr = address(line.take("the address"))
+    addr = address(line.take("the address"), family=line.family)
     found = line.keywords(["lladdr", "dev"])
     port = _required(found, "dev", f"neigh {verb}")
     if verb == "add" or "lladdr" in found:
@@ -320,6 +350,10 @@ def _neigh(verb: str, line: _Line) -> Command:
             [{"op": f"neigh.{verb}", "addr": addr, "mac": mac(_required(found, "lladdr", "neigh add")), "port": port}]
         )
     return Changes([{"op": "neigh.del", "addr": addr, "port": port}])
+
+
+def _of_family(change: Change, line: _Line) -> Change:
+    return change if line.family is None else {**change, "family": line.family}
 
 
 _OBJECTS: dict[str, Callable[[str, _Line], Command]] = {"link": _link, "addr": _addr, "route": _route, "neigh": _neigh}
@@ -347,7 +381,7 @@ list means show, change means set. Options may stand anywhere:
   -v --verbose   more: driver, kernel device, mode (native or generic XDP, zero-copy), queues, steering
   -i --interval SEC, -c --count N   rates each SEC seconds, N times
   -C --color     colour the state of a link
-  -4, -f inet    IPv4, which is what there is
+  -4 -6, -f inet|inet6   one family; without it `route show` shows IPv4, `addr show` and `neigh show` both
   --json         what the API gives
   -V --version   -h --help
 Ports have the names they were given to `fnat run` (dpdk0, wan, …).
@@ -425,11 +459,21 @@ def cpu_text(workers: Iterable[Row], ports: Sequence[Row], show: Show) -> str:
     return text + "<< Isolate RX Lcores >>\n"
 
 
-def addr_text(addresses: Iterable[Row], show: Show) -> str:
+def _inet(address: str) -> str:
+    return {4: "inet", 6: "inet6"}[addresses.family(address)]
+
+
+def of_family(rows: Iterable[Row], key: str, show: Show) -> list[Row]:
+    """The rows that a listing of one family shows."""
+    wanted = show.family or (4 if show.what == "route" and not show.json else None)
+    return [row for row in rows if wanted in (None, addresses.family(row[key]))]
+
+
+def addr_text(rows: Iterable[Row], show: Show) -> str:
     """addr show."""
     text = ""
-    for row in addresses:
-        text += f"inet {row['addr']}/{row['plen']} scope {row['scope']} {row['port']}\n"
+    for row in rows:
+        text += f"{_inet(row['addr'])} {row['addr']}/{row['plen']} scope {row['scope']} {row['port']}\n"
         text += "     valid_lft forever preferred_lft forever"
         if row["sapool"] and (show.stats or show.verbose):
             text += f" sa_used {row['sa_used']} sa_free {row['sa_free']} sa_miss {row['sa_miss']}"
@@ -442,6 +486,15 @@ def route_text(routes: Iterable[Row], ports: Iterable[Row]) -> str:
     mtus = {port["name"]: port["mtu"] for port in ports}
     text = ""
     for row in routes:
+        if addresses.family(row["prefix"]) == 6:  # DPVS writes these without what is not set
+            words = [
+                f"inet6 {row['prefix']}",
+                *(f"{w} {row[k]}" for w, k in (("via", "gateway"), ("src", "src")) if row[k]),
+            ]
+            words += [f"dev {row['port'] or '-'} mtu {row['mtu'] or mtus.get(row['port'], 0)} scope {row['scope']}"]
+            words += [f"metric {row['metric']}"] if row["metric"] else []
+            text += " ".join(words) + "\n"
+            continue
         gateway, source, mtu = (
             row["gateway"] or "0.0.0.0",
             row["src"] or "0.0.0.0",

@@ -12,12 +12,26 @@ none is given, `-lnc` may be narrowed to a service, addresses are always numeric
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fnat.grammar import Change, Row, Usage, address, endpoint, number, server_key, service_key
+from fnat.grammar import (
+    Change,
+    Row,
+    Usage,
+    address,
+    at,
+    endpoint,
+    number,
+    server_key,
+    server_text,
+    service_key,
+    service_text,
+    split,
+)
 
 # ---- words ----
 
@@ -55,11 +69,10 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "sctp-service": _PROTO, "icmp-service": _PROTO, "icmpv6-service": _PROTO,
     "fwmark-service": ("fnat has no firewall marks", "name the service with -t or -u"),
     "match": ("fnat has no match services (they are for SNAT)", "name the service with -t or -u"),
-    "ipv6": ("IPv6 is not available in this version", "leave it out"),
+    "ipv6": ("-6 is for firewall marks, which fnat has not", "name an IPv6 service with -t [ADDRESS]:PORT"),
     "persistent": _PERSIST, "netmask": _PERSIST, "persistent-conn": _PERSIST, "pe": _PERSIST,
     "gatewaying": _MODE, "ipip": _MODE, "masquerading": _MODE, "snat": _MODE,
     "u-threshold": _LIMIT, "l-threshold": _LIMIT, "thresholds": _LIMIT,
-    "ops": ("one-packet scheduling is not in fnat", "leave it out, or give the UDP service a short --conn-timeout"),
     "synproxy": ("the SYN proxy is not in fnat", "leave it out and limit half-open connections with --half-open"),
     "hash-target": ("hashing schedulers are not in fnat", "leave it out and use -s rr or -s wrr"),
     "quic": ("QUIC server routing is not in fnat", "leave it out"),
@@ -76,7 +89,7 @@ _OFF = {
 }
 
 _SERVICE = {"tcp-service", "udp-service"}
-_SHAPE = {"scheduler", "conn-timeout", "expire-quiescent", "no-rs", "half-open"}
+_SHAPE = {"scheduler", "conn-timeout", "expire-quiescent", "ops", "no-rs", "half-open"}
 _READS: dict[str, set[str]] = {
     "add-service": _SERVICE | _SHAPE,
     "edit-service": _SERVICE | _SHAPE,
@@ -238,6 +251,10 @@ def _shape(options: dict[str, str]) -> Change:
         fields["conn_timeout"] = number(options["conn-timeout"], "--conn-timeout", 0, 31535999)
     if "expire-quiescent" in options:
         fields["expire_quiescent"] = True
+    if "ops" in options:
+        fields["one_packet"] = True
+        if "udp-service" not in options:
+            raise Usage("--ops is for UDP services only", "leave it out, or name the service with -u")
     if "no-rs" in options:
         fields["no_rs"] = options["no-rs"]
         if options["no-rs"] not in ("drop", "reset"):
@@ -268,7 +285,8 @@ def _change(command: str, service: Change | None, options: dict[str, str]) -> Ch
         port = _need(options, "ifname", command, "-F PORT, the balancer's port that has the address")
         return {"op": "lip.add" if command == "add-laddr" else "lip.del", "service": service, "addr": lip, "port": port}
     text = _need(options, "real-server", command, "-r RIP:PORT")
-    rip, rport = endpoint(text, "server") if ":" in text else (address(text, "server"), service["vport"])
+    rip, port = split(text, "server")
+    rip, rport = endpoint(text, "server") if port else (address(rip, "server"), service["vport"])
     server: Change = {"op": f"server.{command.split('-')[0]}", "service": service, "rip": rip, "rport": rport}
     if command == "delete-server":
         return {**server, "op": "server.del"}
@@ -306,20 +324,27 @@ def _listing(command: str, service: Change | None, options: dict[str, str]) -> L
     return Listing(view, service, pair, cpu, "exact" in options, "nosort" not in options, "json" in options)
 
 
+_END = r"(?:\[[^\]]*\]|[^:\[\]]*):[^:]*"  # ADDRESS:PORT
+
+
 def _sockpair(text: str) -> Change:
     """PROTO:CIP:CPORT:VIP:VPORT."""
-    parts = text.split(":")
-    if len(parts) != 5 or parts[0] not in ("tcp", "udp"):
-        raise Usage(f"--sockpair {text!r} is not a socket pair", "write tcp:CLIENT:PORT:VIP:PORT or udp:…")
-    cip, cport = endpoint(f"{parts[1]}:{parts[2]}", "client")
-    vip, vport = endpoint(f"{parts[3]}:{parts[4]}", "service")
-    return {"proto": parts[0], "vip": vip, "vport": vport, "cip": cip, "cport": cport}
+    match = re.fullmatch(rf"(tcp|udp):({_END}):({_END})", text)
+    if match is None:
+        raise Usage(
+            f"--sockpair {text!r} is not a socket pair",
+            "write tcp:CLIENT:PORT:VIP:PORT or udp:…, IPv6 addresses in brackets",
+        )
+    cip, cport = endpoint(match[2], "client")
+    vip, vport = endpoint(match[3], "service")
+    return {"proto": match[1], "vip": vip, "vport": vport, "cip": cip, "cport": cport}
 
 
 HELP = """\
 Usage: fnat-ipvsadm COMMAND [OPTIONS]      the FullNAT part of DPVS's ipvsadm
 
-  -A --add-service     SERVICE [-s SCHED] [--conn-timeout SEC] [--expire-quiescent] [--no-rs drop|reset] [--half-open N]
+  -A --add-service     SERVICE [-s SCHED] [-o] [--conn-timeout SEC] [--expire-quiescent] [--no-rs drop|reset]
+                       [--half-open N]
   -E --edit-service    SERVICE, and only what shall change
   -D --delete-service  SERVICE
   -C --clear           delete all services
@@ -336,10 +361,12 @@ Usage: fnat-ipvsadm COMMAND [OPTIONS]      the FullNAT part of DPVS's ipvsadm
   -R --restore         read rules on standard input: all of them or none; a first line -C replaces what is there
   -h --help   -v --version
 
-SERVICE is -t VIP:PORT (TCP) or -u VIP:PORT (UDP).
+SERVICE is -t VIP:PORT (TCP) or -u VIP:PORT (UDP); an IPv6 address stands in brackets: -t [2001:db8::1]:80.
+Servers may be of the other family than the VIP; each family of servers needs local addresses of its own.
 SCHED is rr or wrr; wrr when left out. WEIGHT is 0..65535, 1 when left out. -b (FullNAT) is the only mode
 and may be left out.
 --conn-timeout replaces the established timeout of TCP and all timeouts of UDP; 0 means the general ones.
+-o --ops: UDP only; every datagram of a client goes to a server chosen anew.
 --no-rs: a SYN when no server is usable is dropped or answered with RST.
 --half-open: most half-open connections, 0 = no limit.
 Addresses are always printed as numbers, with or without -n. -lnc shows the seconds left; its [N] is the worker.
@@ -372,26 +399,24 @@ def services_text(status: Row, services: Iterable[Row], listing: Listing) -> str
             lines += [_server_line(server) for server in servers]
         else:
             lines.append(f"{service_name(service):<33}{_figures(service, listing)}")
-            lines += [
-                f"  -> {server['rip'] + ':' + str(server['rport']):<28}{_figures(server, listing)}"
-                for server in servers
-            ]
+            lines += [f"  -> {server_text(server):<28}{_figures(server, listing)}" for server in servers]
     return "\n".join(lines) + "\n"
 
 
 def service_name(service: Row) -> str:
-    return f"{service['proto'].upper():<5}{service['vip']}:{service['vport']}"
+    return f"{service['proto'].upper():<5}{service_text(service)}"
 
 
 def _flags(service: Row) -> str:
-    flags = f" conn-timeout {service['conn_timeout']}" if service.get("conn_timeout") else ""
+    flags = " ops" if service.get("one_packet") else ""
+    flags += f" conn-timeout {service['conn_timeout']}" if service.get("conn_timeout") else ""
     flags += " expire-quiescent" if service.get("expire_quiescent") else ""
     flags += " no-rs reset" if service.get("no_rs") == "reset" else ""
     return flags + (f" half-open {service['half_open']}" if service.get("half_open") is not None else "")
 
 
 def _server_line(server: Row) -> str:
-    name, stats = f"{server['rip']}:{server['rport']}", server["stats"]
+    name, stats = server_text(server), server["stats"]
     return f"  -> {name:<28} {'FullNat':<7} {server['weight']:<6} {stats['active']:<10} {stats['inactive']:<10}"
 
 
@@ -417,8 +442,8 @@ def conns_text(conns: Iterable[Row]) -> str:
     """-lnc: one line a connection, no header."""
     return "".join(
         f"[{conn['worker']}]{conn['proto']:<3} {str(conn['remaining']) + 's':<6} {conn['state']:<11} "
-        f"{conn['cip'] + ':' + str(conn['cport']):<18} {conn['vip'] + ':' + str(conn['vport']):<18} "
-        f"{conn['lip'] + ':' + str(conn['lport']):<18} {conn['rip']}:{conn['rport']}\n"
+        f"{at(conn['cip'], conn['cport']):<18} {service_text(conn):<18} {at(conn['lip'], conn['lport']):<18} "
+        f"{server_text(conn)}\n"
         for conn in conns
     )
 
@@ -427,7 +452,7 @@ def laddrs_text(services: Iterable[Row]) -> str:
     """-G."""
     text = f"{'VIP:VPORT':<20} {'TOTAL':<8} {'SNAT_IP':<20} {'CONFLICTS':<10} {'CONNS':<10}\n"
     for service in sorted(services, key=service_key):
-        text += f"{service['vip'] + ':' + str(service['vport']):<20} {len(service['lips']):<8} \n"
+        text += f"{service_text(service):<20} {len(service['lips']):<8} \n"
         for lip in service["lips"]:
             text += f"{'':<20} {'':<8} {lip['addr']:<20} {lip['conflicts']:<10} {lip['conns']:<10}\n"
     return text
@@ -437,15 +462,15 @@ def save_text(services: Iterable[Row]) -> str:
     """-S: the commands that make these services, local addresses and servers again."""
     lines = []
     for service in sorted(services, key=service_key):
-        name = f"-{service['proto'][0]} {service['vip']}:{service['vport']}"
+        name = f"-{service['proto'][0]} {service_text(service)}"
         shape = f" --conn-timeout {service['conn_timeout']}" if service.get("conn_timeout") else ""
         shape += " --expire-quiescent" if service.get("expire_quiescent") else ""
+        shape += " --ops" if service.get("one_packet") else ""
         shape += f" --no-rs {service['no_rs']}" if service.get("no_rs", "drop") != "drop" else ""
         shape += f" --half-open {service['half_open']}" if service.get("half_open") is not None else ""
         lines.append(f"-A {name} -s {service['scheduler']}{shape}")
         lines += [f"-P {name} -z {lip['addr']} -F {lip['port']}" for lip in service["lips"]]
         lines += [
-            f"-a {name} -r {rs['rip']}:{rs['rport']} -b -w {rs['weight']}"
-            for rs in sorted(service["servers"], key=server_key)
+            f"-a {name} -r {server_text(rs)} -b -w {rs['weight']}" for rs in sorted(service["servers"], key=server_key)
         ]
     return "".join(line + "\n" for line in lines)

@@ -12,8 +12,8 @@ C_FILES = {p.name: p for p in [*(ROOT / "cext").glob("*.[ch]"), *(ROOT / "cext/d
 PY_FILES = {str(p.relative_to(ROOT / "fnat")): p for p in (ROOT / "fnat").rglob("*.py")}
 
 TABLES = {"conntab", "wheel", "lip", "neigh", "fib", "frag", "arena"}
-STEPS = {"sched", "track", "rewrite", "parse"}
-STORY = {"conn", "forward", "resolve", "answer", "pieces", "worker", "door", "bench"}
+STEPS = {"sched", "track", "rewrite", "parse", "icmp"}
+STORY = {"conn", "forward", "resolve", "answer", "announce", "pieces", "worker", "door", "bench"}
 
 
 def includes(path: Path) -> set[str]:

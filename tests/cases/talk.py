@@ -86,6 +86,11 @@ class Naive(Rig):
         self.now += int(seconds * SECOND)
         self.reference.now = self.now
         self.reference.begin_turn()
+        for conn in self.reference.conns:
+            asks = self.reference.asks_at(conn)
+            question = self.reference.question(conn) if asks is not None and asks <= self.reference.tick else None
+            if question:
+                self.reference.asked(conn, *question)
         for conn in [c for c in self.reference.conns if self.reference.deadline(c) <= self.reference.tick]:
             self.reference.expire(conn)
         out, self.reference.sent = self.reference.sent, []

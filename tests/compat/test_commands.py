@@ -16,10 +16,11 @@ from fnat import keeper
 from fnat.cli import dpip, main
 
 WEB = {"proto": "tcp", "vip": "10.0.0.1", "vport": 80}
+WEB6 = {"proto": "tcp", "vip": "2001:db8::1", "vport": 80}
 ZERO = {"conns": 0, "in_packets": 0, "out_packets": 0, "in_bytes": 0, "out_bytes": 0, "active": 0, "inactive": 0}
 CALM = {"cps": 0, "in_pps": 0, "out_pps": 0, "in_bps": 0, "out_bps": 0}
 SERVICE = {
-    **WEB, "scheduler": "rr", "conn_timeout": 0, "no_rs": "drop", "expire_quiescent": False, "half_open": None,
+    **WEB, "scheduler": "rr", "conn_timeout": 0, "no_rs": "drop", "expire_quiescent": False, "one_packet": False, "half_open": None,
     "stats": {**ZERO, "conns": 12, "active": 3, "inactive": 4}, "rate": {**CALM, "cps": 5},
     "lips": [{"addr": "10.0.9.1", "port": "dpdk0", "conns": 7, "conflicts": 0}],
     "servers": [
@@ -269,6 +270,28 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
         {"op": "neigh.add", "addr": "10.0.0.9", "mac": "02:00:00:00:00:0a", "port": "dpdk0"},
     ),
     ("fnat neigh del 10.0.0.9 --port dpdk0 -q", {"op": "neigh.del", "addr": "10.0.0.9", "port": "dpdk0"}),
+    ("fnat service add tcp [2001:DB8::1]:80 -q", {"op": "service.add", **WEB6}),
+    (
+        "fnat rs add tcp [2001:db8::1]:80 [2001:db8:2::1]:8080 -q",
+        {"op": "server.add", "service": WEB6, "rip": "2001:db8:2::1", "rport": 8080, "weight": 1},
+    ),
+    (
+        "fnat lip add tcp [2001:db8::1]:80 2001:db8:9::1 --port dpdk0 -q",
+        {"op": "lip.add", "service": WEB6, "addr": "2001:db8:9::1", "port": "dpdk0"},
+    ),
+    (
+        "fnat addr add 2001:db8::1 --port dpdk0 -q",
+        {"op": "addr.add", "addr": "2001:db8::1", "plen": 128, "port": "dpdk0", "sapool": False},
+    ),
+    (
+        "fnat route add default --via fe80::1 --port dpdk0 -q",
+        {"op": "route.add", "prefix": "::/0", "gateway": "fe80::1", "port": "dpdk0"},
+    ),
+    ("fnat route del ::/0 -q", {"op": "route.del", "prefix": "::/0"}),
+    (
+        "fnat neigh add fe80::1 02:00:00:00:00:0a --port dpdk0 -q",
+        {"op": "neigh.add", "addr": "fe80::1", "mac": "02:00:00:00:00:0a", "port": "dpdk0"},
+    ),
     ("fnat port set dpdk0 down -q", {"op": "link.set", "port": "dpdk0", "up": False}),
 ]
 
@@ -298,12 +321,22 @@ def test_filters_go_to_fnat(fnat: FakeApi) -> None:
     type_in("fnat conn show --rs 10.0.2.1 --service 10.0.0.1:80 --state TCP_EST")
     type_in("fnat conn count --client 10.9.0.0/16:1000 --lip 10.0.9.1:2222")
     type_in("fnat-ipvsadm -lnc --sockpair tcp:10.9.0.1:1111:10.0.0.1:80")
+    type_in("fnat conn count --client 2001:DB8:9::/48 --service [2001:db8::1]:80 --lip 10.0.9.1")
+    type_in("fnat conn count --client [2001:db8:9::/48]:1000 --rs 2001:db8::2")
+    type_in("fnat conn count --client [2001:db8:9::1]/64:1000 --rs [2001:db8::2]:8080")
+    type_in("fnat conn count --client [2001:db8:9::1] --lip [2001:db8::3]:2222")
+    type_in("fnat-ipvsadm -lnc --sockpair udp:[2001:db8:9::1]:1111:[2001:db8::1]:80")
     queries = [query for _, query in fnat.asked if "cursor" not in query]
     assert queries == [
         {"worker": "1", "proto": "tcp", "vip": "10.0.0.1", "vport": "80", "limit": "8192"},
         {"rip": "10.0.2.1", "vip": "10.0.0.1", "vport": "80", "state": "TCP_EST", "limit": "8192"},
         {"cip": "10.9.0.0/16", "cport": "1000", "lip": "10.0.9.1", "lport": "2222"},
         {"proto": "tcp", "vip": "10.0.0.1", "vport": "80", "cip": "10.9.0.1", "cport": "1111", "limit": "8192"},
+        {"cip": "2001:db8:9::/48", "vip": "2001:db8::1", "vport": "80", "lip": "10.0.9.1"},
+        {"cip": "2001:db8:9::/48", "cport": "1000", "rip": "2001:db8::2"},
+        {"cip": "2001:db8:9::1/64", "cport": "1000", "rip": "2001:db8::2", "rport": "8080"},
+        {"cip": "2001:db8:9::1", "lip": "2001:db8::3", "lport": "2222"},
+        {"proto": "udp", "vip": "2001:db8::1", "vport": "80", "cip": "2001:db8:9::1", "cport": "1111", "limit": "8192"},
     ]
 
 
@@ -408,6 +441,26 @@ def test_run_refuses_on_this_machine(machine: dict[str, Any], said: str, monkeyp
     code, out, err = type_in("fnat run --port wan=xdp:lo --exclusive wan")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert said in err
+
+
+ZERO6 = "0" * 32
+TABLES: list[tuple[str, dict[str, str], bool]] = [
+    ("IPv4", {"route": "Iface Destination …\nwan 00000000 0100000A 0003 0 0 0 00000000 0 0 0\n"}, True),
+    ("IPv4 of another", {"route": "Iface Destination …\nlan 00000000 0100000A 0003 0 0 0 00000000 0 0 0\n"}, False),
+    ("IPv6", {"ipv6_route": f"{ZERO6} 00 {ZERO6} 00 {ZERO6} 00000400 1 0 00000003 wan\n"}, True),
+    ("IPv6 of another", {"ipv6_route": f"{ZERO6} 00 {ZERO6} 00 {ZERO6} 00000400 1 0 00000003 lan\n"}, False),
+    ("IPv6, unreachable", {"ipv6_route": f"{ZERO6} 00 {ZERO6} 00 {ZERO6} ffffffff 1 0 00200200 wan\n"}, False),
+    ("a part of IPv6", {"ipv6_route": f"{ZERO6} 01 {ZERO6} 00 {ZERO6} 00000400 1 0 00000001 wan\n"}, False),
+    ("none", {}, False),
+]
+
+
+@pytest.mark.parametrize(("tables", "carries"), [row[1:] for row in TABLES], ids=[row[0] for row in TABLES])
+def test_the_default_route_is_looked_for_in_both_families(
+    tables: dict[str, str], carries: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "_table", lambda name: [line.split() for line in tables.get(name, "").splitlines()])
+    assert main._carries_default_route("wan") is carries
 
 
 def test_run_hands_its_options_to_the_keeper(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,32 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
         {"op": "neigh.add", "addr": "10.0.0.1", "mac": "02:00:5e:10:00:01", "port": "wan"},
     ),
     ("neigh del 10.0.0.1 dev wan", {"op": "neigh.del", "addr": "10.0.0.1", "port": "wan"}),
+    # IPv6
+    (
+        "addr add 2001::1/64 dev wan",
+        {"op": "addr.add", "addr": "2001::1", "plen": 64, "port": "wan", "sapool": False},
+    ),
+    (
+        "-6 addr add 2001::3 dev wan sapool",
+        {"op": "addr.add", "addr": "2001::3", "plen": 128, "port": "wan", "sapool": True},
+    ),
+    ("addr del 2001::1/64 dev wan", {"op": "addr.del", "addr": "2001::1", "plen": 64, "port": "wan"}),
+    ("-6 addr flush dev dpdk0", {"op": "addr.flush", "port": "dpdk0", "family": 6}),
+    ("-6 route add default via 2001::2 dev wan", route("add", "::/0", gateway="2001::2", port="wan")),
+    ("route add default via fe80::1 dev wan", route("add", "::/0", gateway="fe80::1", port="wan")),
+    ("-f inet6 route add default dev wan", route("add", "::/0", port="wan")),
+    (
+        "route add 2001:db8:1::/48 via 2001::2 dev wan src 2001::3 mtu 1280 metric 5",
+        route("add", "2001:db8:1::/48", gateway="2001::2", port="wan", src="2001::3", mtu=1280, metric=5),
+    ),
+    ("-6 route del 2001:db8:1::/48", route("del", "2001:db8:1::/48")),
+    ("-6 route flush", {"op": "route.flush", "port": None, "family": 6}),
+    ("-4 route flush dev wan", {"op": "route.flush", "port": "wan", "family": 4}),
+    (
+        "neigh add fe80::1 lladdr 02:00:5E:10:00:01 dev wan",
+        {"op": "neigh.add", "addr": "fe80::1", "mac": "02:00:5e:10:00:01", "port": "wan"},
+    ),
+    ("-6 neigh del 2001::2 dev wan", {"op": "neigh.del", "addr": "2001::2", "port": "wan"}),
     ("link set dpdk0 link up", {"op": "link.set", "port": "dpdk0", "up": True}),
     ("-4 link set dpdk0 link down", {"op": "link.set", "port": "dpdk0", "up": False}),
 ]
@@ -79,7 +105,11 @@ SHOWS: list[tuple[str, Show | Word]] = [
     ("addr show dev dpdk0 -s", Show("addr", "dpdk0", stats=True)),
     ("-v addr show", Show("addr", verbose=True)),
     ("route show", Show("route")),
-    ("-f inet route show dev wan", Show("route", "wan")),
+    ("-f inet route show dev wan", Show("route", "wan", family=4)),
+    ("-6 route show", Show("route", family=6)),
+    ("route -6 show --json", Show("route", family=6, json=True)),
+    ("-f inet6 addr show", Show("addr", family=6)),
+    ("neigh show -4", Show("neigh", family=4)),
     ("neigh show dev wan --json", Show("neigh", "wan", json=True)),
     ("", Word("help")),
     ("-h", Word("help")),
@@ -103,7 +133,7 @@ REFUSED: list[tuple[str, str]] = [
     ("flow add type kni 10.0.0.1 dev dpdk0", "flow is not in fnat"),
     ("iftraf show", "iftraf is not in fnat"),
     ("eal-mem show seg", "eal-mem is not in fnat"),
-    ("ipv6 show", "ipv6 is not in fnat; IPv6 is not available in this version"),
+    ("ipv6 show", "ipv6 is not in fnat; see /metrics for fnat's counters, and `nstat` for the host's"),
     ("maddr show", "maddr is not in fnat"),
     ("lldp show neigh dev dpdk0", "lldp is not in fnat"),
     ("link set dpdk0 promisc on", "link set promisc is not in fnat"),
@@ -125,9 +155,21 @@ REFUSED: list[tuple[str, str]] = [
     ("route add 10.0.0.0/8 dev wan table outwall", "route table is not in fnat"),
     ("route add 10.0.0.0/8 dev wan tos 4", "route tos is not in fnat"),
     ("route add 10.0.0.1 dev wan local", "route local is not in fnat; say scope host"),
-    ("-6 route show", "-6: IPv6 is not available in this version"),
-    ("-f inet6 route show", "-f: IPv6 is not available in this version"),
-    ("addr add 2001::1/64 dev wan", "address 2001::1: IPv6 is not available in this version"),
+    ("-f ipx route show", "-f ipx: no such family; say inet or inet6"),
+    ("-4 -6 route show", "both families given"),
+    ("-6 link show", "-6 means nothing with link"),
+    ("-6 -f inet route show", "both families given"),
+    ("-6 addr add 10.0.0.1 dev wan", "address 10.0.0.1 is not an IPv6 address"),
+    ("-4 addr add 2001::1/64 dev wan", "address 2001::1 is not an IPv4 address"),
+    ("-6 route add default via 10.0.0.1 dev wan", "gateway 10.0.0.1 is not an IPv6 address"),
+    ("-6 route add 10.0.0.0/8 dev wan", "address 10.0.0.0 is not an IPv6 address"),
+    ("route add 2001::/64 via 10.0.0.1 dev wan", "gateway 10.0.0.1 is not an IPv6 address"),
+    ("route add 10.0.0.0/8 via 2001::1 dev wan", "gateway 2001::1 is not an IPv4 address"),
+    ("route add 10.0.0.0/8 src 2001::1 dev wan", "src 2001::1 is not an IPv4 address"),
+    ("route add 2001::1/64 dev wan", "route 2001::1/64 has host bits set; write 2001::/64, or 2001::1/128"),
+    ("route add 2001::/64 dev wan mtu 1279", "mtu '1279' is out of range; give a number from 1280 to 3500"),
+    ("addr add 2001::1/129 dev wan", "prefix length of 2001::1 '129' is out of range; give a number from 0 to 128"),
+    ("addr add 2001::1%eth0 dev wan", "address '2001::1%eth0' is not an IPv6 address"),
     ("-F addr flush dev wan", "-F: fnat has nothing to force"),
     # bad values
     ("addr add 10.0.0.1/33 dev wan", "prefix length of 10.0.0.1 '33' is out of range"),
@@ -328,6 +370,52 @@ ROUTES: list[tuple[dict[str, Any], str]] = [
 def test_the_listing_of_routes(row: dict[str, Any], line: str) -> None:
     whole = {"gateway": None, "src": None, "port": "dpdk0", "mtu": 0, "metric": 0, **row}
     assert dpip.route_text([whole], [PORT]) == line
+
+
+ROUTES6: list[tuple[dict[str, Any], str]] = [
+    # the two lines of DPVS's documents
+    ({"prefix": "2001::1/128", "scope": "host", "proto": "auto"}, "inet6 2001::1/128 dev dpdk0 mtu 1500 scope host\n"),
+    (
+        {"prefix": "2001::/64", "src": "2001::1", "scope": "link", "proto": "auto"},
+        "inet6 2001::/64 src 2001::1 dev dpdk0 mtu 1500 scope link\n",
+    ),
+    (
+        {"prefix": "::/0", "gateway": "fe80::1", "mtu": 1400, "metric": 1024, "scope": "global", "proto": "kernel"},
+        "inet6 ::/0 via fe80::1 dev dpdk0 mtu 1400 scope global metric 1024\n",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "line"), ROUTES6, ids=[str(row["prefix"]) for row, _ in ROUTES6])
+def test_the_listing_of_ipv6_routes(row: dict[str, Any], line: str) -> None:
+    whole = {"gateway": None, "src": None, "port": "dpdk0", "mtu": 0, "metric": 0, **row}
+    assert dpip.route_text([whole], [PORT]) == line
+
+
+def test_a_listing_is_of_the_families_that_are_asked_for() -> None:
+    rows = [{"prefix": "10.0.0.0/8"}, {"prefix": "::/0"}]
+    for words, shown in (("", rows[:1]), ("-4", rows[:1]), ("-6", rows[1:]), ("--json", rows), ("-6 --json", rows[1:])):
+        assert dpip.of_family(rows, "prefix", parse(f"{words} route show".split())) == shown, words  # type: ignore[arg-type]
+    rows = [{"addr": "10.0.0.1"}, {"addr": "fe80::1"}]
+    for words, shown in (("", rows), ("-4", rows[:1]), ("-6", rows[1:])):
+        for what in ("addr", "neigh"):
+            assert dpip.of_family(rows, "addr", parse(f"{what} {words} show".split())) == shown  # type: ignore[arg-type]
+
+
+def test_the_listing_of_ipv6_addresses_and_neighbours() -> None:
+    assert dpip.addr_text([{**ADDRESSES[0], "addr": "2001::1", "plen": 64}], Show("addr")) == (
+        "inet6 2001::1/64 scope global dpdk0\n     valid_lft forever preferred_lft forever\n"
+    )
+    row = {
+        "addr": "fe80::200:5eff:fe10:1",
+        "mac": "02:00:5e:10:00:01",
+        "state": "DELAY",
+        "port": "wan",
+        "static": False,
+    }
+    assert dpip.neigh_text([row]) == (
+        f"ip: fe80::200:5eff:fe10:1{'':27} mac: 02:00:5e:10:00:01   state: DELAY         dev: wan  core: 0\n"
+    )
 
 
 def test_the_listing_of_neighbours() -> None:

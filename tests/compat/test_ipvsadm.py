@@ -13,6 +13,8 @@ from fnat.model import CHANGES as MODEL
 WEB = {"proto": "tcp", "vip": "192.168.100.254", "vport": 80}
 DNS = {"proto": "udp", "vip": "192.168.100.253", "vport": 53}
 
+WEB6 = {"proto": "tcp", "vip": "2001::1", "vport": 80}
+
 CHANGES: list[tuple[str, dict[str, Any]]] = [
     # the tutorial's one-arm and two-arm FullNAT
     ("-A -t 192.168.100.254:80 -s rr", {"op": "service.add", **WEB, "scheduler": "rr"}),
@@ -48,6 +50,8 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
         "-A -t 192.168.100.254:80 -j disable --proxy-protocol disable --dest-check=disable",
         {"op": "service.add", **WEB, "scheduler": "wrr"},
     ),
+    ("-A -ou 192.168.100.253:53 -s rr", {"op": "service.add", **DNS, "scheduler": "rr", "one_packet": True}),
+    ("-E -u 192.168.100.253:53 --ops", {"op": "service.set", **DNS, "one_packet": True}),
     ("-E -t 192.168.100.254:80 -s rr", {"op": "service.set", **WEB, "scheduler": "rr"}),
     ("-E -t 192.168.100.254:80 --conn-timeout=0", {"op": "service.set", **WEB, "conn_timeout": 0}),
     ("-D -u 192.168.100.253:53", {"op": "service.del", **DNS}),
@@ -72,6 +76,28 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("-Qt 192.168.100.254:80 -z 192.168.100.200", {"op": "lip.del", "service": WEB, "addr": "192.168.100.200"}),
     ("-Z", {"op": "service.zero", "proto": None, "vip": None, "vport": None}),
     ("-Z -t 192.168.100.254:80", {"op": "service.zero", **WEB}),
+    # DPVS's tutorial for IPv6, and IPv6 clients of IPv4 servers
+    ("-A -t [2001::1]:80 -s rr", {"op": "service.add", **WEB6, "scheduler": "rr"}),
+    (
+        "-a -t [2001::1]:80 -r [2001::11]:8080 -b",
+        {"op": "server.add", "service": WEB6, "rip": "2001::11", "rport": 8080, "weight": 1},
+    ),
+    (
+        "-a -t [2001::1]:80 -r [2001::11] -b",
+        {"op": "server.add", "service": WEB6, "rip": "2001::11", "rport": 80, "weight": 1},
+    ),
+    (
+        "-a -t [2001:0::0001]:80 -r 2001::11",
+        {"op": "server.add", "service": WEB6, "rip": "2001::11", "rport": 80, "weight": 1},
+    ),
+    (
+        "-a -t [2001::1]:80 -r 192.168.100.2:8080 -b",
+        {"op": "server.add", "service": WEB6, "rip": "192.168.100.2", "rport": 8080, "weight": 1},
+    ),
+    (
+        "--add-laddr -z 2001::3 -t [2001::1]:80 -F dpdk0",
+        {"op": "lip.add", "service": WEB6, "addr": "2001::3", "port": "dpdk0"},
+    ),
 ]
 
 
@@ -97,6 +123,11 @@ LISTINGS: list[tuple[str, Listing | Word]] = [
     (
         "-lnc --sockpair tcp:10.0.0.9:51540:192.168.100.254:80",
         Listing("conns", sockpair={**WEB, "cip": "10.0.0.9", "cport": 51540}),
+    ),
+    ("-l -n -t [2001::1]:80", Listing("services", WEB6)),
+    (
+        "-lnc --sockpair tcp:[2001::9]:51540:[2001::1]:80",
+        Listing("conns", sockpair={**WEB6, "cip": "2001::9", "cport": 51540}),
     ),
     ("-G", Listing("laddrs")),
     ("--get-laddr -t 192.168.100.254:80", Listing("laddrs", WEB)),
@@ -127,8 +158,8 @@ REFUSED: list[tuple[str, str]] = [
     ("-A -t 10.0.0.1:80 --hash-target sip", "--hash-target: hashing schedulers are not in fnat"),
     ("-A -t 10.0.0.1:80 --proxy-protocol v2", "--proxy-protocol v2: the PROXY protocol is not in fnat"),
     ("-A -t 10.0.0.1:80 --dest-check=default", "--dest-check default: passive health checks are not in fnat"),
-    ("-A -u 10.0.0.1:80 --ops", "--ops: one-packet scheduling is not in fnat"),
-    ("-A -t 10.0.0.1:80 -o", "-o: one-packet scheduling is not in fnat"),
+    ("-A -t 10.0.0.1:80 -o", "--ops is for UDP services only; leave it out, or name the service with -u"),
+    ("-a -u 10.0.0.1:80 -r 10.0.0.2 -o", "--ops means nothing with --add-server"),
     ("-A -t 10.0.0.1:80 --pe sip", "--pe: persistence is not in fnat"),
     ("-A -t 10.0.0.1:80 -s wlc", "scheduler wlc is not in fnat; use -s rr or -s wrr"),
     ("-A -t 10.0.0.1:80 -s mh", "scheduler mh is not in fnat"),
@@ -137,9 +168,17 @@ REFUSED: list[tuple[str, str]] = [
     ("-A -1 10.0.0.1:0", "-1: fnat balances TCP and UDP services only"),
     ("-A --sctp-service 10.0.0.1:80", "--sctp-service: fnat balances TCP and UDP services only"),
     ("-A -H proto=tcp,src-range=10.0.0.0-10.0.0.9,oif=dpdk0", "-H: fnat has no match services"),
-    ("-A -6 -f 1", "-6: IPv6 is not available in this version"),
-    ("-A -t [2001::1]:80", "service [2001::1]:80: IPv6 is not available in this version"),
-    ("-P -t 10.0.0.1:80 -z 2001::9 -F dpdk0", "local address 2001::9: IPv6 is not available in this version"),
+    ("-A -6 -f 1", "-6: -6 is for firewall marks, which fnat has not; name an IPv6 service with -t [ADDRESS]:PORT"),
+    ("-A -t [2001::1]", "service '[2001::1]' has no port; write [ADDRESS]:PORT"),
+    ("-A -t 2001::1:80", "service '2001::1:80' has no port; write [ADDRESS]:PORT"),
+    ("-a -t 10.0.0.1:80 -r 10.0.0.2:", "server '10.0.0.2:' is not ADDRESS:PORT"),
+    ("-a -t 10.0.0.1:80 -r [2001::2]:", "server '[2001::2]:' is not [ADDRESS]:PORT"),
+    ("-A -t [2001::1]:0", "service '[2001::1]:0' has no port"),
+    ("-A -t [2001::1:80", "service '[2001::1:80' is not [ADDRESS]:PORT"),
+    ("-A -t [2001::x]:80", "service '2001::x' is not an IPv6 address"),
+    ("-P -t 10.0.0.1:80 -z [2001::9] -F dpdk0", "local address '[2001::9]' is not an IPv6 address"),
+    ("-lnc --sockpair tcp:2001::9:1:[2001::1]:80", "is not a socket pair"),
+    ("-lnc --sockpair tcp:[2001::9]:1:[2001::1]", "is not a socket pair"),
     ("-U -t 10.0.0.1:80 -k 10.9.9.9", "-U: fnat has no per-service access lists"),
     ("-V -t 10.0.0.1:80 -k 10.9.9.9", "-V: fnat has no per-service access lists"),
     ("-B", "-B: fnat has no per-service access lists"),
@@ -211,23 +250,29 @@ def rate(*values: float) -> dict[str, float]:
     return dict(zip(("cps", "in_pps", "out_pps", "in_bps", "out_bps"), values, strict=True))
 
 
+def split(name: str) -> tuple[str, int]:
+    host, _, port = name.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 def service(
     name: str, servers: list[dict[str, Any]], lips: list[dict[str, Any]] | None = None, **more: Any
 ) -> dict[str, Any]:
-    proto, vip, vport = name.split(":")
+    proto, _, rest = name.partition(":")
+    vip, vport = split(rest)
     made = {
-        "proto": proto, "vip": vip, "vport": int(vport), "scheduler": "rr", "conn_timeout": 0, "no_rs": "drop",
-        "expire_quiescent": False, "half_open": None, "stats": stats(0, 0, 0, 0, 0, 0, 0), "rate": rate(0, 0, 0, 0, 0),
+        "proto": proto, "vip": vip, "vport": vport, "scheduler": "rr", "conn_timeout": 0, "no_rs": "drop",
+        "expire_quiescent": False, "one_packet": False, "half_open": None, "stats": stats(0, 0, 0, 0, 0, 0, 0), "rate": rate(0, 0, 0, 0, 0),
         "lips": lips or [], "servers": servers,
     }  # fmt: skip
     return {**made, **more}
 
 
 def server(name: str, weight: int = 1, **more: Any) -> dict[str, Any]:
-    rip, rport = name.split(":")
+    rip, rport = split(name)
     made = {
         "rip": rip,
-        "rport": int(rport),
+        "rport": rport,
         "weight": weight,
         "stats": stats(0, 0, 0, 0, 0, 0, 0),
         "rate": rate(0, 0, 0, 0, 0),
@@ -250,6 +295,7 @@ def test_the_listing_of_services() -> None:
             scheduler="wrr",
             conn_timeout=30,
             expire_quiescent=True,
+            one_packet=True,
             no_rs="reset",
             half_open=9,
         ),
@@ -262,7 +308,7 @@ def test_the_listing_of_services() -> None:
         "TCP  192.168.88.1:80 rr\n"
         "  -> 192.168.88.30:80             FullNat 1      0          8         \n"
         "  -> 192.168.88.68:80             FullNat 65535  1234567890 8         \n"
-        "UDP  192.168.88.2:53 wrr conn-timeout 30 expire-quiescent no-rs reset half-open 9\n"
+        "UDP  192.168.88.2:53 wrr ops conn-timeout 30 expire-quiescent no-rs reset half-open 9\n"
     )
     unsorted = ipvsadm.services_text(STATUS, services, Listing("services", sort=False)).splitlines()
     assert [line.split()[1] for line in unsorted[3:]] == [
@@ -324,7 +370,7 @@ def conn(worker: int, proto: str, state: str, remaining: int, *ends: str) -> dic
     for (ip, port), end in zip(
         (("cip", "cport"), ("vip", "vport"), ("lip", "lport"), ("rip", "rport")), ends, strict=True
     ):
-        row[ip], row[port] = end.split(":")
+        row[ip], row[port] = split(end)
     return row
 
 
@@ -350,6 +396,64 @@ def test_the_listing_of_connections() -> None:
     )
 
 
+def test_ipv6_stands_in_brackets_where_a_port_follows() -> None:
+    lips = [{"addr": addr, "port": "dpdk0", "conns": 1, "conflicts": 0} for addr in ("192.168.88.241", "2001:db8::241")]
+    servers = [server("[2001:db8:88::30]:80"), server("192.168.88.30:80"), server("[2001:db8:88::4]:80", 7)]
+    services = [
+        service("tcp:[2001:db8::1]:443", servers, lips),
+        service("tcp:192.168.88.1:80", []),
+        service("tcp:[2001:db8::1]:80", []),
+        service("tcp:[1::1]:80", []),
+    ]
+    assert ipvsadm.services_text(STATUS, services, Listing("services")).splitlines()[3:] == [
+        "TCP  192.168.88.1:80 rr",
+        "TCP  [1::1]:80 rr",
+        "TCP  [2001:db8::1]:80 rr",
+        "TCP  [2001:db8::1]:443 rr",
+        "  -> 192.168.88.30:80             FullNat 1      0          0         ",
+        "  -> [2001:db8:88::4]:80          FullNat 7      0          0         ",
+        "  -> [2001:db8:88::30]:80         FullNat 1      0          0         ",
+    ]
+    figures = ipvsadm.services_text(STATUS, services[:1], Listing("stats")).splitlines()[3:]
+    assert figures[0] == "TCP  [2001:db8::1]:443                   0        0        0        0        0"
+    assert figures[2] == "  -> [2001:db8:88::4]:80                 0        0        0        0        0"
+    conns = [
+        conn(
+            0,
+            "tcp",
+            "TCP_EST",
+            9,
+            "[2001:db8::28]:51540",
+            "[2001:db8::1]:443",
+            "192.168.88.241:1030",
+            "192.168.88.30:80",
+        ),
+        conn(1, "udp", "UDP_NORM", 9, "10.0.0.28:5154", "10.0.0.1:53", "[2001:db8::241]:1030", "[2001:db8::4]:53"),
+    ]
+    assert ipvsadm.conns_text(conns) == (
+        "[0]tcp 9s     TCP_EST     [2001:db8::28]:51540 [2001:db8::1]:443  192.168.88.241:1030 192.168.88.30:80\n"
+        "[1]udp 9s     UDP_NORM    10.0.0.28:5154     10.0.0.1:53        [2001:db8::241]:1030 [2001:db8::4]:53\n"
+    )
+    assert ipvsadm.laddrs_text(services[:1]).splitlines()[1:] == [
+        "[2001:db8::1]:443    2        ",
+        "                              192.168.88.241       0          1         ",
+        "                              2001:db8::241        0          1         ",
+    ]
+    saved = ipvsadm.save_text(services[:1])
+    assert saved == (
+        "-A -t [2001:db8::1]:443 -s rr\n"
+        "-P -t [2001:db8::1]:443 -z 192.168.88.241 -F dpdk0\n"
+        "-P -t [2001:db8::1]:443 -z 2001:db8::241 -F dpdk0\n"
+        "-a -t [2001:db8::1]:443 -r 192.168.88.30:80 -b -w 1\n"
+        "-a -t [2001:db8::1]:443 -r [2001:db8:88::4]:80 -b -w 7\n"
+        "-a -t [2001:db8::1]:443 -r [2001:db8:88::30]:80 -b -w 1\n"
+    )
+    changes = parse_rules(saved).changes
+    assert changes[0] == {"op": "service.add", "proto": "tcp", "vip": "2001:db8::1", "vport": 443, "scheduler": "rr"}
+    assert [c["rip"] for c in changes[3:]] == ["192.168.88.30", "2001:db8:88::4", "2001:db8:88::30"]
+    MODEL.validate_python(changes)
+
+
 def test_the_listing_of_local_addresses() -> None:
     lips = [{"addr": f"192.168.100.{n}", "port": "dpdk0", "conns": 0, "conflicts": 0} for n in (200, 201)]
     assert ipvsadm.laddrs_text([service("tcp:192.168.100.254:80", [], lips)]) == (
@@ -370,6 +474,7 @@ def test_what_is_saved_can_be_restored() -> None:
             scheduler="wrr",
             conn_timeout=30,
             expire_quiescent=True,
+            one_packet=True,
             no_rs="reset",
             half_open=100,
         ),
@@ -380,7 +485,7 @@ def test_what_is_saved_can_be_restored() -> None:
         "-P -t 192.168.100.254:80 -z 192.168.100.200 -F dpdk0\n"
         "-a -t 192.168.100.254:80 -r 192.168.100.2:8080 -b -w 0\n"
         "-a -t 192.168.100.254:80 -r 192.168.100.3:80 -b -w 5\n"
-        "-A -u 192.168.100.253:53 -s wrr --conn-timeout 30 --expire-quiescent --no-rs reset --half-open 100\n"
+        "-A -u 192.168.100.253:53 -s wrr --conn-timeout 30 --expire-quiescent --ops --no-rs reset --half-open 100\n"
     )
     assert parse_rules("# all of it\n\n-C\n" + saved).changes == [
         {"op": "service.clear"},
@@ -390,7 +495,7 @@ def test_what_is_saved_can_be_restored() -> None:
         {"op": "server.add", "service": WEB, "rip": "192.168.100.3", "rport": 80, "weight": 5},
         {
             "op": "service.add", **DNS, "scheduler": "wrr", "conn_timeout": 30, "expire_quiescent": True,
-            "no_rs": "reset", "half_open": 100,
+            "one_packet": True, "no_rs": "reset", "half_open": 100,
         },
     ]  # fmt: skip
 

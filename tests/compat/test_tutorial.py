@@ -191,6 +191,58 @@ def test_two_arm(balancer: Control) -> None:
     assert type_in("fnat metrics")[1].count("\nfnat_server_weight{") == 1
 
 
+FAMILIES = """
+dpip addr add 2001::1/64 dev dpdk1
+dpip -6 route add default via 2001::2 dev dpdk1
+dpip -6 route add 2001:1::/64 dev dpdk0 mtu 1400
+dpip route add 192.168.100.0/24 dev dpdk0
+dpip -6 neigh add fe80::2 lladdr 02:00:5e:10:00:01 dev dpdk1
+ipvsadm -A -t [2001::1]:80 -s rr
+ipvsadm -a -t [2001::1]:80 -r [2001:1::11]:8080 -b
+ipvsadm -a -t [2001::1]:80 -r 192.168.100.2 -b
+ipvsadm --add-laddr -z 2001:1::3 -t [2001::1]:80 -F dpdk0
+"""
+
+
+def test_both_families(balancer: Control) -> None:
+    """DPVS's IPv6 FullNAT, with an IPv4 server beside."""
+    type_all(FAMILIES)
+    shown = type_in("fnat service show")[1].splitlines()
+    assert shown[1].split()[:2] == ["tcp", "[2001::1]:80"]
+    assert shown[2:] == ["tcp [2001::1]:80: no IPv4 LIP, so its IPv4 servers get no connections; fnat lip add"]
+    type_all("ipvsadm --add-laddr -z 192.168.100.200 -t [2001::1]:80 -F dpdk0")
+    assert len(type_in("fnat service show")[1].splitlines()) == 2
+    assert type_in("ipvsadm -ln")[1].splitlines()[3:] == [
+        "TCP  [2001::1]:80 rr",
+        "  -> 192.168.100.2:80             FullNat 1      0          0         ",
+        "  -> [2001:1::11]:8080            FullNat 1      0          0         ",
+    ]
+    assert type_in("dpip -6 addr show -s")[1].splitlines() == [
+        "inet6 2001::1/64 scope global dpdk1",
+        "     valid_lft forever preferred_lft forever",
+        "inet6 2001:1::3/128 scope global dpdk0",
+        "     valid_lft forever preferred_lft forever sa_used 0 sa_free 64512 sa_miss 0",
+    ]
+    assert type_in("dpip -6 route show")[1].splitlines() == [
+        "inet6 2001::1/128 dev dpdk1 mtu 1500 scope host",
+        "inet6 2001:1::3/128 dev dpdk0 mtu 1500 scope host",
+        "inet6 ::/0 via 2001::2 dev dpdk1 mtu 1500 scope global",
+        "inet6 2001:1::/64 dev dpdk0 mtu 1400 scope link",
+        "inet6 2001::/64 src 2001::1 dev dpdk1 mtu 1500 scope link",
+    ]
+    assert type_in("dpip route show")[1].count("inet6") == 0
+    assert type_in("dpip neigh show")[1] == (
+        f"ip: fe80::2{'':41} mac: 02:00:5e:10:00:01   state: REACHABLE     dev: dpdk1  core: 0  [static]\n"
+    )
+    saved = type_in("ipvsadm -S")[1]
+    type_all("ipvsadm -C")
+    assert type_in("ipvsadm -R", saved) == (0, "", "")
+    assert type_in("ipvsadm -S") == (0, saved, "")
+    type_all("dpip -6 route flush")
+    assert type_in("dpip -6 route show")[1].count("scope global") == 0
+    assert type_in("dpip route show")[1].count("scope link") == 1
+
+
 REFUSED = [
     ("ipvsadm -A -t 192.168.100.254:80", 1, "ipvsadm", "exists"),
     ("ipvsadm -D -t 192.168.100.254:81", 1, "ipvsadm", "FN-1203"),
@@ -198,6 +250,11 @@ REFUSED = [
     ("ipvsadm -P -z 192.168.100.210 -t 192.168.100.254:80 -F dpdk9", 1, "ipvsadm", "FN-1207"),
     ("dpip addr add 10.9.9.9/32 dev dpdk9", 1, "dpip", "FN-1207"),
     ("dpip addr add 127.0.0.1/32 dev dpdk0", 1, "dpip", "FN-1201"),
+    ("dpip addr add ::1 dev dpdk0", 1, "dpip", "FN-1201"),
+    ("dpip addr add fe80::1 dev dpdk0", 1, "dpip", "valid on its link only"),
+    ("dpip -6 route add default via fe80::1", 1, "dpip", "the port is not known"),
+    ("ipvsadm -A -t [ff02::1]:80", 1, "ipvsadm", "not an address of a host"),
+    ("ipvsadm -A -t [::ffff:10.0.0.1]:80", 1, "ipvsadm", "write 10.0.0.1"),
     ("dpip link show dpdk9", 1, "dpip", "no port dpdk9"),
     ("fnat conn show --state NOPE", 1, "fnat", "there is no state 'NOPE'"),
     ("fnat conn show --worker 5", 1, "fnat", "there is no worker 5"),

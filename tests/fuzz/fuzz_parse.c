@@ -39,6 +39,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
     if (p.kind == KIND_TCP || p.kind == KIND_UDP || p.kind == KIND_ICMP || p.kind == KIND_FRAGMENT || p.kind == KIND_OTHER_IP) {
         CHECK(p.l3 == ETH_HEADER && p.l3 + p.l3_len <= len && p.l4 >= p.l3 + 20 && p.l4 <= p.l3 + p.l3_len);
         CHECK(p.family == 6 || csum_fold(csum_partial(p.data + p.l3, (u32)(p.l4 - p.l3))) == 0xffff);
+        CHECK(p.data[p.l3] >> 4 == p.family && (p.family == 4 || p.l4 >= p.l3 + 40));
+        CHECK(p.frag_at == 0 || (p.family == 6 && p.frag_at + 8 <= p.l4));
     }
     if (p.kind == KIND_TCP)
         CHECK(p.l4 + (p.data[p.l4 + 12] >> 4) * 4 + p.payload == p.l3 + p.l3_len);

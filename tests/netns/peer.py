@@ -7,6 +7,9 @@ connect HOST PORT             try to connect, report the error's name
 talk HOST PORT                one TCP connection; each line on stdin is an HTTP request on it, answered on stdout by a
 line with
                               the body, or with the error's name
+ask HOST PORT                 one TCP connection: a question, half-close; prints "asked", then the whole answer
+later PORT FILE               a TCP server: reads each question to its end, answers it doubled as soon as FILE is there
+frames DEVICE                 sends the frames on stdin (hexadecimal, one a line) as they are
 Reports are one JSON object on stdout.
 """
 
@@ -15,6 +18,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import random
 import select
 import socket
@@ -41,15 +45,15 @@ def _quiet_sink(connection: socket.socket) -> None:
 def serve(sink_port: int, echo_port: int) -> None:
     def echo() -> None:
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             sock.bind(("::", echo_port))
             while True:
                 data, sender = sock.recvfrom(65536)
                 sock.sendto(data, sender)
 
     threading.Thread(target=echo, daemon=True).start()
-    with socket.create_server(("0.0.0.0", sink_port), backlog=1024) as server:
+    with socket.create_server(("::", sink_port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024) as server:
         while True:
             connection, _ = server.accept()
             threading.Thread(target=_quiet_sink, args=(connection,), daemon=True).start()
@@ -125,7 +129,8 @@ def talk(host: str, port: int) -> None:
         print(f"local {sock.getsockname()[1]}", flush=True)
         for _ in sys.stdin:
             try:
-                sock.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                name = f"[{host}]" if ":" in host else host
+                sock.sendall(f"GET / HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
                 answer = sock.recv(65536)
                 line = answer.rpartition(b"\r\n\r\n")[2].decode().strip() if answer else "closed"
             except TimeoutError:
@@ -133,6 +138,44 @@ def talk(host: str, port: int) -> None:
             except OSError as error:
                 line = errno.errorcode.get(error.errno or 0, str(error))
             print(line, flush=True)
+
+
+def ask(host: str, port: int) -> None:
+    with socket.create_connection((host, port), timeout=5) as sock:
+        sock.settimeout(30)
+        sock.sendall(b"question")
+        sock.shutdown(socket.SHUT_WR)
+        print(f"asked {sock.getsockname()[1]}", flush=True)
+        answer = b""
+        try:
+            while chunk := sock.recv(4096):
+                answer += chunk
+        except OSError as error:
+            answer += type(error).__name__.encode()
+        print(answer.decode(), flush=True)
+
+
+def later(port: int, path: str) -> None:
+    def wait(connection: socket.socket) -> None:
+        with connection:
+            question = b""
+            while chunk := connection.recv(4096):
+                question += chunk
+            while not os.path.exists(path):
+                time.sleep(0.05)
+            connection.sendall(question * 2)
+
+    with socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        while True:
+            connection, _ = server.accept()
+            threading.Thread(target=wait, args=(connection,), daemon=True).start()
+
+
+def frames(device: str) -> None:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind((device, 0))
+        for line in sys.stdin:
+            sock.send(bytes.fromhex(line))
 
 
 def main(words: list[str]) -> None:
@@ -147,6 +190,12 @@ def main(words: list[str]) -> None:
         print(json.dumps(connect(rest[0], int(rest[1]))))
     elif verb == "talk":
         talk(rest[0], int(rest[1]))
+    elif verb == "ask":
+        ask(rest[0], int(rest[1]))
+    elif verb == "later":
+        later(int(rest[0]), rest[1])
+    elif verb == "frames":
+        frames(rest[0])
 
 
 if __name__ == "__main__":

@@ -52,6 +52,20 @@ def test_service_and_host_share_the_port(balancer: Balancer) -> None:
     assert counters["from_host"] > 0
 
 
+def test_the_host_keeps_its_ipv6(balancer: Balancer) -> None:
+    """Behind the TAP: solicitations of its address, and what goes to all nodes. The NIC lets every group through."""
+    top = balancer.topology
+    for name, device, address in (("lb", TAP, "2001:db8:a::1/64"), ("client", "eth0", "2001:db8:a::28/64")):
+        for setting in ("accept_dad=0", "disable_ipv6=0"):
+            top.run(name, "sysctl", "-qw", f"net/ipv6/conf/{device}/{setting}")
+        top.ip(name, "addr", "add", address, "dev", device, "nodad")
+    assert "2 received" in top.run("client", "ping", "-6", "-c2", "-i0.1", "-W2", "2001:db8:a::1").stdout
+    top.ip("lb", "-6", "neigh", "flush", "dev", TAP)
+    assert "2 received" in top.run("lb", "ping", "-6", "-c2", "-i0.1", "-W2", "2001:db8:a::28").stdout
+    assert "2 received" in top.run("client", "ping", "-6", "-c2", "-i0.1", "-W2", "ff02::1%eth0").stdout
+    assert "allmulti 1" in top.run("lb", "ip", "-d", "link", "show", "dev", "wan").stdout
+
+
 def test_kni_host_route_carves_out(balancer: Balancer) -> None:
     """An address inside a network that fnat routes goes to the host, while the rest stays."""
     top = balancer.topology

@@ -150,6 +150,16 @@ FRAMES: list[tuple[str, str, Any]] = [
     ("solicitation cut short", "host", cut(ETH / IPv6(dst="ff02::1:ff00:9") / NS(tgt=VIP6), 14 + 40 + 23)),
     ("advertisement to an owned address", "worker", ETH / IPv6(dst=VIP6) / NA(tgt=OTHER6)),
     ("advertisement to all nodes", "host", ETH / IPv6(dst="ff02::1") / NA(tgt=VIP6)),
+    ("router advertisement to all nodes", "host", ETH / IPv6(src="fe80::1", dst="ff02::1") / scapy.ICMPv6ND_RA()),
+    ("router advertisement to the host", "host", ETH / IPv6(src="fe80::1", dst=OTHER6) / scapy.ICMPv6ND_RA()),
+    ("solicitation of an owned address for duplicates", "worker", ETH / IPv6(src="::", dst="ff02::1:ff00:9") / NS(tgt=VIP6)),
+    ("solicitation of an owned address, to itself", "worker", ETH / IPv6(dst=VIP6) / NS(tgt=VIP6)),
+    ("solicitation of the host in the group of an owned address", "host", ETH / IPv6(dst="ff02::1:ff00:9") / NS(tgt="2001:db8:1::9")),
+    ("solicitation behind a hop-by-hop header", "host",
+     ETH / IPv6(dst="ff02::1:ff00:9") / scapy.IPv6ExtHdrHopByHop() / NS(tgt=VIP6)),
+    ("MLD query", "host", ETH / IPv6(src="fe80::1", dst="ff02::1") / scapy.IPv6ExtHdrHopByHop() / scapy.ICMPv6MLQuery()),
+    ("an IPv6 fragment", "worker", ETH / IPv6(dst=VIP6) / scapy.IPv6ExtHdrFragment(offset=100, nh=17) / b"12345678"),
+    ("packet too big to an owned address", "worker", ETH / IPv6(dst=VIP6) / scapy.ICMPv6PacketTooBig(mtu=1280)),
     ("another Ethernet type", "host", Ether(type=0x88B5) / (b"\0" * 46)),
 ]
 

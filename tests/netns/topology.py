@@ -14,6 +14,8 @@ Two arms                                                        One arm
            |        |
          rs1 .2   rs2 .3
 
+With `six` everybody has an address of IPv6, too, of the same last number: the wan is 2001:db8:a::/64, the lan fd00:b::/64.
+
 Rules: the addresses with a host role belong to the kernel; VIP and LIPs exist nowhere but in fnat. The real servers
 have no route to the clients' network, and the balancer's kernel does not forward. Namespaces carry a prefix and the
 pid of their maker; those of a dead maker are removed by the next one with the same prefix. Everything runs under
@@ -43,6 +45,8 @@ from typing import Any, Self
 PEER = Path(__file__).with_name("peer.py")
 LIPS = ("192.168.100.200", "192.168.100.201")
 SERVERS = ("192.168.100.2", "192.168.100.3")
+LIPS6 = ("fd00:b::200", "fd00:b::201")
+SERVERS6 = ("fd00:b::2", "fd00:b::3")
 HTTP, SINK, ECHO = 80, 9000, 5353
 
 _NGINX = """\
@@ -60,10 +64,11 @@ http {{
     uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
     sendfile on; keepalive_requests 1000000; lingering_close off;
     server {{
-        listen 80 backlog=8192; root {directory}/www;
+        listen 80 backlog=8192; {six} root {directory}/www;
         location / {{ default_type text/plain; return 200 "{name}\\n"; }}
         location /file {{ }}
     }}
+    {more}
 }}
 """
 
@@ -138,6 +143,7 @@ class Topology:
     arms: int = 2
     prefix: str = "fn"
     queues: int = 1  # of each of the balancer's NICs
+    six: bool = False
     servers: list[RealServer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -177,32 +183,43 @@ class Topology:
             self.ip("sw", "link", "add", bridge, "type", "bridge", "forward_delay", "0", "mcast_snooping", "0")
             self.ip("sw", "link", "set", bridge, "up")
         if self.arms == 2:
-            self._cable("wan", "client", "eth0", "10.0.0.28/16")
-            self._cable("wan", "lb", "wan", "10.0.0.1/16")
+            self._cable("wan", "client", "eth0", "10.0.0.28/16", "2001:db8:a::28/64")
+            self._cable("wan", "lb", "wan", "10.0.0.1/16", "2001:db8:a::1/64")
         else:
-            self._cable("lan", "client", "eth0", "192.168.100.28/24")
-        self._cable("lan", "lb", "lan", "192.168.100.1/24")
-        for index, address in enumerate(SERVERS, 1):
-            self._cable("lan", f"rs{index}", "eth0", f"{address}/24")
+            self._cable("lan", "client", "eth0", "192.168.100.28/24", "fd00:b::28/64")
+        self._cable("lan", "lb", "lan", "192.168.100.1/24", "fd00:b::1/64")
+        for index, (address, address6) in enumerate(zip(SERVERS, SERVERS6, strict=True), 1):
+            self._cable("lan", f"rs{index}", "eth0", f"{address}/24", f"{address6}/64")
 
-    def _cable(self, bridge: str, name: str, device: str, address: str) -> None:
-        """A veth from the bridge to a namespace, default offloads, IPv4 only."""
+    def _cable(self, bridge: str, name: str, device: str, address: str, address6: str) -> None:
+        self.plug(bridge, name, device)
+        self.ip(name, "addr", "add", address, "dev", device)
+        if self.six:
+            self.ip(name, "addr", "add", address6, "dev", device, "nodad")
+
+    def plug(self, bridge: str, name: str, device: str) -> None:
+        """A veth from the bridge to a namespace, default offloads, no addresses."""
         end = f"{name}-{device}"
         rings = ("numrxqueues", str(self.queues), "numtxqueues", str(self.queues)) if name == "lb" else ()
         peer = ("peer", "name", device, *rings, "netns", self.base + name)
         self.ip("sw", "link", "add", end, *rings, "type", "veth", *peer)
         self.ip("sw", "link", "set", end, "master", bridge, "up")
-        self.run(name, "sysctl", "-qw", f"net.ipv6.conf.{device}.disable_ipv6=1")
-        self.ip(name, "addr", "add", address, "dev", device)
+        self.run(name, "sysctl", "-qw", f"net.ipv6.conf.{device}.disable_ipv6={int(not self.six)}")
         self.ip(name, "link", "set", device, "up")
 
-    def start_servers(self) -> None:
-        """nginx on port 80, a TCP sink that answers with the SHA-256 of what it got, a UDP echo."""
+    def ip_netns(self, verb: str, name: str) -> None:
+        """Another namespace, which goes with the topology."""
+        _ip("netns", verb, self.base + name)
+
+    def start_servers(self, more: str = "") -> None:
+        """nginx on port 80, a TCP sink that answers with the SHA-256 of what it got, a UDP echo. more: of nginx.conf."""
         for index, address in enumerate(SERVERS, 1):
             server = RealServer(f"rs{index}", address, self.directory / f"rs{index}")
             (server.directory / "www").mkdir(parents=True)
             config = server.directory / "nginx.conf"
-            config.write_text(_NGINX.format(directory=server.directory, name=server.name))
+            six = "listen [::]:80 backlog=8192;" if self.six else ""
+            words = {"directory": server.directory, "name": server.name}
+            config.write_text(_NGINX.format(**words, six=six, more=more.format(**words)))
             error_log = str(server.directory / "error.log")
             self.spawn(server.name, "nginx", "-c", str(config), "-p", str(server.directory), "-e", error_log)
             self.spawn(server.name, sys.executable, str(PEER), "serve", str(SINK), str(ECHO))
@@ -279,12 +296,19 @@ class Topology:
     def lose(self, percent: int, proto: str = "tcp") -> None:
         """Client and servers lose so many of a hundred packets that reach them; 0: none."""
         for name in ("client", "rs1", "rs2"):
-            rules = "table ip loss\ndelete table ip loss\n"
+            rules = "table inet loss\ndelete table inet loss\n"
             if percent:
                 chain = "chain in {\ntype filter hook input priority 0\n"
                 chain += f"meta l4proto {proto} numgen random mod 100 < {percent} counter drop\n}}\n"
-                rules += f"table ip loss {{\n{chain}}}\n"
+                rules += f"table inet loss {{\n{chain}}}\n"
             self.run(name, "nft", "-f", "-", stdin=rules)
+
+    def lost(self) -> int:
+        """Packets lost since `lose` was last told to."""
+        rules = "".join(
+            self.run(name, "nft", "list", "table", "inet", "loss").stdout for name in ("client", "rs1", "rs2")
+        )
+        return sum(int(count) for count in re.findall(r"counter packets (\d+)", rules))
 
     def talk(self) -> Conversation:
         """A long-lived HTTP connection of the client to the VIP."""
@@ -357,6 +381,7 @@ class Balancer:
     conns: int = 20000
     ports: dict[str, str] | None = None
     config: str | None = None
+    ahead: int = 0  # seconds by which fnat's clock is ahead of everybody else's; may change between two starts
 
     def __post_init__(self) -> None:
         self.state_dir = self.topology.directory / "state"
@@ -370,7 +395,9 @@ class Balancer:
 
     def command(self) -> list[str]:
         """The words of `fnat run`."""
+        clock = ["unshare", "--time", f"--monotonic={self.ahead}", f"--boottime={self.ahead}"] if self.ahead else []
         words = [
+            *clock,
             fnat_program("fnat"),
             "run",
             "--socket",
@@ -448,10 +475,17 @@ class Balancer:
         self.api("/v1/changes", {"changes": changes})
 
     def serve(
-        self, proto: str, vport: int, *, servers: Sequence[str] = SERVERS, lips: Sequence[str] = LIPS, **shape: Any
+        self,
+        proto: str,
+        vport: int,
+        *,
+        vip: str | None = None,
+        servers: Sequence[str] = SERVERS,
+        lips: Sequence[str] = LIPS,
+        **shape: Any,
     ) -> None:
-        """One more service on the VIP, by the API."""
-        name = {"proto": proto, "vip": self.topology.vip, "vport": vport}
+        """One more service on the VIP, or on another one, by the API."""
+        name = {"proto": proto, "vip": vip or self.topology.vip, "vport": vport}
         self.change(
             {"op": "service.add", "scheduler": "rr", **name, **shape},
             *({"op": "server.add", "service": name, "rip": rip, "rport": vport} for rip in servers),

@@ -15,6 +15,7 @@ from typing import Any
 
 import packets as wire
 import pytest
+import reference_icmp as icmp
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -26,7 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from packets import ACK, FIN, PARTIAL, PSH, RST, SYN, TCP, UDP
-from reference import MASK, Conn
+from reference import MASK, ONE_PACKET, Conn
 from rig import (
     ADDRESSES,
     CLIENT,
@@ -61,6 +62,7 @@ LATE = "10.0.0.150"  # an RS whose MAC is learned by ARP
 LATE_MAC = "02:00:00:00:01:50"
 GATEWAYS = [GATEWAY, "192.0.2.2", "192.0.2.3"]
 GATEWAYS6 = [GATEWAY6, "2001:db8:1::2", "2001:db8:1::3"]
+LATE6 = "fd00::150"  # likewise, by neighbour discovery
 CLIENTS = [CLIENT, "198.51.100.8", "203.0.113.9"]
 CLIENTS6 = [CLIENT6, "2001:db8:99::8", "2001:db8:7::ffff:1"]
 
@@ -70,6 +72,13 @@ ports = st.sampled_from([1024, 5000, 5001, 5002, 65535])
 numbers = st.one_of(st.sampled_from([0, 1, 0x7FFFFFFF, 0x80000000, MASK - 1, MASK]), st.integers(0, MASK))
 small = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 100, 101, 536, 1000])
 sums = st.sampled_from([None, None, None, PARTIAL, 0, 0xFFFF, 0x1234])
+scales = st.sampled_from([None, None, 0, 7, 14, 255])
+# Where a forged number lies, from the next one that its pretended sender has
+offsets = st.one_of(
+    st.sampled_from([0, 0, -1, 1, -2, 100, -100, 0xFFFF, 0x10000, 0x10001, -0x10000, -0x10001]),
+    st.sampled_from([1 << 23, (1 << 23) + 1, -(1 << 23) - 1, 1 << 30, (1 << 30) + 1, -(1 << 30), -(1 << 30) - 1]),
+    st.integers(0, MASK),
+)
 times = st.sampled_from([0.02, 0.02, 0.1, 0.1, 0.5, 0.5, 1.1, 1.1, 2.5, 3.2, 4.0, 8.0, 11.5, 21.5, 95.0])
 
 
@@ -92,6 +101,7 @@ class Flow:
     rs_seq: int = 0  # next of the RS
     ts: int | None = None
     odd: bool = False  # the timestamp option lies at an odd offset
+    scale: int | None = None  # window scale of the client
 
     def stamp(self, now: int) -> int:
         """A millisecond clock (RFC 7323 5.4)."""
@@ -99,6 +109,7 @@ class Flow:
 
     def syn_options(self, now: int) -> bytes:
         base = wire.OPTION_MSS + wire.OPTION_SACK_OK + b"\1" * self.odd
+        base += b"" if self.scale is None else wire.option_scale(self.scale)
         return base + struct.pack("!BBII", 8, 10, self.stamp(now), 0) if self.ts is not None else base
 
 
@@ -113,7 +124,7 @@ class CoreAndReference(RuleBasedStateMachine):
     )
     def begin(self, punt: bool, conns: int, mtu: int, lports: tuple[int, int]) -> None:
         self.twin = Twin(punt=punt, conns=conns, mtu=mtu, lports=lports)
-        self.twin.hosts[LAN, LATE] = LATE_MAC
+        self.twin.hosts[LAN, LATE] = self.twin.hosts[LAN, LATE6] = LATE_MAC
         for i, gateway in enumerate([*GATEWAYS[1:], *GATEWAYS6[1:]]):
             for side in self.twin.both():
                 side.neigh_set(WAN, gateway, f"02:00:00:00:02:{i:02x}", static=True)
@@ -128,6 +139,7 @@ class CoreAndReference(RuleBasedStateMachine):
                 self.members[id].append((id * 8 + 6, LATE, 8080, 1))
             else:
                 self.members[id].append((id * 8 + 4, RS6, 8080, 1))
+                self.members[id].append((id * 8 + 7, LATE6, 8080, 1))
             self.options[id] = {"lips": [3, 4, 6], "expire_quiescent": id > 1}
             self.put(id)
 
@@ -163,6 +175,7 @@ class CoreAndReference(RuleBasedStateMachine):
         isn=numbers,
         ts=st.one_of(st.none(), numbers),
         odd=st.booleans(),
+        scale=scales,
         data=small,
         sum=sums,
         hold=st.booleans(),
@@ -175,11 +188,12 @@ class CoreAndReference(RuleBasedStateMachine):
         isn: int,
         ts: int | None,
         odd: bool,
+        scale: int | None,
         data: int,
         sum: int | None,
         hold: bool,
     ) -> None:
-        self.start_tcp(service, client, port, isn, ts, odd, bytes(data) if data == 13 else b"", sum, hold)
+        self.start_tcp(service, client, port, isn, ts, odd, bytes(data) if data == 13 else b"", sum, hold, scale)
 
     def start_tcp(
         self,
@@ -192,9 +206,12 @@ class CoreAndReference(RuleBasedStateMachine):
         payload: bytes,
         sum: int | None,
         hold: bool,
+        scale: int | None = None,
     ) -> None:
         client = at_family(client, VIPS[service][0])
-        flow = Flow(TCP, (client, port), VIPS[service], self.twin.now, isn, (isn + 1) & MASK, ts=ts, odd=odd)
+        flow = Flow(
+            TCP, (client, port), VIPS[service], self.twin.now, isn, (isn + 1) & MASK, ts=ts, odd=odd, scale=scale
+        )
         self.flows = [f for f in self.flows if (f.client, f.vip) != (flow.client, flow.vip)][-30:] + [flow]
         self.give(WAN, self.client_segment(flow, SYN, isn, 0, payload, flow.syn_options(self.twin.now), sum), hold)
 
@@ -244,12 +261,12 @@ class CoreAndReference(RuleBasedStateMachine):
         return known[0] if known else None
 
     @precondition(lambda self: self.flows)
-    @rule(data=st.data(), rs_isn=numbers, hold=st.booleans())
-    def handshake(self, data: st.DataObject, rs_isn: int, hold: bool) -> None:
+    @rule(data=st.data(), rs_isn=numbers, scale=scales, hold=st.booleans())
+    def handshake(self, data: st.DataObject, rs_isn: int, scale: int | None, hold: bool) -> None:
         flow = data.draw(st.sampled_from(self.flows))
         conn = self.connected(flow)
         if conn is not None and flow.proto == TCP:
-            self.finish_handshake(flow, conn, rs_isn, hold)
+            self.finish_handshake(flow, conn, rs_isn, hold, scale)
 
     @rule(service=st.sampled_from([0, 1, 4]), n=st.integers(1, 5), isn=numbers, rs_isn=numbers, ts=st.booleans())
     def open_many(self, service: int, n: int, isn: int, rs_isn: int, ts: bool) -> None:
@@ -263,12 +280,13 @@ class CoreAndReference(RuleBasedStateMachine):
                 self.finish_handshake(flow, conn, rs_isn, True)
         self.settle()
 
-    def finish_handshake(self, flow: Flow, conn: Conn, rs_isn: int, hold: bool) -> None:
+    def finish_handshake(self, flow: Flow, conn: Conn, rs_isn: int, hold: bool, scale: int | None = None) -> None:
         """SYN-ACK and ACK, as real ends make them."""
         if conn.dseq is None or conn.dts is None:
             return
         flow.rs_isn, flow.rs_seq = rs_isn, (rs_isn + 1) & MASK
-        self.give(LAN, self.rs_segment(flow, conn, SYN | ACK, flow.rs_isn, flow.seq, b""), True)
+        options = b"" if scale is None else wire.option_scale(scale)
+        self.give(LAN, self.rs_segment(flow, conn, SYN | ACK, flow.rs_isn, flow.seq, b"", options=options), True)
         options = wire.option_timestamp(flow.stamp(self.twin.now), 77) if flow.ts is not None else b""
         self.give(WAN, self.client_segment(flow, ACK, flow.seq, flow.rs_seq, b"", options), hold)
 
@@ -284,10 +302,11 @@ class CoreAndReference(RuleBasedStateMachine):
         blocks: int = 0,
         ttl: int = 64,
         frag: int = wire.DF,
+        options: bytes = b"",
     ) -> bytes:
         """What the RS would send: numbers of the client as the RS knows them."""
         dseq, dts = conn.dseq or 0, conn.dts or 0
-        options = wire.option_timestamp(77, flow.stamp(self.twin.now) + dts) if flow.ts is not None else b""
+        options += wire.option_timestamp(77, flow.stamp(self.twin.now) + dts) if flow.ts is not None else b""
         if blocks:
             options += wire.option_sack(
                 [(ack + dseq + 100 * i, ack + dseq + 100 * i + 50) for i in range(1, blocks + 1)]
@@ -427,9 +446,49 @@ class CoreAndReference(RuleBasedStateMachine):
     @precondition(lambda self: self.flows)
     @rule(
         data=st.data(),
+        kind=st.sampled_from(
+            [RST, RST, RST | ACK, FIN | ACK, FIN | ACK, SYN, SYN | ACK, ACK, ACK | PSH, SYN | FIN, 0, 0x29]
+        ),
+        offset=offsets,
+        answer=offsets,
+        n=st.sampled_from([0, 0, 0, 1, 1000]),
+        from_rs=st.booleans(),
+        hold=st.booleans(),
+    )
+    def forged(
+        self, data: st.DataObject, kind: int, offset: int, answer: int, n: int, from_rs: bool, hold: bool
+    ) -> None:
+        """Somebody speaks for an end: numbers some way from the next ones, inside and outside of windows."""
+        flow = data.draw(st.sampled_from(self.flows))
+        conn = self.connected(flow)
+        if flow.proto == UDP or conn is None or conn.dseq is None or conn.dts is None:
+            return
+        client, server = conn.next_seq
+        seq, ack = (server, client) if from_rs else (client, server)
+        seq, ack, payload = (seq + offset) & MASK, (ack + answer) & MASK, bytes(n)
+        if from_rs:
+            self.give(LAN, self.rs_segment(flow, conn, kind, seq, ack, payload), hold)
+        else:
+            options = flow.syn_options(self.twin.now) if kind & SYN else b""
+            self.give(WAN, self.client_segment(flow, kind, seq, ack, payload, options), hold)
+
+    @rule(data=st.data(), n=small, hold=st.booleans())
+    def answer_a_datagram(self, data: st.DataObject, n: int, hold: bool) -> None:
+        """An RS answers one of the datagrams that were scheduled each for itself."""
+        self.settle()
+        open = [c for c in self.twin.reference.conns if c.state in ONE_PACKET and c.lip[0]]
+        if open:
+            conn = data.draw(st.sampled_from(open))
+            self.give(LAN, wire.udp(*conn.rs, *conn.lip, bytes(n), eth_dst=MACS[LAN], ident=self.next_ident()), hold)
+
+    @precondition(lambda self: self.flows)
+    @rule(
+        data=st.data(),
         options=st.binary(max_size=40),
         from_rs=st.booleans(),
-        ip_options=st.sampled_from([b"", b"\1\1\1\0", b"\x94\4\0\0"]),
+        ip_options=st.sampled_from(
+            [b"", b"\1\1\1\0", b"\x94\4\0\0", b"\1\x83\3\4", b"\x94\4\0\0\x89\3\4\0", b"\0\x83\3\4"]
+        ),
     )
     def any_options(self, data: st.DataObject, options: bytes, from_rs: bool, ip_options: bytes) -> None:
         flow = data.draw(st.sampled_from(self.flows))
@@ -554,14 +613,16 @@ class CoreAndReference(RuleBasedStateMachine):
         id=ids,
         at=st.integers(0, 3),
         weight=st.integers(0, 4),
-        rip=st.sampled_from([*RSS, LATE]),
+        rip=st.sampled_from([*RSS, LATE, LATE6]),
         action=st.sampled_from(["set", "set", "remove", "add"]),
     )
     def change_members(self, id: int, at: int, weight: int, rip: str, action: str) -> None:
         self.settle()
         members = self.members[id]
+        if (id, rip) == (2, LATE):
+            return  # which of several datagrams that wait for a MAC has which port cannot be told
         if action == "add" and len(members) < 4 and all(m[1] != rip for m in members):
-            members.append((id * 8 + [*RSS, LATE].index(rip), rip, 8080, weight))
+            members.append((id * 8 + [*RSS, LATE, LATE6].index(rip), rip, 8080, weight))
         elif at < len(members) and action == "set":
             members[at] = (*members[at][:3], weight)
         elif at < len(members) and action == "remove":
@@ -577,9 +638,11 @@ class CoreAndReference(RuleBasedStateMachine):
         conn_timeout=st.sampled_from([0, 0, 5]),
         half_open=st.sampled_from([0, 0, 1, 2]),
         lips=st.sampled_from([[3, 4, 6], [3, 6], [4], [6], []]),
+        one_packet=st.booleans(),
     )
     def change_service(self, id: int, **options: Any) -> None:
         self.settle()
+        options["one_packet"] &= id == 2
         self.options[id] = options
         self.put(id)
         self.twin.operations += 1
@@ -601,12 +664,24 @@ class CoreAndReference(RuleBasedStateMachine):
             self.put(id)
         self.twin.operations += 1
 
-    @rule(owned=st.sets(st.sampled_from([a[0] for a in ADDRESSES])), reset=st.booleans())
-    def change_addresses(self, owned: set[int], reset: bool) -> None:
+    @rule(
+        owned=st.sets(st.sampled_from([a[0] for a in ADDRESSES])),
+        reset=st.booleans(),
+        served=st.booleans(),
+        echo_served=st.booleans(),
+        rates=st.sampled_from([(1000, 10000), (0, 0), (2, 3)]),
+    )
+    def change_addresses(
+        self, owned: set[int], reset: bool, served: bool, echo_served: bool, rates: tuple[int, int]
+    ) -> None:
         self.settle()
+        addresses = [a for a in ADDRESSES if a[0] in owned or len(owned) < 3]
+        if served:
+            addresses = [(id, addr, kind.replace("vip", "vip+served"), port) for id, addr, kind, port in addresses]
+        limits: dict[str, Any] = {"icmp_rate": rates[0], "echo_rate": rates[1], "echo_served": echo_served}
         for side in self.twin.both():
-            side.put_addresses([a for a in ADDRESSES if a[0] in owned or len(owned) < 3])
-            side.put_settings(TIMEOUTS, reset, self.twin.lports)
+            side.put_addresses(addresses)
+            side.put_settings(TIMEOUTS, reset, self.twin.lports, **limits)
         self.twin.plane.publish()
         self.twin.operations += 1
 
@@ -636,17 +711,19 @@ class CoreAndReference(RuleBasedStateMachine):
 
     @rule(up=st.booleans())
     def late_host(self, up: bool) -> None:
-        """The host behind ARP comes or goes."""
-        self.twin.hosts.pop((LAN, LATE), None)
-        if up:
-            self.twin.hosts[LAN, LATE] = LATE_MAC
+        """The hosts behind ARP and neighbour discovery come or go."""
+        for late in (LATE, LATE6):
+            self.twin.hosts.pop((LAN, late), None)
+            if up:
+                self.twin.hosts[LAN, late] = LATE_MAC
 
     # ---- strangers ----
 
     @rule(
         src=st.sampled_from([*CLIENTS, "0.1.2.3", "127.0.0.1", "224.0.0.5", "255.255.255.255", VIP, LIP]),
         dst=st.sampled_from([VIP, VIP2, LIP, LIP2, GATEWAY, "192.0.2.77"]),
-        port=st.sampled_from([53, 80, 443, 9, 65535]),
+        port=st.sampled_from([53, 80, 443, 9, 65535, 0]),
+        sport=st.sampled_from([7, 7, 7, 0]),
         kind=st.sampled_from([TCP, UDP, 1, 47]),
         flags=st.integers(0, 63),
         n=small,
@@ -655,14 +732,14 @@ class CoreAndReference(RuleBasedStateMachine):
         hold=st.booleans(),
     )
     def stray(
-        self, src: str, dst: str, port: int, kind: int, flags: int, n: int, side: int, frag: int, hold: bool
+        self, src: str, dst: str, port: int, sport: int, kind: int, flags: int, n: int, side: int, frag: int, hold: bool
     ) -> None:
         """Packets of nobody: other ports, other protocols, fragments, sources that cannot be."""
         mark = self.mark()
         if kind == TCP:
-            frame = wire.tcp(src, 7, dst, port, flags, payload=bytes(n), frag=frag, **mark)
+            frame = wire.tcp(src, sport, dst, port, flags, payload=bytes(n), frag=frag, **mark)
         elif kind == UDP:
-            frame = wire.udp(src, 7, dst, port, bytes(n), frag=frag, **mark)
+            frame = wire.udp(src, sport, dst, port, bytes(n), frag=frag, **mark)
         elif kind == 1:
             frame = wire.icmp(src, dst, flags, flags & 1, b"abcd", bytes(n), frag=frag, **mark)
         else:
@@ -720,6 +797,131 @@ class CoreAndReference(RuleBasedStateMachine):
         if (side, sender) == (LAN, LATE) and (LAN, LATE) not in self.twin.hosts:
             return
         self.give(side, wire.arp(op, mac, sender, MACS[side], wanted) + trailer)
+
+    @rule(
+        asks=st.booleans(),
+        sender=st.sampled_from([GATEWAY6, RS6, LATE6, "fd00::200", "fe80::1", "::", VIP6, "ff02::5"]),
+        wanted=st.sampled_from([VIP6, VIP6, LIP6, LATE6, "fd00::201", GATEWAY6, "ff02::1"]),
+        to=st.sampled_from(["group", "group", "target", "everybody"]),
+        mac=st.sampled_from(["02:00:00:00:09:09", "02:00:00:00:09:09", "03:00:00:00:09:09", ""]),
+        flags=st.sampled_from([0, 0x20, 0x40, 0x60, 0xE0]),
+        side=st.sampled_from([WAN, LAN]),
+        hop_limit=st.sampled_from([255, 255, 255, 255, 64]),
+        wrong=st.sampled_from([0, 0, 0, 0, 0, 1]),
+        more=st.sampled_from([b"", b"", b"\x0e\1abcdef", b"\x0e\0abcdef", b"\1\2", bytes(3)]),
+        extensions=st.sampled_from([(), (), (0,), (60,)]),
+    )
+    def discovery(
+        self,
+        asks: bool,
+        sender: str,
+        wanted: str,
+        to: str,
+        mac: str,
+        flags: int,
+        side: int,
+        hop_limit: int,
+        wrong: int,
+        more: bytes,
+        extensions: tuple[int, ...],
+    ) -> None:
+        """Neighbour solicitations and advertisements, sound ones and others."""
+        self.settle()
+        speaks = sender if asks else wanted
+        mac = LATE_MAC if (side, speaks) == (LAN, LATE6) and mac.startswith("02") else mac
+        if (side, speaks) == (LAN, LATE6) and (LAN, LATE6) not in self.twin.hosts:
+            return
+        dst = {"group": icmp.solicited_node(wanted), "target": wanted, "everybody": icmp.ALL_NODES}[to]
+        option = (b"\1\1" if asks else b"\2\1") + wire.mac_bytes(mac) if mac else b""
+        rest, body = bytes([0 if asks else flags, 0, 0, wrong]), wire.addr_bytes(wanted) + option + more
+        frame = wire.icmp(sender, dst, 135 if asks else 136, 0, rest, body, ttl=hop_limit, extensions=extensions)
+        self.give(side, frame if not wrong else frame[:-1] + bytes([frame[-1] ^ 1]))
+
+    @precondition(lambda self: self.flows)
+    @rule(
+        data=st.data(),
+        kind=st.sampled_from([(3, 1), (3, 1), (3, 3), (11, 3), (12, 4), (4, 4), (5, 0)]),
+        code=st.sampled_from([0, 1, 2, 3, 4, 4, 4, 9, 13, 14, 15, 200]),
+        rest=st.one_of(
+            st.integers(0, 41),
+            st.integers(0, 41).map(lambda at: at << 24),
+            st.sampled_from([0, 68, 1260, 1280, 1400, 1500, 70000, MASK]),
+        ),
+        from_rs=st.booleans(),
+        cut=st.sampled_from([2000, 2000, 548, 128, 60, 56, 48, 40, 36, 28, 27, 20, 19, 4, 0]),
+        n=st.sampled_from([0, 2, 100, 600, 1300]),
+        seq=numbers,
+        flags=st.sampled_from([ACK, SYN, ACK | PSH, RST]),
+        sum=sums,
+        objects=st.sampled_from([None, None, None, 128, 32, 255]),
+        quote_options=st.sampled_from([b"", b"\1\1\1\0"]),
+        quote_extensions=st.sampled_from([(), (), (0,), (43, 60)]),
+        options=st.sampled_from([b"", b"", b"\1\1\1\0"]),
+        ttl=st.sampled_from([64, 64, 64, 1]),
+        lie=st.sampled_from(["", "", "", "", "", "sum", "lport", "sender", "fragment", "byte"]),
+        at=st.integers(0, 79),
+        hold=st.booleans(),
+    )
+    def error(
+        self,
+        data: st.DataObject,
+        kind: tuple[int, int],
+        code: int,
+        rest: int,
+        from_rs: bool,
+        cut: int,
+        n: int,
+        seq: int,
+        flags: int,
+        sum: int | None,
+        objects: int | None,
+        quote_options: bytes,
+        quote_extensions: tuple[int, ...],
+        options: bytes,
+        ttl: int,
+        lie: str,
+        at: int,
+        hold: bool,
+    ) -> None:
+        """An ICMP error about what went out to the RS, or to the client: of any kind, quoting more or less, perhaps lying."""
+        flow = data.draw(st.sampled_from(self.flows))
+        conn = self.connected(flow)
+        if conn is None or conn.dseq is None or conn.dts is None:
+            return
+        near, far = (conn.lip, conn.rs) if from_rs else (conn.vip, conn.client)
+        six = wire.is6(near[0])
+        near = (near[0], 7) if lie == "lport" else near
+        fields: dict[str, Any] = {"ttl": 3, "ident": 77, "tos": 0x48, "checksum": sum}
+        fields["frag"] = 5 if lie == "fragment" else wire.DF
+        fields |= {"ip_options": quote_options, "extensions": quote_extensions}
+        if flow.proto == UDP:
+            quote = wire.udp(*near, *far, bytes(n), **fields)[14:]
+        else:
+            quote = wire.tcp(*near, *far, flags, seq=seq, ack=seq, payload=bytes(n), **fields)[14:]
+        quote = bytearray(quote[:cut])
+        if lie == "byte" and at < len(quote):
+            quote[at] ^= 0x81
+        value = struct.pack("!I", rest)
+        if objects is not None:
+            words = objects // 8 if six else objects // 4
+            quote = quote[:objects].ljust(objects, b"\0") + b"\x20\0\0\0\0\x08\1\1abcd"
+            value = bytes([words]) + value[1:] if six else value[:1] + bytes([words]) + value[2:]
+        sender = {"sender": LIP6 if six else VIP}.get(lie, "2001:db8:5::1" if six else "192.0.2.254")
+        frame = wire.icmp(
+            sender,
+            near[0],
+            kind[six],
+            code,
+            value,
+            bytes(quote),
+            ttl=ttl,
+            extensions=(60,) if options and six else (),
+            options=b"" if six else options,
+            **self.mark(),
+        )
+        if lie == "sum":
+            frame = frame[:-1] + bytes([frame[-1] ^ 1])
+        self.give(LAN if from_rs else WAN, frame, hold)
 
     @rule(
         data=st.data(),

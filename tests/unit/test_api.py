@@ -92,7 +92,7 @@ def test_changes_come_into_force_and_listings_show_them(house):
     (service,) = house.client.services()
     assert service["servers"][0]["rip"] == "10.1.1.1" and service["lips"][0]["addr"] == "10.2.0.1"
     assert set(service) == {
-        "proto", "vip", "vport", "scheduler", "conn_timeout", "no_rs", "expire_quiescent", "half_open",
+        "proto", "vip", "vport", "scheduler", "conn_timeout", "no_rs", "expire_quiescent", "one_packet", "half_open",
         "stats", "rate", "lips", "servers",
     }  # fmt: skip
     assert set(service["stats"]) == {
@@ -114,6 +114,13 @@ def test_changes_come_into_force_and_listings_show_them(house):
     status = house.client.status()
     assert (status["workers"], status["capacity"], status["snapshot"]) == (2, 2000, 2)
     assert house.client.services(vip="10.0.0.9") == []
+
+
+def test_a_service_is_found_by_any_spelling_of_its_address(house):
+    house.client.change([{"op": "service.add", "proto": "tcp", "vip": "2001:DB8:0::1", "vport": 80}])
+    for vip in ("2001:db8::1", "2001:0DB8::0:1"):
+        (service,) = house.client.services(proto="tcp", vip=vip, vport=80)
+        assert service["vip"] == "2001:db8::1"
 
 
 def test_typed_changes_are_as_good_as_json(house):
@@ -154,7 +161,7 @@ def test_conns_are_filtered_and_counted(house):
 REFUSED = [
     ("no such service", [{"op": "service.del", **WEB}], 404, "FN-1203"),
     ("twice", [ADD[0], ADD[0]], 409, "FN-1204"),
-    ("IPv6", [{"op": "service.add", **WEB, "vip": "::1"}], 400, "FN-1202"),
+    ("not of a host", [{"op": "service.add", **WEB, "vip": "::1"}], 400, "FN-1201"),
     ("bad weight", [{**ADD[1], "weight": 70000}], 400, "FN-1201"),
     ("unknown op", [{"op": "service.destroy", **WEB}], 400, "FN-1201"),
     ("unknown key", [{**ADD[0], "color": 1}], 400, "FN-1201"),
@@ -190,6 +197,11 @@ RAW = [
     ("GET", "/v1/conns?state=X", None, 400),
     ("GET", "/v1/conns?cursor=9:0", None, 400),
     ("GET", "/v1/services?proto=icmp", None, 400),
+    ("GET", "/v1/services?vip=x", None, 400),
+    ("GET", "/v1/services?vip=::1", None, 400),
+    ("GET", "/v1/headroom?vip=2001:db8::1", None, 200),
+    ("GET", "/v1/conns?cip=2001:db8::/129", None, 400),
+    ("GET", "/v1/conns/count?cip=2001:db8::/32", None, 200),
     ("GET", "/v2", None, 404),
     ("DELETE", "/v1/services", None, 405),
     ("GET", "/openapi.json", None, 200),

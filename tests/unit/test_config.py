@@ -123,9 +123,14 @@ WRONG = [
     ("weight = 10", "weight = 65536", "FN-1104", ":19:", "the most is 65535"),
     ("weight = 10", 'role = "backup"', "FN-1111", ":19:", "not available"),
     ('"10.31.2.11:8443"', '"10.31.2.11"', "FN-1104", ":19:", "ADDRESS:PORT"),
-    ('"10.31.2.11:8443"', '"[fd00::1]:8443"', "FN-1202", ":19:", "IPv6 is not available"),
+    ('"10.31.2.11:8443"', '"[fd00::1]:8443"', "FN-1108", ":19:", "no IPv6 LIP, so [fd00::1]:8443 cannot be reached"),
+    ('"10.31.2.11:8443"', '"fd00::1:8443"', "FN-1104", ":19:", "[2001:db8::1]:80"),
+    ('"10.31.2.11:8443"', '"[fe80::1]:8443"', "FN-1104", ":19:", "valid on its link only"),
     ("198.51.100.80:443", "198.51.100.80:99999", "FN-1104", ":14: service.web.listen", "1..65535"),
-    ("198.51.100.80:443", "[2001:db8::1]:443", "FN-1202", ":14:", "IPv6 is not available"),
+    ("198.51.100.80:443", "[2001:db8::g]:443", "FN-1104", ":14:", "'2001:db8::g' is not an IPv6 address"),
+    ("198.51.100.80:443", "[2001:db8::1:443", "FN-1104", ":14:", "is not [ADDRESS]:PORT"),
+    ("198.51.100.80:443", "[ff02::1]:443", "FN-1104", ":14:", "not an address of a host"),
+    ("198.51.100.80:443", "[::ffff:10.0.0.1]:443", "FN-1104", ":14:", "IPv4 address in disguise"),
     ("198.51.100.80:443", "10.31.101.2:443", "FN-1107", ":14:", "also a LIP"),
     ("198.51.100.80:443", "198.51.100.80:80", "FN-1109", ":14:", "already in service.web"),
     ("198.51.100.53:53", "198.51.100.80:53", "FN-1104", ":23: service.dns.port", "would lie on wan and on lan"),
@@ -136,7 +141,9 @@ WRONG = [
     ('["udp", "tcp"]', "[17]", "FN-1104", ":22:", "list of texts"),
     ("10.31.101.1-", "10.31.101.9-", "FN-1104", ":6: node.lb1.lips", "empty or too large"),
     ("10.31.101.1-", "10.0.0.0-", "FN-1104", ":6:", "at most 4096"),
-    ("10.31.101.1-", "fd00::1-", "FN-1202", ":6:", "IPv6 is not available"),
+    ("10.31.101.1-", "fd00::1-", "FN-1104", ":6:", "not an address or a range"),
+    ("10.31.101.1-10.31.101.3", "fd00::-fd00::ffff", "FN-1104", ":6:", "at most 4096"),
+    ("10.31.101.1-10.31.101.3", "ff02::1-ff02::3", "FN-1104", ":6:", "not an address of a host"),
     ('"10.31.102.1"]\n[node', '"10.31.101.1"]\n[node', "FN-1104", ":6:", "there twice"),
     ('lips = ["10.31.101.1-10.31.101.3", "10.31.102.1"]\n', "", "FN-1108", ":12: service.web", "no LIP"),
     ("mgmt", "mgnt", "FN-1103", ":3: node.lb1.mgnt", "did you mean 'mgmt'?"),
@@ -159,6 +166,43 @@ def test_wrong_line_is_one_clear_error(old, new, code, where, words):
     assert caught.value.code == code, line
     assert line.startswith("f.toml") and where in line and words in line and "\n" not in line
     assert caught.value.fix
+
+
+GOOD6 = """\
+version = 1
+[node.lb1]
+wan  = { nic = "ens1f0" }
+lan  = { nic = "ens1f1" }
+lips = ["10.31.101.1-10.31.101.2", "2001:DB8:0:101::1-2001:db8:0:101::3", "2001:db8::9"]
+[service.web]
+listen = ["[2001:db8::80]:443", "198.51.100.80:443"]
+[service.web.rs]
+"10.31.2.11:8443" = { weight = 10 }
+"[2001:db8:2::11]:8443" = { weight = 5 }
+"""
+
+
+def test_both_families_may_meet_in_one_service():
+    c = read(GOOD6)
+    assert [str(s.key) for s in c.services] == ["tcp [2001:db8::80]:443", "tcp 198.51.100.80:443"]
+    for service in c.services:
+        assert [r.key for r in service.servers] == [("10.31.2.11", 8443), ("2001:db8:2::11", 8443)]
+        assert [lip.addr for lip in service.lips] == [
+            "10.31.101.1",
+            "10.31.101.2",
+            "2001:db8:0:101::1",
+            "2001:db8:0:101::2",
+            "2001:db8:0:101::3",
+            "2001:db8::9",
+        ]
+    assert c.addresses.by_key["2001:db8::80"].plen == 128
+    assert read(config.dump(c)) == c
+    text = config.dump(c)
+    assert 'lips = ["10.31.101.1-10.31.101.2", "2001:db8:0:101::1-2001:db8:0:101::3", "2001:db8::9"]' in text
+
+
+def test_management_address_may_be_ipv6():
+    assert read(GOOD6.replace("lips =", 'mgmt = "2001:db8:9::1"\nlips =')).mgmt == "2001:db8:9::1"
 
 
 def test_service_without_rs_is_a_warning():

@@ -89,6 +89,7 @@ def test_config_becomes_specs(house):
         "scheduler": "wrr",
         "no_rs_reset": False,
         "expire_quiescent": False,
+        "one_packet": False,
         "conn_timeout": 0,
         "half_open": 8192,
         "lips": [ids["10.2.0.1"]],
@@ -116,9 +117,9 @@ TOLD = [
      ["put_service", "publish"]),
     ("another service leaves the first alone", [{"op": "service.add", **DNS}], ["put_service", "publish"]),
     ("a new address is owned after it is in force", [{"op": "addr.add", "addr": "10.0.0.2", "port": "wan"}],
-     ["put_address", "publish", "own"]),
+     ["put_address", "publish", "own", "own"]),
     ("an address that goes is disowned first", [{"op": "addr.del", "addr": "10.0.0.1", "plen": 24, "port": "wan"}],
-     ["disown", "del_address", "put_routes", "publish"]),
+     ["disown", "disown", "del_address", "put_routes", "publish"]),
     ("service and LIP go", [{"op": "service.clear"}], ["disown", "del_address", "del_service", "publish"]),
     ("a route", [{"op": "route.add", "prefix": "10.9.0.0/16", "port": "lan"}], ["put_routes", "publish"]),
     ("a neighbour is no snapshot", [{"op": "neigh.add", "addr": "10.2.0.9", "mac": "02:00:00:00:00:09", "port": "lan"}],
@@ -135,9 +136,9 @@ def test_only_what_differs_is_put_and_in_order(house, changes, told):
     assert [call[0] for call in house.make(*changes)] == told
 
 
-def test_owned_addresses_are_on_the_right_port(house):
+def test_a_vip_is_owned_on_every_port_and_a_lip_where_it_lives(house):
     assert house.steering["wan"].set == {"10.0.0.1"}
-    assert house.steering["lan"].set == {"10.2.0.1"}
+    assert house.steering["lan"].set == {"10.0.0.1", "10.2.0.1"}
 
 
 def test_draining_lip_stays_until_its_last_connection(house):
@@ -146,13 +147,13 @@ def test_draining_lip_stays_until_its_last_connection(house):
     house.make({"op": "lip.del", "service": WEB, "addr": "10.2.0.1"})
     assert (lip, "10.2.0.1", "lip", 3) in house.plane.addresses
     house.engine.sweep()
-    assert house.steering["lan"].set == {"10.2.0.1"}
+    assert house.steering["lan"].set == {"10.0.0.1", "10.2.0.1"}
     assert [v["sa_used"] for v in house.engine.addresses("lan")] == [1]
     house = house.restart()
-    assert house.steering["lan"].set == {"10.2.0.1"}, "also when control starts again meanwhile"
+    assert house.steering["lan"].set == {"10.0.0.1", "10.2.0.1"}, "also when control starts again meanwhile"
     house.plane.of_address[lip] = AddressStats()
     house.engine.sweep()
-    assert house.steering["lan"].set == set()
+    assert house.steering["lan"].set == {"10.0.0.1"}
     assert [addr for _, addr, _, _ in house.plane.addresses] == ["10.0.0.1"]
 
 
@@ -308,7 +309,9 @@ def test_kernel_routes_are_mirrored_and_given_ones_win(house):
         ]
     )
     routes = put_routes(house)
-    assert routes["10.2.0.0/24"] == ("10.2.0.0/24", "", "10.2.0.1", 3, 0, 0, "unicast"), "the host's address cannot ask"
+    assert routes["10.2.0.0/24"] == ("10.2.0.0/24", "", "10.2.0.1", 3, 1300, 0, "unicast"), (
+        "the host's address cannot ask"
+    )
     assert routes["0.0.0.0/0"] == ("0.0.0.0/0", "10.2.0.254", "10.2.0.1", 3, 0, 100, "unicast"), (
         "a LIP asks for the gateway"
     )

@@ -21,6 +21,7 @@ from fnat.model import (
 )
 
 WEB = {"proto": "tcp", "vip": "10.0.0.1", "vport": 80}
+WEB6 = {"proto": "tcp", "vip": "2001:db8::1", "vport": 80}
 RS = {"service": WEB, "rip": "10.1.1.1", "rport": 80}
 PORTS = (Port(name="wan"), Port(name="lan"))
 
@@ -39,7 +40,19 @@ def make(*changes, config=None):
     return plan.apply(config or Config(ports=PORTS), CHANGES.validate_python(list(changes)))
 
 
+ADD6 = [
+    {"op": "service.add", **WEB6},
+    {"op": "server.add", "service": WEB6, "rip": "10.1.1.1", "rport": 80},
+    {"op": "server.add", "service": WEB6, "rip": "2001:db8:1::1", "rport": 80},
+    {"op": "lip.add", "service": WEB6, "addr": "2001:db8:2::1", "port": "lan"},
+    {"op": "addr.add", "addr": "2001:db8::1", "plen": 64, "port": "wan"},
+    {"op": "route.add", "prefix": "::/0", "gateway": "2001:db8::ffff"},
+    {"op": "route.add", "prefix": "2001:db8:9::/48", "gateway": "fe80::9", "port": "lan", "mtu": 1400},
+    {"op": "neigh.add", "addr": "fe80::9", "mac": "02:00:00:00:00:09", "port": "lan"},
+]
+
 BASE = make(*ADD)
+BOTH = make(*ADD6, config=BASE)
 
 
 def test_adds_make_things():
@@ -52,6 +65,18 @@ def test_adds_make_things():
     default, internal = BASE.routes
     assert (default.port, default.scope) == ("wan", "global"), "the port follows from the gateway"
     assert (internal.port, internal.scope) == ("lan", "link")
+
+
+def test_adds_make_things_of_both_families():
+    service = BOTH.services[1]
+    assert [r.key for r in service.servers] == [("10.1.1.1", 80), ("2001:db8:1::1", 80)]
+    default, far = BOTH.routes[-2:]
+    assert (default.port, default.scope) == ("wan", "global"), "the port follows from the gateway"
+    assert (far.port, far.gateway, far.mtu) == ("lan", "fe80::9", 1400)
+    assert make({"op": "route.flush", "family": 6}, config=BOTH).routes == BASE.routes
+    assert make({"op": "route.flush", "port": "lan", "family": 4}, config=BOTH).routes[-1] == far
+    assert make({"op": "addr.flush", "port": "wan", "family": 6}, config=BOTH).addresses == BASE.addresses
+    assert make({"op": "addr.add", "addr": "2001:db8:5::", "plen": 127, "port": "wan"}, config=BOTH)  # RFC 6164
 
 
 # sentence, changes, what must then be true
@@ -119,7 +144,11 @@ REFUSED = [
     ("host scope", {"op": "route.add", "prefix": "10.9.0.1", "port": "wan", "scope": "host"}, 400, "FN-1201", "addr.add"),
     ("link scope with gateway", {"op": "route.add", "prefix": "10.9.0.0/16", "gateway": "10.0.0.9", "scope": "link"}, 400, "FN-1201", "no gateway"),
     ("global scope without", {"op": "route.add", "prefix": "10.9.0.0/16", "port": "wan", "scope": "global"}, 400, "FN-1201", "needs a gateway"),
-    ("route MTU", {"op": "route.add", "prefix": "10.9.0.0/16", "port": "wan", "mtu": 1400}, 400, "FN-1111", "MTU"),
+    ("anycast address", {"op": "addr.add", "addr": "2001:db8::", "plen": 64, "port": "wan"}, 400, "FN-1201", "anycast"),
+    ("link-local gateway on no port", {"op": "route.add", "prefix": "::/0", "gateway": "fe80::1"}, 400, "FN-1201", "name one of"),
+    ("no IPv6 server", {"op": "server.del", **RS, "rip": "2001:db8::1"}, 404, "FN-1203", "no server [2001:db8::1]:80"),
+    ("VIP6 is a LIP", {"op": "lip.add", "service": WEB6, "addr": "2001:db8::1", "port": "wan"}, 409, "FN-1205", "LIP of tcp [2001"),
+    ("LIP6 in use", {"op": "addr.del", "addr": "2001:db8:2::1", "plen": 128, "port": "lan"}, 409, "FN-1206", "is a LIP of tcp [2001:"),
     ("no route to set", {"op": "route.set", "prefix": "10.9.0.0/16", "port": "wan"}, 404, "FN-1203", "no route"),
     ("no route to delete", {"op": "route.del", "prefix": "default", "gateway": "10.0.0.1"}, 404, "FN-1203", "gateway 10.0.0.1"),
     ("neighbour twice", {"op": "neigh.add", "addr": "10.2.0.9", "mac": "02:00:00:00:00:0a", "port": "lan"}, 409, "FN-1204", "exists"),
@@ -131,7 +160,7 @@ REFUSED = [
 @pytest.mark.parametrize(("change", "status", "code", "words"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
 def test_refusal_names_the_mend(change, status, code, words):
     with pytest.raises(ChangeError) as caught:
-        make(change, config=BASE)
+        make(change, config=BOTH)
     error = caught.value
     assert (error.status, error.code) == (status, code), str(error)
     assert words in str(error) and error.fix and "\n" not in str(error)
@@ -163,15 +192,23 @@ def test_subject_is_the_same_for_all_changes_of_a_thing():
 # ---- diff ----
 
 few = st.integers(1, 3)
-lips = st.lists(few.map(lambda n: LocalAddress(addr=f"10.2.0.{n}", port="lan")), unique=True).map(tuple)
-servers = st.dictionaries(few, st.integers(0, 2)).map(
-    lambda d: tuple(RealServer(rip=f"10.1.0.{n}", rport=80, weight=w) for n, w in d.items())
+networks = st.sampled_from(["10.{}.0.", "2001:db8:{}::"])
+
+
+def hosts(net):
+    """Addresses of both families in a network."""
+    return st.tuples(networks, few).map(lambda t: t[0].format(net) + str(t[1]))
+
+
+lips = st.lists(hosts(2).map(lambda a: LocalAddress(addr=a, port="lan")), unique=True).map(tuple)
+servers = st.dictionaries(hosts(1), st.integers(0, 2)).map(
+    lambda d: tuple(RealServer(rip=a, rport=80, weight=w) for a, w in d.items())
 )
 services = st.lists(
     st.builds(
         Service,
         proto=st.sampled_from(["tcp", "udp"]),
-        vip=few.map(lambda n: f"10.0.0.{n}"),
+        vip=hosts(0),
         vport=st.just(80),
         scheduler=st.sampled_from(["rr", "wrr"]),
         half_open=st.sampled_from([None, 0, 5]),
@@ -181,14 +218,14 @@ services = st.lists(
     unique_by=lambda s: s.key,
     max_size=4,
 ).map(tuple)
-addresses = st.dictionaries(few, st.sampled_from([24, 32])).map(
-    lambda d: tuple(Address(addr=f"10.0.0.{n}", plen=p, port="wan") for n, p in d.items())
+addresses = st.dictionaries(hosts(0), st.sampled_from([24, 32])).map(
+    lambda d: tuple(Address(addr=a, plen=p, port="wan") for a, p in d.items())
 )
-routes = st.dictionaries(few, st.sampled_from(["wan", "lan"])).map(
-    lambda d: tuple(Route(prefix=f"10.{n}.0.0/16", port=p, scope="link") for n, p in d.items())
-)
-neighbours = st.dictionaries(few, few).map(
-    lambda d: tuple(Neighbour(addr=f"10.0.1.{n}", mac=f"02:00:00:00:00:0{m}", port="wan") for n, m in d.items())
+routes = st.dictionaries(
+    st.tuples(few, st.sampled_from(["10.{}.0.0/16", "2001:db8:{}::/48"])), st.sampled_from(["wan", "lan"])
+).map(lambda d: tuple(Route(prefix=net.format(n), port=p, scope="link") for (n, net), p in d.items()))
+neighbours = st.dictionaries(hosts(0), few).map(
+    lambda d: tuple(Neighbour(addr=a, mac=f"02:00:00:00:00:0{m}", port="wan") for a, m in d.items())
 )
 configs = st.builds(
     Config,
