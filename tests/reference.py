@@ -28,8 +28,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import packets as wire
-from datagrams import Datagram, Datagrams, Piece, part_at
 import reference_icmp as icmp
+from datagrams import Datagram, Datagrams, Piece, part_at
 from packets import ACK, FIN, RST, SYN, TCP, UDP
 
 TICKS = 64
