@@ -59,12 +59,14 @@ enum verdict answer_echo(struct core *k, struct packet *p, const struct snap_add
         return drop(k, p, DROP_echo_unserved);
     if (!core_may(k, &k->echo_limit, s->echo_rate))
         return drop(k, p, DROP_rate_limited);
-    struct icmp_header *icmp = (struct icmp_header *)(p->data + p->l4);
-    u16 from = get16(icmp);
-    icmp->type = p->family == 4 ? ICMP_ECHO_REPLY : ICMP6_ECHO_REPLY;
-    icmp->csum = csum_apply(icmp->csum, csum_delta16(from, get16(icmp)));
+    if (p->fragment != FRAGMENT_LATER) {
+        struct icmp_header *icmp = (struct icmp_header *)(p->data + p->l4);
+        u16 from = get16(icmp);
+        icmp->type = p->family == 4 ? ICMP_ECHO_REPLY : ICMP6_ECHO_REPLY;
+        icmp->csum = csum_apply(icmp->csum, csum_delta16(from, get16(icmp)));
+        count(k, CNT_echo_replies_sent);
+    }
     swap_addresses(p);
-    count(k, CNT_echo_replies_sent);
     count(k, CNT_answered);
     return send_back(k, p, p->l3_len);
 }
@@ -171,7 +173,7 @@ enum verdict answer_error(struct core *k, struct packet *p, enum error what, u32
 
 /* ---- packets out of nothing ---- */
 
-static struct packet *own_packet(struct core *k, u16 len)
+struct packet *answer_own(struct core *k, u16 len)
 {
     if (k->own_count == OWN_PACKETS)
         return NULL;
@@ -185,7 +187,7 @@ static struct packet *own_packet(struct core *k, u16 len)
     return p;
 }
 
-struct packet *answer_blank(struct core *k) { return own_packet(k, ETH_MIN_FRAME); }
+struct packet *answer_blank(struct core *k) { return answer_own(k, ETH_MIN_FRAME); }
 
 /* An owned address to ask from: that of the route by this port, else any on it, else any. The reply is addressed to it. All zero: there is none. */
 static struct addr16 asking_address(const struct core *k, u8 port, u8 family, const u8 target[16])
@@ -266,7 +268,7 @@ static struct addr16 solicited_node(const u8 addr[16])
 
 static void ask_by_nd(struct core *k, const struct neigh_entry *e, const u8 *known, struct addr16 asker)
 {
-    struct packet *p = same_addr(asker.b, (const u8[16]){0}) ? NULL : own_packet(k, ETH_HEADER + ND_LEN);
+    struct packet *p = same_addr(asker.b, (const u8[16]){0}) ? NULL : answer_own(k, ETH_HEADER + ND_LEN);
     struct addr16 to = known ? addr16_of(6, e->addr) : solicited_node(e->addr);
     u8 mac[6];
     if (!p)
@@ -286,7 +288,7 @@ void answer_ask_neighbour(struct core *k, u32 neigh, bool unicast)
     struct addr16 asker = asking_address(k, e->port, e->family, e->addr);
     if (e->family == 6)
         return ask_by_nd(k, e, known, asker);
-    struct packet *p = own_packet(k, ETH_MIN_FRAME);
+    struct packet *p = answer_own(k, ETH_MIN_FRAME);
     if (!p)
         return;
     put_arp(k, p, e->port, known ? known : broadcast, get32(asker.b), get32(e->addr));
@@ -415,7 +417,7 @@ enum verdict answer_nd(struct core *k, struct packet *p)
 void answer_announce(struct core *k, u8 port, u8 family, const u8 addr[16])
 {
     u8 mac[6];
-    struct packet *p = k->ports[port].mtu ? own_packet(k, family == 4 ? ETH_MIN_FRAME : ETH_HEADER + ND_LEN) : NULL;
+    struct packet *p = k->ports[port].mtu ? answer_own(k, family == 4 ? ETH_MIN_FRAME : ETH_HEADER + ND_LEN) : NULL;
     if (!p)
         return;
     multicast_mac(mac, all_nodes.b);
@@ -444,7 +446,7 @@ static bool own_segment(struct core *k, const struct conn *c, enum direction dir
     u16 l3 = v4 ? sizeof(struct ip4_header) : sizeof(struct ip6_header);
     u16 len = (u16)(ETH_HEADER + l3 + sizeof(struct tcp_header));
     struct packet *p =
-        neigh_word_usable(neigh_load(&k->neigh, c->next_hop[dir])) ? own_packet(k, len < ETH_MIN_FRAME ? ETH_MIN_FRAME : len) : NULL;
+        neigh_word_usable(neigh_load(&k->neigh, c->next_hop[dir])) ? answer_own(k, len < ETH_MIN_FRAME ? ETH_MIN_FRAME : len) : NULL;
     if (!p)
         return false;
     struct addr16 src = to_rs ? conn_lip(k, c) : conn_vip(k, c), dst = to_rs ? conn_rip(c) : conn_cip(c);

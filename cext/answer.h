@@ -5,6 +5,7 @@
 #include "core.h"
 
 /* Turn the received packet into its answer, in place, back the way it came. */
+/* A later fragment only goes back: its datagram is an echo request if the first fragment is. */
 rare enum verdict answer_echo(struct core *k, struct packet *p, const struct snap_address_slot *pinged);
 rare enum verdict answer_reset(struct core *k, struct packet *p);
 /* An ICMP error about this packet, from the address it was sent to: RFC 792, RFC 1812 4.3.2, RFC 4443. The packet's own drop reason is
@@ -20,6 +21,8 @@ static inline bool answer_is_nd(const struct packet *p)
 }
 rare enum verdict answer_nd(struct core *k, struct packet *p);
 
+/* A frame of zeros with this length that leaves at the end of the turn, out_port to be set. NULL: no room. */
+struct packet *answer_own(struct core *k, u16 len);
 /* Ask for a neighbour; to its last known MAC when `unicast`. */
 void answer_ask_neighbour(struct core *k, u32 neigh, bool unicast);
 /* Tell everybody on the port's link that the address is here. */

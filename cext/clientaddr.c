@@ -778,6 +778,13 @@ enum clientaddr clientaddr_apply(struct core *k, struct packet *p, struct conn *
     return CLIENTADDR_NOTHING;
 }
 
+bool clientaddr_needs_whole(const struct conn *c, const struct packet *p, enum direction dir)
+{
+    if (c->proto == PROTO_TCP)
+        return is_proxy(c) ? !(c->marks & MARK_ACKED) : dir == TO_RS;
+    return mode_of(c) == FNAT_CLIENT_ADDR_UOA_IPO && dir == TO_RS && p->family == 4 && p->l4 - p->l3 > (int)sizeof(struct ip4_header);
+}
+
 /* Headers of p alone, and a checksum that is right whatever that of p is. */
 static void make_ahead(const struct packet *p, struct packet *ahead)
 {

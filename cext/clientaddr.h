@@ -32,6 +32,9 @@ void clientaddr_again(struct conn *c);
 /* was_half_open and first (next_seq of the client): before this packet moved anything. The client's stream begins where the RS's SYN-ACK
  * has settled its numbers, whatever clients claim. */
 void clientaddr_follow(struct conn *c, bool was_half_open, u32 first);
+/* Must this packet not go on in fragments? What tells the client's address needs the L4 header and the whole segment, and a fragment must
+ * not bring an option that a client has forged. */
+bool clientaddr_needs_whole(const struct conn *c, const struct packet *p, enum direction dir);
 /* Change the rewritten packet, at most to `mtu` bytes of IP packet. */
 enum clientaddr clientaddr_apply(struct core *k, struct packet *p, struct conn *c, enum direction dir, u32 mtu);
 /* After CLIENTADDR_AHEAD: make `ahead`, whose data has room, the packet that goes before p; NULL: there is no frame for it. */

@@ -138,6 +138,8 @@ struct fnat_settings {
     uint8_t echo;                     /* FNAT_ECHO_*: when pings are answered */
     uint8_t announce;                 /* tell the links of addresses that are new on a port (gratuitous ARP, unsolicited NA) */
     uint8_t own_sources;              /* 1: an owned address may be the source of a first packet; else that is a forgery: `martian` */
+    uint8_t fragment_seconds;         /* 1..60: until the fragments of a datagram are forgotten */
+    uint8_t pad[3];
     uint32_t icmp_rate,
         echo_rate; /* most ICMP errors and echo replies a worker makes, packets a second, at most FNAT_RATE_MOST; 0: unlimited */
 };

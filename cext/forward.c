@@ -10,6 +10,7 @@
  *   neigh.h    the MAC of the next hop         (resolve.h: wait for it)
  * and for a first packet: snapshot.h (whose service?), conn.h (open), again from rewrite.h on.
  * icmp.h reads and translates errors about packets of connections; answer.h makes the packets that go back at once.
+ * pieces.h is about datagrams in fragments: theirs is the slow way, as it is for what is larger than the MTU.
  *
  * Rules: a packet leaves with one verdict; a drop moves one reason; hits never read the snapshot.
  */
@@ -20,6 +21,7 @@
 #include "conn.h"
 #include "icmp.h"
 #include "parse.h"
+#include "pieces.h"
 #include "resolve.h"
 #include "rewrite.h"
 #include "track.h"
@@ -114,15 +116,6 @@ static inline u32 leaving_len(const struct conn *c, const struct packet *p)
     return p->l3_len - (u32)(p->l4 - p->l3) + (p->family == 4 ? (u32)sizeof(struct ip6_header) : (u32)sizeof(struct ip4_header));
 }
 
-/* The sender is told what it may send: RFC 1191, RFC 8201; in its own family's bytes. */
-rare static enum verdict too_big(struct core *k, struct packet *p, u32 leaving, u16 mtu)
-{
-    const struct ip4_header *ip = (const struct ip4_header *)(p->data + p->l3);
-    if (p->family == 4 && !(be16(ip->frag) & IP4_DF))
-        return drop(k, p, DROP_mtu);
-    return answer_error(k, p, ERROR_TOO_BIG, mtu + p->l3_len - leaving, DROP_mtu);
-}
-
 static inline u8 hops_left(const struct packet *p)
 {
     const u8 *l3 = p->data + p->l3;
@@ -192,6 +185,71 @@ rare static enum verdict forward_marked(struct core *k, struct packet *p, u32 in
     return VERDICT_HELD;
 }
 
+/* May it leave in fragments? RFC 791: without DF; RFC 8200 5: never on the way of IPv6; RFC 7915 5.1: what IPv4 gets without DF. */
+static bool may_split(const struct conn *c, const struct packet *p, u32 leaving)
+{
+    if (p->family == 4)
+        return !(be16(((const struct ip4_header *)(p->data + p->l3))->frag) & IP4_DF);
+    return c->families != FAMILIES_66 && (p->kind == KIND_FRAGMENT || leaving <= IP6_MIN_MTU - 20);
+}
+
+/* An ICMP error is about a first fragment, never about a later one: RFC 1122 3.2.2. */
+static enum verdict explain(struct core *k, struct packet *p, enum error what, u32 mtu, enum counter reason)
+{
+    return p->fragment == FRAGMENT_LATER ? drop(k, p, reason) : answer_error(k, p, what, mtu, reason);
+}
+
+/* forward_hit for fragments, for what has to leave in fragments and for what may become fragments further on: all that cares about
+ * the IP identification. */
+rare static enum verdict forward_slow(struct core *k, struct packet *p, u32 index, enum direction dir)
+{
+    struct conn *c = &k->conns[index];
+    struct neigh_entry *hop = &k->neigh.entries[c->next_hop[dir]];
+    u64 word = load_relaxed(&hop->word);
+    u8 port = neigh_word_port(word);
+    bool piece = p->kind == KIND_FRAGMENT, narrow = c->families == FAMILIES_44;
+    u32 leaving = narrow ? p->l3_len : leaving_len(c, p), mtu = k->link_mtu[neigh_word_link(word)], id;
+    if (piece && p->family == 4 && conn_family(c, !dir) == 6)
+        leaving += (u32)sizeof(struct ip6_fragment);
+
+    if (c->flags & CONN_QUIESCENT && !load_relaxed(&k->plane_members[c->member].usable)) {
+        conn_close(k, index);
+        return drop(k, p, DROP_quiesced);
+    }
+    if (hops_left(p) <= 1)
+        return explain(k, p, ERROR_TTL, 0, DROP_ttl);
+    if (!mtu)
+        return drop(k, p, DROP_port_down);
+    if (leaving > mtu && !may_split(c, p, leaving)) /* told in its own family's bytes: RFC 1191, RFC 8201 */
+        return explain(k, p, ERROR_TOO_BIG, mtu + p->l3_len - leaving, DROP_mtu);
+    enum counter reason = pieces_name(k, p, c, dir, &id);
+    if (reason)
+        return drop(k, p, reason);
+
+    if (c->flags & CONN_MARKED && clientaddr_needs_whole(c, p, dir))
+        return drop(k, p, DROP_client_addr_piece);
+
+    account(k, c, p, dir, narrow);
+    if (p->proto != PROTO_TCP) {
+        if (c->state != UDP_NORM && dir == TO_CLIENT)
+            follow_answer(k, index);
+    } else if (p->fragment != FRAGMENT_LATER)
+        follow_tcp(k, c, index, p, dir);
+    rewrite_piece(k, p, c, dir, id);
+    count_n(k, CNT_fragments, piece);
+
+    if (!neigh_word_usable(word))
+        return resolve_wait(k, p, c->next_hop[dir], dir);
+    hop->used = 1;
+    put64(p->data, word);
+    put64(p->data + 6, conn_family(c, !dir) == 4 ? k->ports[port].source4 : k->ports[port].source6);
+    p->out_port = port;
+    if (leaving > mtu && pieces_split(k, p, mtu) == VERDICT_DROP)
+        return VERDICT_DROP;
+    k->counters[CNT_to_rs + dir]++;
+    return VERDICT_TX;
+}
+
 /* narrow: IPv4 on both sides. */
 static always_inline enum verdict forward_known(struct core *k, struct packet *p, u32 index, enum direction dir, struct stage_clock *clock,
                                                 bool narrow)
@@ -207,11 +265,8 @@ static always_inline enum verdict forward_known(struct core *k, struct packet *p
     }
     if (unlikely((narrow ? ((const struct ip4_header *)(p->data + p->l3))->ttl : hops_left(p)) <= 1))
         return answer_error(k, p, ERROR_TTL, 0, DROP_ttl);
-    if (unlikely(leaving > k->link_mtu[link])) {
-        if (!k->link_mtu[link])
-            return drop(k, p, DROP_port_down);
-        return too_big(k, p, leaving, k->link_mtu[link]);
-    }
+    if (unlikely(leaving > k->link_mtu[link]))
+        return forward_slow(k, p, index, dir);
     if (unlikely(c->flags & CONN_MARKED))
         return forward_marked(k, p, index, dir);
 
@@ -260,6 +315,13 @@ static bool is_martian(const struct core *k, const struct packet *p)
 }
 
 /* What nobody sends who wants a connection. 0: nothing wrong. */
+static enum counter unwelcome_l4(const struct packet *p)
+{
+    if (!p->sport || !p->dport)
+        return DROP_port_zero;
+    return p->proto == PROTO_TCP && track_is_nonsense(p->tcp_flags) ? DROP_tcp_flags : 0;
+}
+
 static enum counter unwelcome(const struct core *k, const struct packet *p)
 {
     if (p->family == 6 ? same_addr(packet_src6(p), packet_dst6(p)) : p->saddr == p->daddr)
@@ -268,11 +330,7 @@ static enum counter unwelcome(const struct core *k, const struct packet *p)
         return DROP_martian;
     if (p->kind == KIND_ROUTED)
         return DROP_source_route;
-    if (p->kind != KIND_TCP && p->kind != KIND_UDP)
-        return 0;
-    if (!p->sport || !p->dport)
-        return DROP_port_zero;
-    return p->kind == KIND_TCP && track_is_nonsense(p->tcp_flags) ? DROP_tcp_flags : 0;
+    return p->kind == KIND_TCP || p->kind == KIND_UDP ? unwelcome_l4(p) : 0;
 }
 
 static enum verdict pass(struct core *k, struct packet *p, enum counter otherwise)
@@ -294,7 +352,7 @@ static bool is_hosts(const struct core *k, u8 family, const u8 addr[16])
 
 static enum verdict refuse(struct core *k, struct packet *p)
 {
-    if (k->snap->settings.unserved != FNAT_UNSERVED_RESET)
+    if (k->snap->settings.unserved != FNAT_UNSERVED_RESET || p->kind == KIND_FRAGMENT)
         return drop(k, p, DROP_no_service);
     if (p->proto == PROTO_TCP)
         return answer_reset(k, p);
@@ -315,6 +373,25 @@ static enum verdict hand_off(struct core *k, struct packet *p, u32 to)
 static bool may_open(const struct packet *p, const struct snap_address_slot *owned)
 {
     return p->proto == PROTO_TCP ? track_is_first(p->tcp_flags) : owned->kind != FNAT_ADDR_LIP;
+}
+
+/* May packets of one flow come to any worker? Fragments may, unless it is known where whole packets go. */
+static bool is_dealt_anyhow(const struct core *k, const struct packet *p)
+{
+    const struct lip_rule *rule = lip_rule(&k->lip, p->in_port, p->proto, p->family);
+    return rule->loose || (p->kind == KIND_FRAGMENT && !rule->map->rest_bytes);
+}
+
+/* Where the NIC would have brought a whole packet of this fragment's flow, which it could not tell. */
+static bool belongs_to_queue(struct core *k, struct packet *p, u32 *to)
+{
+    const struct lip_rule *rule = lip_rule(&k->lip, p->in_port, p->proto, p->family);
+    struct addr16 src = packet_src(p), dst = packet_dst(p);
+    if (rule->loose || !rule->map->rest_bytes)
+        return false;
+    *to = steer_owner(rule->map, be16(p->dport), steer_rest(rule->map, src.b, dst.b, p->sport));
+    p->hops = 1;
+    return *to != k->index;
 }
 
 /* Is the local port of this answer another worker's by the rule? */
@@ -358,7 +435,9 @@ static bool belongs_elsewhere(struct core *k, struct packet *p, const struct sna
         if (is_anothers(k, p, owned, &key, to))
             return true;
     }
-    if (opens && !lip_rule(&k->lip, p->in_port, p->proto, p->family)->loose)
+    if (!answer && !p->hops && p->kind == KIND_FRAGMENT && belongs_to_queue(k, p, to))
+        return true;
+    if (opens && !is_dealt_anyhow(k, p))
         return false;
     return goes_round(k, p, answer, opens, to);
 }
@@ -377,6 +456,8 @@ static bool error_belongs_elsewhere(struct core *k, struct packet *p, const stru
 
 static enum verdict forward_first(struct core *k, struct packet *p, const struct snap_address_slot *owned)
 {
+    if (unlikely(p->fragment == FRAGMENT_LATER))
+        return drop(k, p, DROP_no_conn);
     struct addr16 vip = packet_dst(p);
     const struct snap_service *svc = snapshot_service(k->snap, k->area, &k->secret, vip.b, p->dport, p->proto, p->family);
     u32 index;
@@ -390,14 +471,77 @@ static enum verdict forward_first(struct core *k, struct packet *p, const struct
     conn_settle(k, UNSETTLED);
     if (likely(!reason)) {
         u64 forwarded = k->counters[CNT_to_rs];
-        enum verdict verdict = forward_hit(k, p, index, TO_RS, NULL);
+        enum verdict verdict = likely(!p->fragment) ? forward_hit(k, p, index, TO_RS, NULL) : forward_slow(k, p, index, TO_RS);
         if (unlikely(k->counters[CNT_to_rs] == forwarded)) /* answered, or it waits */
             k->unsettled[(k->unsettled_to - 1) % BATCH].packet = NULL;
         return verdict;
     }
-    if (reason == DROP_no_rs && svc->no_rs == FNAT_NO_RS_RESET && p->proto == PROTO_TCP)
+    if (reason == DROP_no_rs && svc->no_rs == FNAT_NO_RS_RESET && p->kind == KIND_TCP)
         return answer_reset(k, p);
     return drop(k, p, reason);
+}
+
+static enum verdict forward_stranger(struct core *k, struct packet *p, const struct snap_address_slot *owned)
+{
+    u32 to;
+    if (!belongs_elsewhere(k, p, owned, &to))
+        return forward_first(k, p, owned);
+    if (unlikely(p->kind == KIND_FRAGMENT))
+        pieces_pack(p);
+    return hand_off(k, p, to);
+}
+
+/* ---- a fragment ---- */
+
+static always_inline u64 hash_of(const struct core *k, const struct packet *p)
+{
+    if (likely(p->family == 4))
+        return hash_flow4(&k->secret, get64(&p->saddr), get32(&p->sport), p->proto);
+    return hash_flow6(&k->secret, packet_src6(p), packet_dst6(p), get32(&p->sport), p->proto);
+}
+
+/* May a SYN in this direction open the connection anew? RFC 9293 3.6.1 */
+static inline bool is_over(const struct conn *c, u32 ref, const struct packet *p)
+{
+    return unlikely((c->state == TCP_TIME_WAIT || c->state == TCP_CLOSED) && !(ref & 1) && track_is_first(p->tcp_flags));
+}
+
+/* Its ports are known. */
+static enum verdict forward_piece(struct core *k, struct packet *p, const struct snap_address_slot *owned)
+{
+    p->hash = hash_of(k, p);
+    u32 ref = p->conn = conn_find(k, p);
+    if (ref && p->fragment == FRAGMENT_FIRST && is_over(&k->conns[ref >> 1], ref, p)) {
+        conn_close(k, ref >> 1);
+        ref = p->conn = 0;
+    }
+    if (ref)
+        return forward_slow(k, p, ref >> 1, ref & 1);
+    enum counter reason = unwelcome_l4(p);
+    return reason ? drop(k, p, reason) : forward_stranger(k, p, owned);
+}
+
+/* What goes to the same worker in the order of arrival stays in this order: the first fragment, what was held, then what comes. */
+static enum verdict forward_fragment(struct core *k, struct packet *p, const struct snap_address_slot *owned)
+{
+    struct datagram *d;
+    if (p->hops & HOPS_LEARNED) {
+        pieces_unpack(p);
+        return forward_piece(k, p, owned);
+    }
+    u32 home = pieces_home(k, p);
+    if (home != k->index)
+        return hand_off(k, p, home);
+    enum counter reason = pieces_note(k, p, &d);
+    if (reason)
+        return drop(k, p, reason);
+    if (!d->known)
+        return pieces_hold(k, p, d);
+    pieces_tell(p, d);
+    enum verdict verdict = forward_piece(k, p, owned);
+    for (struct packet *held; (held = pieces_release(k, d));)
+        held->verdict = (u8)forward_piece(k, held, owned);
+    return verdict;
 }
 
 /* An ICMP error: about a packet that left here for a connection, it goes on to who sent that. It neither ends nor refreshes the
@@ -437,6 +581,19 @@ rare static enum verdict forward_error(struct core *k, struct packet *p, const s
     return VERDICT_TX;
 }
 
+/* Echo requests are answered as they come, in whole or in fragments. */
+static enum verdict forward_icmp(struct core *k, struct packet *p, const struct snap_address_slot *mine)
+{
+    if (p->fragment == FRAGMENT_LATER)
+        return answer_echo(k, p, mine);
+    if (p->kind == KIND_FRAGMENT && p->l3 + p->l3_len < p->l4 + sizeof(struct icmp_header))
+        return drop(k, p, DROP_fragment_tiny);
+    u8 type = p->data[p->l4];
+    if (type == (p->family == 4 ? ICMP_ECHO : ICMP6_ECHO))
+        return answer_echo(k, p, mine);
+    return p->kind == KIND_ICMP && icmp_is_error(p->family, type) ? forward_error(k, p, mine) : drop(k, p, DROP_icmp);
+}
+
 __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, struct packet *p)
 {
     struct addr16 dst = packet_dst(p);
@@ -448,16 +605,16 @@ __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, st
         return drop(k, p, reason);
     switch (p->kind) {
     case KIND_TCP:
-    case KIND_UDP: {
-        u32 to;
-        return belongs_elsewhere(k, p, mine, &to) ? hand_off(k, p, to) : forward_first(k, p, mine);
-    }
+    case KIND_UDP:
+        return forward_stranger(k, p, mine);
     case KIND_ICMP:
-        if (p->data[p->l4] == (p->family == 4 ? ICMP_ECHO : ICMP6_ECHO))
-            return answer_echo(k, p, mine);
-        return icmp_is_error(p->family, p->data[p->l4]) ? forward_error(k, p, mine) : drop(k, p, DROP_icmp);
+        return forward_icmp(k, p, mine);
     case KIND_FRAGMENT:
-        return drop(k, p, DROP_fragment);
+        if (pieces_icmp(p))
+            return forward_icmp(k, p, mine);
+        if (p->family == 4 && p->proto != PROTO_TCP && p->proto != PROTO_UDP)
+            return drop(k, p, DROP_protocol);
+        return forward_fragment(k, p, mine);
     default:
         return drop(k, p, DROP_protocol);
     }
@@ -477,13 +634,6 @@ static always_inline bool is_candidate(const struct core *k, u32 ref, const stru
     return is_candidate6(k, ref, p);
 }
 
-static always_inline u64 hash_of(const struct core *k, const struct packet *p)
-{
-    if (likely(p->family == 4))
-        return hash_flow4(&k->secret, get64(&p->saddr), get32(&p->sport), p->proto);
-    return hash_flow6(&k->secret, packet_src6(p), packet_dst6(p), get32(&p->sport), p->proto);
-}
-
 static always_inline enum verdict forward_flow(struct core *k, struct packet *p, struct stage_clock *clock)
 {
     u32 ref = p->conn;
@@ -493,12 +643,13 @@ static always_inline enum verdict forward_flow(struct core *k, struct packet *p,
     if (unlikely(!ref))
         return forward_unknown(k, p);
     u32 index = ref >> 1;
-    u8 state = k->conns[index].state;
-    if (unlikely((state == TCP_TIME_WAIT || state == TCP_CLOSED) && !(ref & 1) && track_is_first(p->tcp_flags))) {
-        conn_close(k, index); /* RFC 9293 3.6.1: a new incarnation */
+    if (is_over(&k->conns[index], ref, p)) {
+        conn_close(k, index);
         p->conn = 0;
         return forward_unknown(k, p);
     }
+    if (unlikely(p->fragment))
+        return forward_slow(k, p, index, ref & 1);
     return forward_hit(k, p, index, ref & 1, clock);
 }
 

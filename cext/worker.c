@@ -13,6 +13,7 @@
 #include "clock.h"
 #include "conn.h"
 #include "forward.h"
+#include "pieces.h"
 #include "resolve.h"
 
 #include <errno.h>
@@ -122,12 +123,14 @@ int worker_open(struct fnat_plane *p, u32 index, struct fnat_worker **out)
     memset(w, 0, sizeof *w);
     w->plane = p;
     bind_core(&w->core, p, index);
-    if (make_pool(p, index, &w->core.pool)) {
+    if (make_pool(p, index, &w->core.pool) || frag_open(&w->core.frags, &w->core.secret, index, p->config.workers)) {
+        free(w->core.pool.stack);
         free(w);
         return -ENOMEM;
     }
     if (!index)
         announce_open(&w->core.announcer);
+    w->core.counters[TAKEN_held] = 0; /* of a process that was killed */
     w->core.handoff = p->handoff;
     if (p->handoff) {
         w->core.pool.foreign = take_home;
@@ -153,6 +156,7 @@ int worker_open(struct fnat_plane *p, u32 index, struct fnat_worker **out)
 void worker_close(struct fnat_worker *w)
 {
     lip_close(&w->core.lip);
+    frag_close(&w->core.frags);
     announce_close(&w->core.announcer);
     free(w->core.pool.stack);
     free(w);
@@ -378,6 +382,7 @@ static void tick(struct fnat_worker *w)
         conn_sweep_routes(k, SWEEP_PER_TURN);
     k->counters[TAKEN_endpoints] = k->header->lip.endpoints_used;
     k->counters[TAKEN_port_chunks] = k->header->lip.blocks_used;
+    k->counters[TAKEN_datagrams] = k->frags.count;
     k->counters[TAKEN_frames] = frames_in_use(w);
 }
 
@@ -406,6 +411,7 @@ u32 worker_step(struct fnat_worker *w, u64 now_ns)
         lip_all_follow(&k->lip);
     if (unlikely(!k->snap))
         return 0;
+    pieces_turn(k);
     for (u32 i = 0; i < w->n_queues; i++) {
         n += receive(w, &w->queues[i]);
         flush_all(w);
@@ -464,6 +470,7 @@ void fnat_worker_quiesce(struct fnat_worker *w)
 {
     struct core *k = &w->core;
     resolve_quiesce(k);
+    pieces_quiesce(k);
     for (u32 from = 0; k->handoff && from < k->workers; from++)
         for (u32 n; from != k->index && (n = handoff_pop(k->handoff, from, k->index, w->rx, BATCH));)
             for (u32 i = 0; i < n; i++) {

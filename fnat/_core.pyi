@@ -189,7 +189,8 @@ class Plane:
         announce: bool = False,
         own_sources: bool = False,
     ) -> None:
-        """Seconds by state name (see STATES); a state left out keeps its built-in default.
+        """Seconds by state name (see STATES); a state left out keeps its built-in default; FRAGMENTS, 1..60: of
+        a datagram's fragments.
 
         lports: first and last local port. icmp_rate, echo_rate: most ICMP errors and echo replies that a worker makes,
         packets a second, 0 to 10 000 000; 0: unlimited. echo_served: a VIP answers pings only while its kind says

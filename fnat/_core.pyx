@@ -66,7 +66,7 @@ cdef extern from "fnat.h" nogil:
     struct fnat_settings:
         uint32_t timeouts[15]
         uint16_t lport_first, lport_last
-        uint8_t unserved, echo, announce, own_sources
+        uint8_t unserved, own_sources, echo, announce, fragment_seconds
         uint32_t icmp_rate, echo_rate
     struct fnat_steering_spec:
         uint8_t mode, loose, key_len
@@ -479,14 +479,15 @@ cdef class Plane:
         defaults = (2, 7440, 10, 10, 600, 7, 3, 900, 30, 120, 30, 10, 300, 300, 2)
         for i, name in enumerate(STATES):
             s.timeouts[i] = timeouts.get(name, defaults[i])
-        unknown = set(timeouts) - set(STATES)
+        s.fragment_seconds = timeouts.get("FRAGMENTS", 2)
+        unknown = set(timeouts) - set(STATES) - {"FRAGMENTS"}
         if unknown:
             raise ValueError(f"unknown connection states {sorted(unknown)}; known: {', '.join(STATES)}")
         s.lport_first, s.lport_last = lports
         s.unserved = FNAT_UNSERVED_RESET if unserved_reset else FNAT_UNSERVED_DROP
         s.icmp_rate, s.echo_rate, s.announce = icmp_rate, echo_rate, bool(announce)
         s.echo = FNAT_ECHO_SERVED if echo_served else FNAT_ECHO_ALWAYS
-        check(fnat_put_settings(self.handle(), &s), "timeouts (1..31535999 s), local ports (1024..65535) and rates (0..10000000)")
+        check(fnat_put_settings(self.handle(), &s), "timeouts (1..31535999 s, of fragments 1..60 s), local ports (1024..65535) and rates (0..10000000)")
 
     def put_port(self, id, name, mac, mtu, *, up=True, exclusive=False):
         cdef fnat_port_spec spec

@@ -79,6 +79,12 @@ class Telling:
         """What the end of the client's stream is shifted by, beyond the connection's shift."""
         return self.adds if self.sent and not self.acked and not self.done else 0
 
+    def needs_whole(self, f: wire.Frame, sender: int) -> bool:
+        """Fragments, and packets that would become some, do not go on: they could neither tell nor be cleaned of what a client forges."""
+        if self.proto == TCP:
+            return sender == 0 if self.mode == "toa" else not self.acked
+        return self.mode == "uoa-ipo" and sender == 0 and not wire.is6(f.src) and f.l4 > 34
+
     def again(self, first: int) -> None:
         """The RS has forgotten the connection and begins anew."""
         self.done, self.first, self.told = False, first, 0

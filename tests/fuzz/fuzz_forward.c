@@ -1,6 +1,6 @@
 /* Invariant: any bytes in any order of turns give a verdict or a named drop; after every turn
- *  - rx_packets = forwarded + answered + absorbed + passed + waiting + all drop reasons (each packet ends in exactly one way);
- *  - no frame is lost: free + waiting = total;
+ *  - rx_packets = forwarded + answered + absorbed + passed + waiting + held + all drop reasons (each packet ends in exactly one way);
+ *  - no frame is lost: free + waiting + held = total;
  *  - every IPv4 frame that leaves is no longer than its port's MTU and has a right header checksum;
  * and when time has passed, everything taken is given back.
  *
@@ -23,7 +23,8 @@
         }                                                                                                                                  \
     } while (0)
 
-enum { WAN, LAN, PUNT, QUEUES, OPERATIONS = 11, FRAMES = 512, CONNS = 256, MTU = 1500, SECOND = 1000000000 };
+enum { OPERATIONS = 12 };
+enum { WAN, LAN, PUNT, QUEUES, FRAMES = 512, CONNS = 256, MTU = 1500, SECOND = 1000000000 };
 
 static struct fnat_plane *plane;
 static struct fnat_worker *worker;
@@ -114,6 +115,7 @@ static void start(void)
     }
     for (int i = 0; i < FNAT_STATES; i++)
         settings.timeouts[i] = 1;
+    settings.fragment_seconds = 1;
     settings.lport_first = 1024, settings.lport_last = 1400;
     CHECK(fnat_put_settings(plane, &settings) == 0);
     for (uint8_t i = 0; i < 2; i++) {
@@ -168,12 +170,12 @@ static void turn(void)
     collect();
     CHECK(fnat_counters(plane, 0, counters) == 0);
     uint64_t ended = counters[CNT_to_rs] + counters[CNT_to_client] + counters[CNT_answered] + counters[CNT_absorbed] +
-                     counters[CNT_passed] + counters[TAKEN_waiting];
+                     counters[CNT_passed] + counters[TAKEN_waiting] + counters[TAKEN_held];
     for (uint32_t i = 0; i < COUNTERS; i++)
         if (fnat_counter_kind(i) == 'd')
             ended += counters[i];
     CHECK(counters[CNT_rx_packets] == ended);
-    CHECK(pool->free + counters[TAKEN_waiting] == pool->total);
+    CHECK(pool->free + counters[TAKEN_waiting] + counters[TAKEN_held] == pool->total);
 }
 
 static uint8_t *make(uint8_t *frame, uint32_t *len, uint8_t proto, uint32_t src, uint32_t dst, uint16_t sport, uint16_t dport,
@@ -314,6 +316,25 @@ static void run(const uint8_t *p, const uint8_t *end)
                 put(how & 1, frame, make_error(frame, how & 1, p, n));
             p += n;
             break;
+        case 11: { /* a fragment of a client's datagram, or of an answer to what went to the RS last: identification, place, bytes */
+            uint16_t place = (uint16_t)(next(&p, end) << 8);
+            place |= next(&p, end);
+            n = min_u32(n, (uint32_t)(end - p));
+            bool answer = how & 64 && last_len[LAN] >= 42 && be16(get16(last[LAN] + 12)) == ETH_TYPE_IP4;
+            make(frame, &len, how & 32 ? PROTO_TCP : PROTO_UDP, CLIENT, VIP, 7, be16(80), p, n);
+            struct ip4_header *ip = (struct ip4_header *)(frame + ETH_HEADER);
+            if (answer) {
+                ip->src = get32(last[LAN] + 30), ip->dst = get32(last[LAN] + 26);
+                memcpy(frame + 34, last[LAN] + 36, 2);
+                memcpy(frame + 36, last[LAN] + 34, 2);
+            }
+            ip->id = how & 15;
+            ip->frag = be16(place & (IP4_MF | IP4_OFFSET));
+            fix(frame, len);
+            put(answer ? LAN : WAN, frame, len);
+            p += n;
+            break;
+        }
         default: /* the last frame once more, from either side, a byte changed */
             len = last_len[how % QUEUES];
             if (!len)
@@ -334,7 +355,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
     if (!plane)
         start();
     run(bytes, bytes + len);
-    for (int i = 0; i < 8 || counters[TAKEN_conns] || counters[TAKEN_waiting]; i++) {
+    for (int i = 0; i < 8 || counters[TAKEN_conns] || counters[TAKEN_waiting] || counters[TAKEN_datagrams]; i++) {
         CHECK(i < 2000);
         turn();
         now += SECOND / 2;

@@ -2,7 +2,7 @@
 
 serve SINK ECHO               TCP sink on SINK: reads to the end, answers with the SHA-256; UDP echo on ECHO
 upload HOST PORT BYTES        send BYTES pseudo-random bytes, half-close, read the answer
-echo HOST PORT COUNT FLOWS    COUNT UDP request/answer pairs over FLOWS source ports
+echo HOST PORT COUNT FLOWS [SIZE]  COUNT UDP request/answer pairs over FLOWS source ports, SIZE bytes each instead of different sizes
 connect HOST PORT             try to connect, report the error's name
 talk HOST PORT                one TCP connection; each line on stdin is an HTTP request on it, answered on stdout by a
 line with
@@ -76,7 +76,7 @@ def upload(host: str, port: int, size: int) -> dict[str, object]:
     return {"sent": digest.hexdigest(), "received": answer.decode()}
 
 
-def echo(host: str, port: int, count: int, flows: int) -> dict[str, object]:
+def echo(host: str, port: int, count: int, flows: int, size: int = 0) -> dict[str, object]:
     """A window of one request per flow; an answer not seen within 2 s is lost."""
     socks = []
     for _ in range(flows):
@@ -91,6 +91,7 @@ def echo(host: str, port: int, count: int, flows: int) -> dict[str, object]:
         while idle and sent < count:
             sock = idle.pop()
             waiting[sock] = f"{sent}:".encode() + b"x" * (sent % 1200)
+            waiting[sock] = (waiting[sock] + bytes(size))[:size] if size else waiting[sock]
             sock.send(waiting[sock])
             sent += 1
         ready, _, _ = select.select(list(waiting), [], [], 2.0)
@@ -184,7 +185,7 @@ def main(words: list[str]) -> None:
     elif verb == "upload":
         print(json.dumps(upload(rest[0], int(rest[1]), int(rest[2]))))
     elif verb == "echo":
-        print(json.dumps(echo(rest[0], int(rest[1]), int(rest[2]), int(rest[3]))))
+        print(json.dumps(echo(rest[0], *map(int, rest[1:]))))
     elif verb == "connect":
         print(json.dumps(connect(rest[0], int(rest[1]))))
     elif verb == "talk":

@@ -113,3 +113,4 @@ def test_timeouts_name_every_state_of_the_core():
     core = pytest.importorskip("fnat._core")
     assert tuple(STATE_OF.values()) == tuple(core.STATES)
     assert Timeouts().by_state()["TCP_EST"] == 7440
+    assert Timeouts(fragments=5).by_state()["FRAGMENTS"] == 5
