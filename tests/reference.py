@@ -699,12 +699,11 @@ class Reference:
             return "client_addr_piece"
         self.count["fragments"] += d is not None
         before = conn.half_open, conn.next_seq[_CLIENT], telling and not in_pieces
-        if first or conn.proto == UDP:
-            self._track(f, conn, sender)
         conn.last_seen = self.tick
         conn.packets[sender] += 1
         conn.bytes[sender] += f.total
-        self._track(f, conn, sender)
+        if first or conn.proto == UDP:
+            self._track(f, conn, sender)
         self.member_count[conn.member, "in_packets" if sender == _CLIENT else "out_packets"] += 1
         self.member_count[conn.member, "in_bytes" if sender == _CLIENT else "out_bytes"] += f.total
         self.count["checksums_completed"] += d is None and left_to_hardware(f)
