@@ -204,6 +204,7 @@ def _figures(r: bench_replay.Report) -> dict[str, Any]:
         "mismatched",
         "ordinary",
         "ordinary_forwarded",
+        "outside",
         "prepared",
         "made",
     )
