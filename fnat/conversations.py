@@ -149,7 +149,7 @@ def _outside(ip: bytes, found: Segment | None, group: bool, datagram: Datagram |
         return _other(ip)
     if group or any(_is_group(a) for a in (found.src, found.dst)):
         return "multicast"
-    if any(a[0] == 0 and not _is_loopback(a) for a in (found.src, found.dst)):
+    if any(_is_nobody(a) for a in (found.src, found.dst)):
         return "no_host"
     if any(a[0] == 0xFE and a[1] & 0xC0 == 0x80 for a in (found.src, found.dst) if len(a) == 16):
         return "link_local"  # RFC 4291 2.5.6
@@ -188,6 +188,13 @@ def _other(ip: bytes) -> str:
 
 def _is_group(address: bytes) -> bool:
     return address[0] >= 224 if len(address) == 4 else address[0] == 0xFF
+
+
+def _is_nobody(address: bytes) -> bool:
+    """RFC 1122 3.2.1.3; RFC 4291 2.5.2, 2.5.5.2."""
+    if len(address) == 4:
+        return address[0] == 0
+    return address == bytes(16) or address[:12] == bytes(10) + b"\xff\xff"
 
 
 def _is_loopback(address: bytes) -> bool:
