@@ -19,10 +19,18 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-enum { HUGE = 2 << 20, LEAST_PAYLOAD = 4, MOST_PAYLOAD = 1440, HEADERS = 54 + LEAST_PAYLOAD, WINDOW = 16384, LIVES_PACKETS = 6 };
+enum {
+    HUGE = 2 << 20,
+    LEAST_PAYLOAD = 4,
+    MOST_PAYLOAD = 1440,
+    HEADERS4 = 54 + LEAST_PAYLOAD,
+    HEADERS = 74 + LEAST_PAYLOAD,
+    WINDOW = 16384,
+    LIVES_PACKETS = 6
+};
 
 struct flow {
-    u32 cip, vip, rip, lip;
+    u32 cip, vip, rip, lip; /* of IPv6 addresses the last 4 bytes: all of a kind have one prefix */
     u16 cport, vport, rport, lport;
     u32 spare[2];
 };
@@ -43,6 +51,8 @@ struct generator {
     struct flow *flows;
     u32 n_flows, payload, check_every;
     u8 proto, gateway_mac[2][6], port_mac[2][6];
+    u8 family[2];                     /* of what comes in, by direction */
+    struct addr16 cip, vip, rip, lip; /* IPv6: the prefix; IPv4: zero */
     u64 random;
     u32 at, end;   /* in a phase: each flow once; end 0: random flows without end */
     bool shuffled; /* in a phase: not in order */
@@ -90,6 +100,15 @@ static inline u32 shuffled(const struct generator *g, u32 at)
     return at;
 }
 
+static inline u32 l3_size(const struct generator *g, enum direction dir)
+{
+    return g->family[dir] == 4 ? sizeof(struct ip4_header) : sizeof(struct ip6_header);
+}
+
+/* Where the addresses of a header lie, those parts of them that differ. */
+static inline u32 src_at(const struct generator *g, enum direction dir) { return g->family[dir] == 4 ? 12 : 20; }
+static inline u32 dst_at(const struct generator *g, enum direction dir) { return g->family[dir] == 4 ? 16 : 36; }
+
 static inline u32 l4_size(const struct generator *g)
 {
     return g->proto == PROTO_TCP ? sizeof(struct tcp_header) : sizeof(struct udp_header);
@@ -102,12 +121,22 @@ static void make_template(struct generator *g, struct template *t, enum directio
     memset(t, 0, sizeof *t);
     memcpy(data, g->port_mac[dir], 6);
     memcpy(data + 6, g->gateway_mac[dir], 6);
-    put16(data + 12, be16(ETH_TYPE_IP4));
-    struct ip4_header *ip = (struct ip4_header *)(data + ETH_HEADER);
     u16 l4_len = (u16)(l4_size(g) + g->payload);
-    *ip = (struct ip4_header){
-        .version_ihl = 0x45, .total_len = be16((u16)(sizeof *ip + l4_len)), .frag = be16(IP4_DF), .ttl = 64, .proto = g->proto};
-    u8 *l4 = (u8 *)(ip + 1);
+    u8 *l4 = data + ETH_HEADER + l3_size(g, dir);
+    if (g->family[dir] == 4) {
+        struct ip4_header *ip = (struct ip4_header *)(data + ETH_HEADER);
+        put16(data + 12, be16(ETH_TYPE_IP4));
+        *ip = (struct ip4_header){
+            .version_ihl = 0x45, .total_len = be16((u16)(sizeof *ip + l4_len)), .frag = be16(IP4_DF), .ttl = 64, .proto = g->proto};
+        t->sum_ip = csum_partial(ip, sizeof *ip);
+    } else {
+        struct ip6_header *ip = (struct ip6_header *)(data + ETH_HEADER);
+        put16(data + 12, be16(ETH_TYPE_IP6));
+        *ip = (struct ip6_header){.version_class_flow = be32(6u << 28), .payload_len = be16(l4_len), .next = g->proto, .hop_limit = 64};
+        memcpy(ip->src, dir == TO_RS ? g->cip.b : g->rip.b, 16);
+        memcpy(ip->dst, dir == TO_RS ? g->vip.b : g->lip.b, 16);
+        t->sum_l4 = csum_partial(ip->src, 32);
+    }
     if (g->proto == PROTO_TCP) {
         struct tcp_header *tcp = (struct tcp_header *)l4;
         tcp->seq = be32(shape == SHAPE_SYN || shape == SHAPE_SYNACK ? 0 : 1 + g->payload);
@@ -116,8 +145,7 @@ static void make_template(struct generator *g, struct template *t, enum directio
         tcp->window = 0xffff;
     } else
         ((struct udp_header *)l4)->len = be16(l4_len);
-    t->sum_ip = csum_partial(ip, sizeof *ip);
-    t->sum_l4 = csum_partial(l4, l4_size(g)) + csum_pseudo4(0, 0, g->proto, l4_len);
+    t->sum_l4 += csum_partial(l4, l4_size(g)) + csum_pseudo4(0, 0, g->proto, l4_len);
 }
 
 static inline void write_frame(const struct generator *g, u8 *data, u32 id, const struct flow *f, enum direction dir)
@@ -126,12 +154,14 @@ static inline void write_frame(const struct generator *g, u8 *data, u32 id, cons
     u32 src = dir == TO_RS ? f->cip : f->rip, dst = dir == TO_RS ? f->vip : f->lip;
     u32 ports = dir == TO_RS ? f->cport | (u32)f->vport << 16 : f->rport | (u32)f->lport << 16;
     u64 addrs = (u64)src + dst;
-    memcpy(data, t->frame, sizeof t->frame);
-    struct ip4_header *ip = (struct ip4_header *)(data + ETH_HEADER);
-    ip->src = src;
-    ip->dst = dst;
-    ip->csum = (u16)~csum_fold(t->sum_ip + addrs);
-    u8 *l4 = (u8 *)(ip + 1);
+    memcpy(data, t->frame, HEADERS4);
+    if (g->family[dir] == 6)
+        memcpy(data + HEADERS4, t->frame + HEADERS4, HEADERS - HEADERS4);
+    u8 *ip = data + ETH_HEADER, *l4 = ip + l3_size(g, dir);
+    put32(ip + src_at(g, dir), src);
+    put32(ip + dst_at(g, dir), dst);
+    if (g->family[dir] == 4)
+        ((struct ip4_header *)ip)->csum = (u16)~csum_fold(t->sum_ip + addrs);
     put32(l4, ports);
     put32(l4 + l4_size(g), id);
     u16 sum = csum_fold(t->sum_l4 + addrs + ports + id);
@@ -142,18 +172,32 @@ static inline void write_frame(const struct generator *g, u8 *data, u32 id, cons
 /* Is this output what a FullNAT must make of the flow's packet? */
 static bool is_right(const struct generator *g, const u8 *data, u32 len, enum direction dir)
 {
-    const struct ip4_header *ip = (const struct ip4_header *)(data + ETH_HEADER);
-    const u8 *l4 = (const u8 *)(ip + 1);
+    enum direction out = !dir; /* its header is like those of what comes in the other way */
+    const u8 *ip = data + ETH_HEADER, *l4 = ip + l3_size(g, out);
     u16 l4_len = (u16)(l4_size(g) + g->payload);
-    u32 id = get32(l4 + l4_size(g));
-    if (len != ETH_HEADER + sizeof *ip + l4_len || id >= g->n_flows)
+    u32 id = get32(l4 + l4_size(g)), wanted = ETH_HEADER + l3_size(g, out) + l4_len;
+    if (g->family[0] != g->family[1] && wanted < ETH_MIN_FRAME)
+        wanted = ETH_MIN_FRAME;
+    if (len != wanted || id >= g->n_flows || ip[0] >> 4 != g->family[out])
         return false;
     const struct flow *f = &g->flows[id];
     u32 src = dir == TO_RS ? f->lip : f->vip, dst = dir == TO_RS ? f->rip : f->cip;
     u32 ports = dir == TO_RS ? f->lport | (u32)f->rport << 16 : f->vport | (u32)f->cport << 16;
-    return ip->src == src && ip->dst == dst && get32(l4) == ports && ip->ttl == 63 && csum_fold(csum_partial(ip, sizeof *ip)) == 0xffff &&
-           csum_fold(csum_pseudo4(ip->src, ip->dst, g->proto, l4_len) + csum_partial(l4, l4_len)) == 0xffff &&
-           !memcmp(data, g->gateway_mac[!dir], 6) && !memcmp(data + 6, g->port_mac[!dir], 6);
+    u64 pseudo;
+    if (g->family[out] == 4) {
+        if (((const struct ip4_header *)ip)->ttl != 63 || csum_fold(csum_partial(ip, sizeof(struct ip4_header))) != 0xffff)
+            return false;
+        pseudo = csum_pseudo4(get32(ip + 12), get32(ip + 16), g->proto, l4_len);
+    } else {
+        const struct ip6_header *ip6 = (const struct ip6_header *)ip;
+        if (ip6->hop_limit != 63 || memcmp(ip6->src, dir == TO_RS ? g->lip.b : g->vip.b, 12) ||
+            memcmp(ip6->dst, dir == TO_RS ? g->rip.b : g->cip.b, 12))
+            return false;
+        pseudo = csum_pseudo6(ip6->src, g->proto, l4_len);
+    }
+    return get32(ip + src_at(g, out)) == src && get32(ip + dst_at(g, out)) == dst && get32(l4) == ports &&
+           csum_fold(pseudo + csum_partial(l4, l4_len)) == 0xffff && !memcmp(data, g->gateway_mac[!dir], 6) &&
+           !memcmp(data + 6, g->port_mac[!dir], 6);
 }
 
 /* ---- the driver ---- */
@@ -187,7 +231,7 @@ static unsigned gen_rx(struct io_queue *queue, struct packet *pkts, unsigned max
         g->fifo_count--;
         pkts[i].frame = frame;
         pkts[i].data = frame_data(g->pool, frame);
-        pkts[i].len = (u16)(ETH_HEADER + sizeof(struct ip4_header) + l4_size(g) + g->payload);
+        pkts[i].len = (u16)(ETH_HEADER + l3_size(g, q->dir) + l4_size(g) + g->payload);
         write_frame(g, pkts[i].data, ids[i], &g->flows[ids[i]], q->dir);
     }
     g->made += n;
@@ -207,12 +251,11 @@ static unsigned gen_tx(struct io_queue *queue, struct packet *pkts, unsigned n)
     for (unsigned i = 0; i < n; i++) {
         const u8 *data = pkts[i].data;
         if (unlikely(g->learn)) {
-            const struct ip4_header *ip = (const struct ip4_header *)(data + ETH_HEADER);
-            const u8 *l4 = (const u8 *)(ip + 1);
+            const u8 *ip = data + ETH_HEADER, *l4 = ip + l3_size(g, !dir);
             u32 id = get32(l4 + l4_size(g));
-            if (ip->proto == g->proto && id < g->n_flows) {
+            if (ip[0] >> 4 == g->family[!dir] && id < g->n_flows) {
                 struct flow *f = &g->flows[id];
-                f->lip = ip->src, f->rip = ip->dst;
+                f->lip = get32(ip + src_at(g, !dir)), f->rip = get32(ip + dst_at(g, !dir));
                 memcpy(&f->lport, l4, 2);
                 memcpy(&f->rport, l4 + 2, 2);
             }
@@ -260,7 +303,8 @@ static void shut_down(struct generator *g, struct fnat_worker *w)
     free(g->flows);
 }
 
-/* Flows over all services of the protocol; clients are 10.0.0.0/8, each worker's its own. */
+/* Flows over all services of the protocol, which are of one pair of families; clients are 10.0.0.0/8 or 2001:db8:ffff::a00:0/104, each
+ * worker's its own. */
 static int set_up(struct generator *g, struct fnat_worker *w, u8 proto, u32 n_flows, u32 payload)
 {
     struct core *k = &w->core;
@@ -278,7 +322,7 @@ static int set_up(struct generator *g, struct fnat_worker *w, u8 proto, u32 n_fl
     memset(g->flows, 0, (u64)n_flows * sizeof *g->flows);
     while (k->pool.free) {
         u32 frame = frame_alloc(&k->pool);
-        memset(frame_data(&k->pool, frame), 0, ETH_HEADER + sizeof(struct ip4_header) + sizeof(struct tcp_header) + payload);
+        memset(frame_data(&k->pool, frame), 0, ETH_HEADER + sizeof(struct ip6_header) + sizeof(struct tcp_header) + payload);
         g->fifo[g->fifo_count++] = frame;
     }
 
@@ -289,12 +333,24 @@ static int set_up(struct generator *g, struct fnat_worker *w, u8 proto, u32 n_fl
             picked[services++] = slot->service.blob;
     if (!services)
         goto no_service;
+    const struct snap_service *one = snapshot_at(k->area, picked[0]);
+    if (!one->n_members || !one->n_lips)
+        goto no_service;
+    g->family[TO_RS] = one->family, g->family[TO_CLIENT] = one->members[0].family;
+    if (one->family == 6) {
+        memcpy(g->cip.b, (const u8[]){0x20, 0x01, 0x0d, 0xb8, 0xff, 0xff}, 6);
+        memcpy(g->vip.b, one->vip, 12);
+    }
+    if (one->members[0].family == 6) {
+        memcpy(g->rip.b, one->members[0].rip, 12);
+        memcpy(g->lip.b, k->plane_addresses[snap_service_lips(one)[0]].addr, 12);
+    }
     for (u32 i = 0; i < n_flows; i++) {
         const struct snap_service *s = snapshot_at(k->area, picked[i % services]);
         struct flow *f = &g->flows[i];
         f->cip = be32(0x0a000000 | k->index << 18 | (i / 60000 + 1));
         f->cport = be16((u16)(1024 + i % 60000));
-        memcpy(&f->vip, s->vip, 4);
+        memcpy(&f->vip, s->vip + (s->family == 4 ? 0 : 12), 4);
         f->vport = s->vport;
     }
     for (u32 side = 0; side < 2; side++) {

@@ -20,9 +20,10 @@ struct core_port {
     u16 mtu;
     u8 flags;
     bool punt; /* there is a way to the host */
-};
+} __attribute__((aligned(32)));
 
-_Static_assert((int)FNAT_PORTS * FIB_MTUS <= (int)NEIGH_LINKS && (int)FIB_MTUS == (int)NEIGH_CLASSES, "a neighbour's word has room for port and MTU class");
+_Static_assert((int)FNAT_PORTS *FIB_MTUS <= (int)NEIGH_LINKS && (int)FIB_MTUS == (int)NEIGH_CLASSES,
+               "a neighbour's word has room for port and MTU class");
 
 struct waiting {
     struct packet packet;

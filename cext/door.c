@@ -112,12 +112,13 @@ int fnat_neigh_set(struct fnat_plane *p, uint8_t port, uint8_t family, const uin
     u32 tick = ticks(monotonic_ns());
     if (!mac) {
         u32 id = neigh_find(&t, port, family, addr);
-        while (id && neigh_word_state(neigh_load(&t, id)) == NEIGH_NONE)
-            id = neigh_next(&t, id);
-        if (!id)
-            return -ENOENT;
-        neigh_forget(&t, id, tick);
-        return 0;
+        int rc = -ENOENT;
+        for (; id; id = neigh_next(&t, id))
+            if (neigh_word_state(neigh_load(&t, id)) != NEIGH_NONE) {
+                neigh_turn(&t, id, NULL, NEIGH_NONE, tick);
+                rc = 0;
+            }
+        return rc;
     }
     u32 id = neigh_find(&t, port, family, addr);
     if (!id && !(id = neigh_get(&t, port, family, addr)))

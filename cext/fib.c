@@ -74,31 +74,38 @@ const struct fib_hop *fib_lookup(const struct fib *fib, u8 family, const u8 addr
 
 /* ---- the block ---- */
 
-/* What lies where; returns the end. */
-static u64 lay_out(const u8 *block, struct fib_sizes n, struct fib *out)
+/* Where the parts begin, in bytes from the block, and where the last one ends. */
+struct layout {
+    u64 mtus, hops, first6, leaf6, first4, leaf4, end;
+};
+
+static struct layout layout_of(struct fib_sizes n)
 {
-    u64 at = 0;
-    out->n = n;
-    out->mtus = (const u16 *)(block + at), at = align_up(at + FIB_MTUS * sizeof(u16), CACHE_LINE);
-    out->hops = (const struct fib_hop *)(block + at), at = align_up(at + (n.hops + 1ull) * sizeof(struct fib_hop), CACHE_LINE);
-    out->first6 = (const u128 *)(block + at), at = align_up(at + n.ranges6 * sizeof(u128), CACHE_LINE);
-    out->leaf6 = (const u32 *)(block + at), at = align_up(at + n.ranges6 * sizeof(u32), CACHE_LINE);
-    out->first4 = (const u32 *)(block + at), at = align_up(at + n.ranges4 * sizeof(u32), CACHE_LINE);
-    out->leaf4 = (const u32 *)(block + at), at = align_up(at + n.ranges4 * sizeof(u32), CACHE_LINE);
-    return at;
+    struct layout l = {0};
+    l.hops = align_up(l.mtus + FIB_MTUS * sizeof(u16), CACHE_LINE);
+    l.first6 = align_up(l.hops + (n.hops + 1ull) * sizeof(struct fib_hop), CACHE_LINE);
+    l.leaf6 = align_up(l.first6 + n.ranges6 * sizeof(u128), CACHE_LINE);
+    l.first4 = align_up(l.leaf6 + n.ranges6 * sizeof(u32), CACHE_LINE);
+    l.leaf4 = align_up(l.first4 + n.ranges4 * sizeof(u32), CACHE_LINE);
+    l.end = align_up(l.leaf4 + n.ranges4 * sizeof(u32), CACHE_LINE);
+    return l;
 }
 
-u64 fib_bytes(struct fib_sizes n)
-{
-    struct fib unused;
-    return lay_out(NULL, n, &unused);
-}
+u64 fib_bytes(struct fib_sizes n) { return layout_of(n).end; }
 
 struct fib fib_at(const void *block, struct fib_sizes n)
 {
-    struct fib fib;
-    lay_out(block, n, &fib);
-    return fib;
+    struct layout l = layout_of(n);
+    const u8 *at = block;
+    return (struct fib){
+        .first4 = (const u32 *)(at + l.first4),
+        .leaf4 = (const u32 *)(at + l.leaf4),
+        .first6 = (const u128 *)(at + l.first6),
+        .leaf6 = (const u32 *)(at + l.leaf6),
+        .hops = (const struct fib_hop *)(at + l.hops),
+        .mtus = (const u16 *)(at + l.mtus),
+        .n = n,
+    };
 }
 
 /* ---- building ---- */
@@ -184,14 +191,14 @@ static int give_classes(struct building *b, u32 n, u16 mtus[FIB_MTUS])
             fresh++;
         while (spare < FIB_MTUS && wanted[spare])
             spare++;
-        u32 class = fresh < FIB_MTUS ? fresh : spare;
-        if (class == FIB_MTUS)
+        u32 next = fresh < FIB_MTUS ? fresh : spare;
+        if (next == FIB_MTUS)
             return -E2BIG;
-        if (mtus[class])
-            b->class_of[mtus[class]] = 0;
-        mtus[class] = mtu;
-        wanted[class] = true;
-        b->class_of[mtu] = (u8)class;
+        if (mtus[next])
+            b->class_of[mtus[next]] = 0;
+        mtus[next] = mtu;
+        wanted[next] = true;
+        b->class_of[mtu] = (u8)next;
     }
     return 0;
 }

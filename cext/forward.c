@@ -53,10 +53,10 @@ static inline void fetch_conn(const struct core *k, const struct packet *p)
 
 /* ---- a packet of a known connection ---- */
 
-static always_inline void account(struct core *k, struct conn *c, const struct packet *p, enum direction dir)
+static always_inline void account(struct core *k, struct conn *c, const struct packet *p, enum direction dir, bool narrow)
 {
     struct member_stats *m = &k->members[c->member];
-    struct conn_counts *n = conn_counts(c);
+    struct conn_counts *n = narrow ? &c->a.v4.counts : &c->counts6;
     n->packets[dir]++;
     if (unlikely(__builtin_add_overflow(n->bytes[dir], p->l3_len, &n->bytes[dir])))
         c->bytes_high[dir]++;
@@ -87,9 +87,9 @@ static always_inline void follow_tcp(struct core *k, struct conn *c, u32 index, 
 }
 
 /* Bytes of the packet when it leaves: the headers of both families differ. */
-static always_inline u32 leaving_len(const struct conn *c, const struct packet *p)
+static inline u32 leaving_len(const struct conn *c, const struct packet *p)
 {
-    if (likely(c->families == FAMILIES_44 || c->families == FAMILIES_66))
+    if (c->families == FAMILIES_66)
         return p->l3_len;
     return p->l3_len - (u32)(p->l4 - p->l3) + (p->family == 4 ? (u32)sizeof(struct ip6_header) : (u32)sizeof(struct ip4_header));
 }
@@ -109,20 +109,22 @@ static inline u8 hops_left(const struct packet *p)
     return p->family == 4 ? ((const struct ip4_header *)l3)->ttl : ((const struct ip6_header *)l3)->hop_limit;
 }
 
-static always_inline enum verdict forward_hit(struct core *k, struct packet *p, u32 index, enum direction dir, struct stage_clock *clock)
+/* narrow: IPv4 on both sides. */
+static always_inline enum verdict forward_known(struct core *k, struct packet *p, u32 index, enum direction dir, struct stage_clock *clock,
+                                                bool narrow)
 {
     struct conn *c = &k->conns[index];
     struct neigh_entry *hop = &k->neigh.entries[c->next_hop[dir]];
     u64 word = load_relaxed(&hop->word);
     u32 link = neigh_word_link(word);
     u8 port = neigh_word_port(word);
-    u32 leaving = leaving_len(c, p);
+    u32 leaving = narrow ? p->l3_len : leaving_len(c, p);
 
     if (unlikely(c->flags & CONN_QUIESCENT && !load_relaxed(&k->plane_members[c->member].usable))) {
         conn_close(k, index);
         return drop(k, p, DROP_quiesced);
     }
-    if (unlikely(hops_left(p) <= 1))
+    if (unlikely((narrow ? ((const struct ip4_header *)(p->data + p->l3))->ttl : hops_left(p)) <= 1))
         return answer_error(k, p, ERROR_TTL, 0, DROP_ttl);
     if (unlikely(leaving > k->link_mtu[link])) {
         if (!k->link_mtu[link])
@@ -130,14 +132,17 @@ static always_inline enum verdict forward_hit(struct core *k, struct packet *p, 
         return too_big(k, p, leaving, k->link_mtu[link]);
     }
 
-    account(k, c, p, dir);
+    account(k, c, p, dir, narrow);
     if (p->proto == PROTO_TCP)
         follow_tcp(k, c, index, p, dir);
     else if (unlikely(c->state == UDP_ONEWAY && dir == TO_CLIENT))
         conn_enter(k, index, UDP_NORM);
     stage_mark(clock, STAGE_CONN);
 
-    rewrite_packet(k, p, c, dir);
+    if (narrow)
+        rewrite_narrow(k, p, c, dir);
+    else
+        rewrite_wide(k, p, c, dir);
     stage_mark(clock, STAGE_REWRITE);
 
     if (unlikely(!neigh_word_usable(word)))
@@ -145,11 +150,23 @@ static always_inline enum verdict forward_hit(struct core *k, struct packet *p, 
     if (unlikely(!hop->used))
         hop->used = 1;
     put64(p->data, word); /* the MAC; the rest of the word is written over */
-    put64(p->data + 6, likely(conn_family(c, !dir) == 4) ? k->ports[port].source4 : k->ports[port].source6);
+    put64(p->data + 6, narrow || conn_family(c, !dir) == 4 ? k->ports[port].source4 : k->ports[port].source6);
     p->out_port = port;
     k->counters[CNT_to_rs + dir]++;
     stage_mark(clock, STAGE_NEIGHBOUR);
     return VERDICT_TX;
+}
+__attribute__((noinline)) static enum verdict forward_wide(struct core *k, struct packet *p, u32 index, enum direction dir,
+                                                           struct stage_clock *clock)
+{
+    return forward_known(k, p, index, dir, clock, false);
+}
+
+static always_inline enum verdict forward_hit(struct core *k, struct packet *p, u32 index, enum direction dir, struct stage_clock *clock)
+{
+    if (likely(k->conns[index].families == FAMILIES_44))
+        return forward_known(k, p, index, dir, clock, true);
+    return forward_wide(k, p, index, dir, clock);
 }
 _Static_assert(CNT_to_client == CNT_to_rs + TO_CLIENT, "counters in the order of directions");
 
@@ -293,12 +310,16 @@ __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, st
 
 /* ---- one packet, then a batch ---- */
 
+__attribute__((noinline)) static bool is_candidate6(const struct core *k, u32 ref, const struct packet *p)
+{
+    return conn_is(k, &k->conns[ref >> 1], ref & 1, 6, p->proto, get32(&p->sport), packet_src6(p), packet_dst6(p));
+}
+
 static always_inline bool is_candidate(const struct core *k, u32 ref, const struct packet *p)
 {
-    const struct conn *c = &k->conns[ref >> 1];
     if (likely(p->family == 4))
-        return conn_is4(c, ref & 1, p);
-    return conn_is(k, c, ref & 1, 6, p->proto, get32(&p->sport), packet_src6(p), packet_dst6(p));
+        return conn_is4(&k->conns[ref >> 1], ref & 1, p);
+    return is_candidate6(k, ref, p);
 }
 
 static always_inline u64 hash_of(const struct core *k, const struct packet *p)

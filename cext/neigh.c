@@ -116,6 +116,8 @@ void neigh_learn(struct neigh_table *t, u32 id, const u8 mac[6], u8 state, u32 t
 void neigh_forget(struct neigh_table *t, u32 id, u32 tick)
 {
     const struct neigh_entry *e = &t->entries[id];
+    neigh_turn(t, id, NULL, NEIGH_NONE, tick);
     for (id = neigh_find(t, e->port, e->family, e->addr); id; id = neigh_next(t, id))
-        neigh_turn(t, id, NULL, NEIGH_NONE, tick);
+        if (neigh_word_usable(neigh_load(t, id)))
+            neigh_turn(t, id, NULL, NEIGH_NONE, tick);
 }

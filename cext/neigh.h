@@ -61,7 +61,7 @@ static inline u32 neigh_get(struct neigh_table *t, u8 port, u8 family, const u8 
 void neigh_learn(struct neigh_table *t, u32 id, const u8 mac[6], u8 state, u32 tick);
 /* The state of this entry alone; mac NULL: none. */
 void neigh_turn(struct neigh_table *t, u32 id, const u8 mac[6], u8 state, u32 tick);
-/* All entries of this address. */
+/* Nobody answered, or it shall not be known: this entry, and those of the address that know a MAC. One that is being asked for goes on. */
 void neigh_forget(struct neigh_table *t, u32 id, u32 tick);
 
 #endif

@@ -68,10 +68,10 @@ struct packet {
     u64 hash;         /* of the flow key */
     u32 conn;         /* index<<1 | direction; 0 while none is found */
     u16 l4_len;       /* bytes of the TCP segment or UDP datagram, header included */
+    u16 frag_offset;  /* host order, in bytes; valid for fragments */
+    u32 frag_id;      /* network order; likewise */
     u8 family;        /* 4 | 6; 0: not IP */
     u8 fragment;      /* enum fragment */
-    u32 frag_id;      /* network order; valid for fragments */
-    u16 frag_offset;  /* host order, in bytes; likewise */
     u8 frag_at;       /* offset from data of the IPv6 fragment header, that of an atomic fragment (RFC 6946) included; 0: none */
     u8 spare;
 } cache_aligned;

@@ -106,13 +106,14 @@ static inline void parse_packet(struct packet *p)
     p->conn = 0;
     p->l3 = ETH_HEADER;
     p->tcp_flags = 0;
-    p->family = p->fragment = p->frag_at = 0;
+    p->family = 4, p->fragment = FRAGMENT_NONE, p->frag_at = p->spare = 0; /* one store */
     if (unlikely(p->len < ETH_HEADER))
         return parse_invalid(p, DROP_truncated);
     u16 type = be16(get16(data + 12));
     if (unlikely(type != ETH_TYPE_IP4)) {
         if (likely(type == ETH_TYPE_IP6))
             return parse_ip6(p);
+        p->family = 0;
         p->kind = type == ETH_TYPE_ARP ? KIND_ARP : KIND_OTHER;
         return;
     }
@@ -130,7 +131,6 @@ static inline void parse_packet(struct packet *p)
         sum += csum_partial(ip + 1, header - (u32)sizeof *ip);
     if (unlikely(csum_fold(sum) != 0xffff))
         return parse_invalid(p, DROP_ip_checksum);
-    p->family = 4;
     p->l3_len = (u16)total;
     p->l4 = (u8)(ETH_HEADER + header);
     p->proto = ip->proto;

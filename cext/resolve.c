@@ -72,7 +72,7 @@ static void age(struct core *k, u32 id)
         if (for_ticks < NEIGH_RETRANS)
             return;
         if (e->tries >= NEIGH_TRIES) {
-            neigh_turn(&k->neigh, id, NULL, NEIGH_NONE, k->tick);
+            neigh_forget(&k->neigh, id, k->tick);
             return;
         }
         e->tries++;

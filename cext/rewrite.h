@@ -116,12 +116,4 @@ static always_inline void rewrite_narrow(struct core *k, struct packet *p, const
     rewrite_l4(k, p, c, dir, l4, csum_field, csum, partial);
 }
 
-static always_inline void rewrite_packet(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
-{
-    if (likely(c->families == FAMILIES_44))
-        rewrite_narrow(k, p, c, dir);
-    else
-        rewrite_wide(k, p, c, dir);
-}
-
 #endif

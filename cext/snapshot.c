@@ -1,6 +1,7 @@
 /* snapshot.c: see snapshot.h. The builder lives in control's own memory; only sealed results lie in the shared area.
  *
- * Space is given out next fit over a bitmap of units, which lives with the builder. What a new snapshot no longer uses waits in
+ * Space is given out next fit over a bitmap of units, which lives with the builder. Routes, which may take megabytes in one piece, have
+ * the end of the area, kept free of small things for two tables: one lies at its upper end, the next at its lower. What a new snapshot no longer uses waits in
  * a queue, and is free again when every running worker has adopted a snapshot made after that. A control process that starts
  * anew begins with an empty builder: its first publish replaces the picture as a whole; until then all that the old snapshot
  * reaches counts as used.
@@ -41,9 +42,9 @@ struct snapshot_builder {
     u16 mtus[FIB_MTUS]; /* classes of routes' MTUs */
     bool host_routes;
     u32 routes_version, fib_at;
-    u64 *used; /* a bit a unit of the shared area */
-    u32 units, next;
-    struct extent *dying; /* a queue, in order of `since` */
+    u64 *used;                /* a bit a unit of the shared area */
+    u32 units, next, low_end; /* routes lie from low_end on, all else before it as long as there is room */
+    struct extent *dying;     /* a queue, in order of `since` */
     u32 dying_first, dying_end, dying_room;
 };
 
@@ -92,6 +93,18 @@ static u32 find_run(const struct snapshot_builder *b, u32 from, u32 to, u32 unit
     return 0;
 }
 
+/* The last ones instead. */
+static u32 find_run_back(const struct snapshot_builder *b, u32 from, u32 to, u32 units)
+{
+    u32 run = 0;
+    for (u32 i = to; i-- > from;) {
+        run = b->used[i / 64] >> i % 64 & 1 ? 0 : run + 1;
+        if (run == units)
+            return i;
+    }
+    return 0;
+}
+
 s64 snapshot_adopted(const struct fnat_plane *p)
 {
     s64 oldest = (s64)(load_acquire(&p->header->snapshot) >> 32);
@@ -119,7 +132,9 @@ static u32 take_space(struct fnat_plane *p, struct snapshot_builder *b, u64 byte
 {
     u32 units = units_of(bytes);
     reclaim(p, b);
-    u32 at = find_run(b, b->next, b->units, units);
+    u32 at = find_run(b, b->next, b->low_end, units);
+    if (!at)
+        at = find_run(b, 1, b->low_end, units);
     if (!at)
         at = find_run(b, 1, b->units, units);
     if (!at)
@@ -127,6 +142,24 @@ static u32 take_space(struct fnat_plane *p, struct snapshot_builder *b, u64 byte
     mark(b, at, units, true);
     b->next = at + units;
     memset(p->snapshots + (u64)at * UNIT, 0, (u64)units * UNIT);
+    return at;
+}
+
+/* For routes; the last ones lie at `old`. */
+static u32 take_space_for_routes(struct fnat_plane *p, struct snapshot_builder *b, u64 bytes, u32 old)
+{
+    u32 units = units_of(bytes), at = 0;
+    reclaim(p, b);
+    u64 room = 2ull * units + units / 4; /* the next one may be a little larger */
+    b->low_end = room < b->units ? b->units - (u32)room : 1;
+    if (old < b->low_end + (b->units - b->low_end) / 2)
+        at = find_run_back(b, b->low_end, b->units, units);
+    if (!at)
+        at = find_run(b, b->low_end, b->units, units);
+    if (!at)
+        at = find_run_back(b, 1, b->units, units);
+    if (at)
+        mark(b, at, units, true);
     return at;
 }
 
@@ -219,6 +252,7 @@ static struct snapshot_builder *builder_of(struct fnat_plane *p)
         return NULL;
     b->units = (u32)(p->snapshots_len / UNIT);
     b->next = 1;
+    b->low_end = b->units;
     b->blobs = calloc(p->config.services, sizeof *b->blobs);
     b->published = calloc(p->config.services, sizeof *b->published);
     b->addresses = calloc(ADDRESS_IDS, sizeof *b->addresses);
@@ -717,10 +751,12 @@ static void settle_table(struct making *m, struct draft *d)
 static int make_routes(struct fnat_plane *p, struct snapshot_builder *b, u32 *at)
 {
     u64 bytes = fib_bytes(b->routes_sizes);
-    if (!(*at = take_space(p, b, bytes)))
+    if (!(*at = take_space_for_routes(p, b, bytes, b->fib_at)))
         return -ENOSPC;
     if (b->routes)
         memcpy(p->snapshots + (u64)*at * UNIT, b->routes, bytes);
+    else
+        memset(p->snapshots + (u64)*at * UNIT, 0, bytes);
     return 0;
 }
 

@@ -160,9 +160,9 @@ void worker_close(struct fnat_worker *w)
 static void make_link_mtus(struct core *k)
 {
     for (u8 port = 0; port < FNAT_PORTS; port++)
-        for (u32 class = 0; class < FIB_MTUS; class++) {
-            u16 mtu = k->fib.mtus[class], most = k->ports[port].mtu;
-            k->link_mtu[neigh_link(port, (u8)class)] = mtu && mtu < most ? mtu : most;
+        for (u32 i = 0; i < FIB_MTUS; i++) {
+            u16 mtu = k->fib.mtus[i], most = k->ports[port].mtu;
+            k->link_mtu[neigh_link(port, (u8)i)] = mtu && mtu < most ? mtu : most;
         }
 }
 

@@ -210,8 +210,8 @@ class Plane:
         """The whole list of (prefix "10.0.0.0/8", gateway or "", src or "", port id, mtu, metric, kind).
 
         kind is "unicast", "host" (hand to the host) or "unreachable". Of equal prefixes the lowest metric wins;
-        unicast routes with the same one share the flows. mtu 0: the port's. EINVAL what cannot be; E2BIG more than 64 equal-cost
-        routes to a prefix or 255 different MTUs. ValueError: gateway or src of the other family."""
+        unicast routes with the same one share the flows. mtu 0: the port's. EINVAL what cannot be; E2BIG more than 64
+        equal-cost routes to a prefix or 255 different MTUs. ValueError: gateway or src of the other family."""
     def route_get(self, addr: str, flow: int = 0) -> Hop | None:
         """The way of a flow (any 32-bit number) by the snapshot this plane published last; None: no route."""
     def publish(self) -> int: ...

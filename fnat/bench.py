@@ -34,9 +34,16 @@ LIVES_CONNS = 4 << 20  # room for all that are open or in TIME_WAIT
 BYTES_PER_CONN = 183  # the plane's share and the generator's
 PLANE_BYTES = 128 << 20
 PORTS = (
-    ("wan", "02:fa:00:00:00:01", "10.255.255.254", "02:fb:00:00:00:01"),
-    ("lan", "02:fa:00:00:00:02", "172.31.255.254", "02:fb:00:00:00:02"),
+    ("wan", "02:fa:00:00:00:01", "02:fb:00:00:00:01"),
+    ("lan", "02:fa:00:00:00:02", "02:fb:00:00:00:02"),
 )
+GATEWAYS = {4: ("10.255.255.254", "172.31.255.254"), 6: ("fe80::1", "fe80::1")}
+VIPS = {4: "198.18.0.{}", 6: "2001:db8::{:x}"}
+SERVER_NETS = {
+    4: ("172.16.0.0/12", "172.30.0.{}", "172.16.{}.{}"),
+    6: ("fd00::/16", "fd00::30:{:x}", "fd00::{:x}:{:x}"),
+}
+FAMILIES = {"4": (4, 4), "6": (6, 6), "44": (4, 4), "66": (6, 6), "64": (6, 4), "46": (4, 6)}
 
 json_option = click.option(
     "--json", "json_to", metavar="FILE|-", help="Write the figures as JSON to FILE, or to standard output."
@@ -60,6 +67,7 @@ class Shape:
     services: int
     servers: int  # of each service
     lips: int
+    families: tuple[int, int] = (4, 4)  # of the clients and VIPs, of the RSs and LIPs
 
 
 def shape_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -287,20 +295,27 @@ def _plane(core: ModuleType, conns: int, workers: int, shape: Shape) -> Plane:
         snapshot_mib=16,
     )
     plane.put_settings(states, False)
-    for port, (name, mac, gateway, gateway_mac) in enumerate(PORTS):
+    clients, servers = shape.families
+    for port, (name, mac, gateway_mac) in enumerate(PORTS):
         plane.put_port(port, name, mac, 1500, up=True)
-        plane.neigh_set(port, gateway, gateway_mac, static=True)
+        plane.neigh_set(port, GATEWAYS[shape.families[port]][port], gateway_mac, static=True)
+    net, lip, server = SERVER_NETS[servers]
+    default = "0.0.0.0/0" if clients == 4 else "::/0"
     plane.put_routes(
-        [("0.0.0.0/0", PORTS[0][2], "", 0, 0, 0, "unicast"), ("172.16.0.0/12", PORTS[1][2], "", 1, 0, 0, "unicast")]
+        [
+            (default, GATEWAYS[clients][0], "", 0, 0, 0, "unicast"),
+            (net, GATEWAYS[servers][1], "", 1, 0, 0, "unicast"),
+        ]
     )
-    lips = [(1 + i, f"172.30.0.{1 + i}", "lip", 1) for i in range(shape.lips)]
-    plane.put_addresses(lips + [(1 + shape.lips + i, f"198.18.0.{1 + i}", "vip", 0) for i in range(shape.services)])
+    lips = [(1 + i, lip.format(1 + i), "lip", 1) for i in range(shape.lips)]
+    vips = [VIPS[clients].format(1 + i) for i in range(shape.services)]
+    plane.put_addresses(lips + [(1 + shape.lips + i, vip, "vip", 0) for i, vip in enumerate(vips)])
     for proto in (6, 17):
         for i in range(shape.services):
             service = 1 + i + shape.services * (proto == 17)
-            members = [(service * shape.servers + s, f"172.16.{i}.{1 + s}", 8080, 1) for s in range(shape.servers)]
+            members = [(service * shape.servers + s, server.format(i, 1 + s), 8080, 1) for s in range(shape.servers)]
             plane.put_service(
-                service, f"198.18.0.{1 + i}", 80, proto, scheduler="rr", members=members, lips=[row[0] for row in lips]
+                service, vips[i], 80, proto, scheduler="rr", members=members, lips=[row[0] for row in lips]
             )
     plane.publish()
     return plane
@@ -364,7 +379,13 @@ def _measured(
     "--conns", type=click.IntRange(64, 200_000_000), default=1000, show_default=True, help="Connections of each worker."
 )
 @click.option("--proto", type=click.Choice(["udp", "tcp"]), default="udp", show_default=True)
-@click.option("--family", type=click.Choice(["4", "6"]), default="4", show_default=True)
+@click.option(
+    "--family",
+    type=click.Choice(list(FAMILIES)),
+    default="4",
+    show_default=True,
+    help="Of both sides, or the clients' and then the real servers': 64 is IPv6 clients, IPv4 servers.",
+)
 @click.option(
     "--payload",
     type=click.IntRange(4, 1440),
@@ -396,8 +417,6 @@ def nat(
     frames, not in ns_per_packet), ns_per_open (first packets), ns_per_expire, stages (with --stages), mismatched,
     dropped, proto, family, payload, seconds. Times are CPU time of a worker.
     """
-    if family == "6":
-        raise BenchError("IPv6 is not available in this version; use --family 4 (FN-1202)")
     core = _core()
     with _one_line(f"{workers} worker(s) with {conns} connections each"):
         number = 6 if proto == "tcp" else 17
@@ -405,7 +424,7 @@ def nat(
             core,
             workers,
             conns,
-            Shape(**shape),
+            Shape(shape["services"], shape["servers"], shape["lips"], FAMILIES[family]),
             lambda w: w.bench_nat(number, conns, seconds, payload=payload, stages=stages),
         )
     info, packets = measured.info, max(measured.total("packets"), 1)
@@ -426,7 +445,7 @@ def nat(
         "ns_per_open": round(measured.total("open_ns") / all_conns, 1),
         "ns_per_expire": round(measured.total("expire_ns") / all_conns, 1),
         "proto": proto,
-        "family": 4,
+        "family": family,
         "payload": payload,
         "seconds": seconds,
     }
@@ -465,7 +484,13 @@ def cps(seconds: float, workers: int, json_to: str | None, **shape: int) -> None
     """
     core = _core()
     with _one_line(f"{workers} worker(s)"):
-        measured = _measured(core, workers, LIVES_CONNS, Shape(**shape), lambda w: w.bench_cps(seconds))
+        measured = _measured(
+            core,
+            workers,
+            LIVES_CONNS,
+            Shape(shape["services"], shape["servers"], shape["lips"]),
+            lambda w: w.bench_cps(seconds),
+        )
     lives = max(measured.total("opened"), 1)
     net = (measured.total("ns") - measured.total("generator_ns")) / lives
     figures = {

@@ -129,6 +129,9 @@ class Scheduler:
                 return members[at]
 
 
+Hop = tuple[int, str]  # port, and the address whose MAC is asked for
+
+
 @dataclass
 class Choice:
     """What the product was free to choose when it opened a connection."""
@@ -159,6 +162,8 @@ class Conn:
     synack_seen: bool = False
     finished: bool = False  # both sides have closed; its local port may be taken when none is free
     next_seq: list[int | None] = field(default_factory=lambda: [None, None])  # by sender, in the sender's own numbers
+    # By sender: the hop towards the other end, and those it was chosen from.
+    ways: list[tuple[Hop, frozenset[Hop]] | None] = field(default_factory=lambda: [None, None])
     packets: list[int] = field(default_factory=lambda: [0, 0])
     bytes: list[int] = field(default_factory=lambda: [0, 0])
 
@@ -203,7 +208,7 @@ class Reference:
         self.schedulers: dict[int, Scheduler] = {}
         self.addresses: dict[int, tuple[str, str, int]] = {}  # id -> (address, kind, port)
         self.lip_names: dict[int, str] = {}  # every id ever given out
-        self.routes: list[tuple[Network, str, int, str, int]] = []  # prefix, gateway, port, kind, metric
+        self.routes: list[tuple[Network, str, int, str, int, int]] = []  # prefix, gateway, port, kind, metric, mtu
         self.neighbours: dict[tuple[int, str], Neighbour] = {}
         self.conns: list[Conn] = []  # in order of opening
         self.by_key: dict[tuple[int, str, int, str, int], tuple[Conn, int]] = {}
@@ -216,6 +221,7 @@ class Reference:
         self.observe: Callable[[Conn, bytes, int], tuple[int, int]] = self._no_observation
         self.choose: Callable[[Conn, bytes], Choice | None] = self._no_choice
         self.expend: Callable[[list[Conn], bytes], Conn] = self._no_expense
+        self.pick: Callable[[Conn, int, list[Hop]], Hop | None] = self._no_pick
         self.identify: Callable[[Conn, bytes, int], int] = lambda conn, frame, sender: 0
 
     # ---- configuration: the calls of Plane ----
@@ -276,8 +282,8 @@ class Reference:
 
     def put_routes(self, routes: list[tuple[str, str, str, int, int, int, str]]) -> None:
         self.routes = [
-            (ipaddress.ip_network(prefix), gateway, port, kind, metric)
-            for prefix, gateway, _, port, _, metric, kind in routes
+            (ipaddress.ip_network(prefix), gateway, port, kind, metric, mtu)
+            for prefix, gateway, _, port, mtu, metric, kind in routes
         ]
 
     def neigh_set(self, port: int, addr: str, mac: str, *, static: bool = False) -> None:
@@ -289,13 +295,35 @@ class Reference:
     def owned(self, addr: str) -> tuple[str, str, int] | None:
         return next((a for a in self.addresses.values() if a[0] == addr), None)
 
-    def route(self, addr: str) -> tuple[int, str] | None:
-        """(port, next hop), longest prefix first, then lowest metric."""
+    def hops(self, addr: str) -> dict[Hop, int]:
+        """(port, next hop) and MTU of the route, 0: the port's. Longest prefix first, then lowest metric; several are equals."""
         fitting = [r for r in self.routes if ipaddress.ip_address(addr) in r[0]]
         if not fitting:
-            return None
-        prefix, gateway, port, kind, _ = min(fitting, key=lambda r: (-r[0].prefixlen, r[4]))
-        return (port, gateway or addr) if kind == "unicast" else None
+            return {}
+        best = min((-r[0].prefixlen, r[4]) for r in fitting)
+        equals = [r for r in fitting if (-r[0].prefixlen, r[4]) == best]
+        unicast = [r for r in equals if r[3] == "unicast"] if equals[0][3] == "unicast" else []
+        return {(port, gateway or addr): mtu for _, gateway, port, _, _, mtu in unicast}
+
+    def way(self, conn: Conn, sender: int) -> Hop | None:
+        """The hop of a connection. Among equals it is the product's choice, as long as it is one of them; one that comes new may
+        take it over. Without any route it stays."""
+        legal = self.hops(hop_side(conn, sender))
+        known = conn.ways[sender]
+        if not legal:
+            return known[0] if known else None
+        stays = known is not None and known[0] in legal
+        open_to = [h for h in legal if not (stays and known and h in known[1] and h != known[0])]
+        hop = open_to[0] if len(open_to) == 1 else self.pick(conn, sender, open_to)
+        if hop is None:  # it does not show yet
+            return open_to[0]
+        conn.ways[sender] = (hop, frozenset(legal))
+        return hop
+
+    def mtu(self, conn: Conn, sender: int, hop: Hop) -> int:
+        """What may leave by this hop of the connection."""
+        own = self.hops(hop_side(conn, sender)).get(hop, 0)
+        return min(own or 65535, self.ports[hop[0]][1])
 
     def usable(self, conn: Conn) -> bool:
         service = self.services.get(conn.service)
@@ -399,14 +427,14 @@ class Reference:
         return self._forward(port, f, conn, sender)
 
     def _forward(self, port: int, f: wire.Frame, conn: Conn, sender: int) -> str:
-        hop = self.route(conn.rs[0] if sender == _CLIENT else conn.client[0])
         if f.ttl <= 1:
             return self._error(port, f, "ttl")
+        hop = self.way(conn, sender)
         if not hop:
             return "no_route"
         if hop[0] not in self.ports:
             return "port_down"
-        mtu = self.ports[hop[0]][1]
+        mtu = self.mtu(conn, sender, hop)
         leaves6, came6 = wire.is6(hop_side(conn, sender)), wire.is6(f.src)
         leaving = f.total if leaves6 == came6 else 14 + f.total - f.l4 + (40 if leaves6 else 20)
         if leaving > mtu:
@@ -518,10 +546,10 @@ class Reference:
     def _clamp(self, segment: bytearray, conn: Conn) -> None:
         """The MSS option of a SYN: what either side may send must fit both ports, whichever header it has there."""
         most = 65535
-        for addr in (conn.rs[0], conn.client[0]):
-            hop = self.route(addr)
+        for way in (_CLIENT, _RS):
+            hop = self.way(conn, way)
             if hop and hop[0] in self.ports:
-                most = min(most, self.ports[hop[0]][1] - (60 if wire.is6(addr) else 40))
+                most = min(most, self.mtu(conn, way, hop) - (60 if wire.is6(hop_side(conn, way)) else 40))
         header = (segment[12] >> 4) * 4
         for kind, at, size in wire.tcp_options(bytes(segment[20:header])):
             if kind == 2 and size == 4 and struct.unpack_from("!H", segment, 22 + at)[0] > most:
@@ -632,10 +660,10 @@ class Reference:
             conn.lip = ("", -self.count["conns_opened"])  # not seen by anybody, and it must end before it is
             if finished:
                 raise Illegal("cannot be followed")
-        hops = [self.route(member.rip), self.route(f.src)]
-        for hop in hops:
-            if hop:
-                self.neighbours.setdefault(hop, Neighbour())
+        hops = [self.hops(member.rip), self.hops(f.src)]
+        for equals in hops:
+            if len(equals) == 1:  # which of several is chosen does not show yet
+                self.neighbours.setdefault(*equals, Neighbour())
         if not all(hops):
             return "no_route"
         self.conns.append(conn)
@@ -646,9 +674,10 @@ class Reference:
         return self._forward(port, f, conn, _CLIENT)
 
     def _leaves_at_once(self, f: wire.Frame, member: Member) -> bool:
-        hop = self.route(member.rip)
-        known = hop is not None and hop[0] in self.ports and self.neighbours.get(hop, Neighbour()).mac
-        return bool(known) and f.ttl > 1 and hop is not None and f.total <= self.ports[hop[0]][1]
+        hop, mtu = next(iter(self.hops(member.rip).items()), (None, 0))
+        if hop is None or hop[0] not in self.ports or not self.neighbours.get(hop, Neighbour()).mac:
+            return False
+        return f.ttl > 1 and f.total <= min(mtu or 65535, self.ports[hop[0]][1])
 
     def _half_open(self, service: Service) -> list[Conn]:
         """Oldest first."""
@@ -732,6 +761,9 @@ class Reference:
         self.count["expendable_evicted"] += 1
         return True
 
+    def _no_pick(self, conn: Conn, sender: int, hops: list[Hop]) -> Hop | None:
+        raise Illegal("nobody tells which of the equals was chosen")
+
     def _no_expense(self, candidates: list[Conn], frame: bytes) -> Conn:
         raise Illegal("nobody tells who went")
 
@@ -741,11 +773,13 @@ class Reference:
         if conn.state != "TCP_EST":
             return
         client, server = conn.next_seq[_CLIENT] or 0, conn.next_seq[_RS] or 0
-        self._own_reset(conn.lip, conn.rs, (client + (conn.dseq or 0)) & MASK, server)
-        self._own_reset(conn.vip, conn.client, server, client)
+        self._own_reset(conn, _CLIENT, (client + (conn.dseq or 0)) & MASK, server)
+        self._own_reset(conn, _RS, server, client)
 
-    def _own_reset(self, src: tuple[str, int], dst: tuple[str, int], seq: int, ack: int) -> None:
-        hop = self.route(dst[0])
+    def _own_reset(self, conn: Conn, sender: int, seq: int, ack: int) -> None:
+        """As the sender would say it."""
+        src, dst = (conn.lip, conn.rs) if sender == _CLIENT else (conn.vip, conn.client)
+        hop = self.way(conn, sender)
         if not hop or hop[0] not in self.ports or not self.neighbours.get(hop, Neighbour()).mac:
             return
         frame = wire.tcp(

@@ -12,7 +12,7 @@ from typing import Any
 
 import packets as wire
 from packets import TCP
-from reference import MASK, Choice, Conn, Illegal, Reference
+from reference import MASK, Choice, Conn, Hop, Illegal, Reference
 
 from fnat._core import COUNTERS, MemQueue, Plane, Worker
 
@@ -186,7 +186,7 @@ class Twin(Rig):
         self.reference = Reference(conns=options.get("conns", 1024))
         self.reference.now = START
         self.reference.choose, self.reference.observe = self._choose, self._observe
-        self.reference.expend, self.reference.identify = self._expend, self._identify
+        self.reference.expend, self.reference.pick, self.reference.identify = self._expend, self._pick, self._identify
         if punt:
             self.reference.punt.add(WAN)
         self.hosts: dict[tuple[int, str], str] = {}
@@ -220,6 +220,17 @@ class Twin(Rig):
         if not gone:
             raise Illegal(f"nobody of {candidates} went for {wire.describe(frame)}")
         return gone[0]
+
+    def _pick(self, conn: Conn, sender: int, hops: list[Hop]) -> Hop | None:
+        """Which of equal hops the connection goes by: the one whose MAC is on a packet that left. Equal hops have MACs."""
+        src, dst = (conn.lip, conn.rs) if sender == 0 else (conn.vip, conn.client)
+        macs = {f.eth_dst for f in self.frames if f.flow == (conn.proto, *src, *dst)}
+        if not macs:
+            return None
+        chosen = [hop for hop in hops if {self.reference.neighbours[hop].mac} == macs]
+        if not chosen:
+            raise Illegal(f"{conn} left by {macs}; open to it: {hops}")
+        return chosen[0]
 
     def _observe(self, conn: Conn, frame: bytes, sender: int) -> tuple[int, int]:
         """Shifts, from the packet that left for this one."""

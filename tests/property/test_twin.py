@@ -59,6 +59,8 @@ ids = st.sampled_from(list(PROTOS))
 RSS = [RS1, RS2, RS3, RS4, RS6, RS6B]
 LATE = "10.0.0.150"  # an RS whose MAC is learned by ARP
 LATE_MAC = "02:00:00:00:01:50"
+GATEWAYS = [GATEWAY, "192.0.2.2", "192.0.2.3"]
+GATEWAYS6 = [GATEWAY6, "2001:db8:1::2", "2001:db8:1::3"]
 CLIENTS = [CLIENT, "198.51.100.8", "203.0.113.9"]
 CLIENTS6 = [CLIENT6, "2001:db8:99::8", "2001:db8:7::ffff:1"]
 
@@ -112,6 +114,9 @@ class CoreAndReference(RuleBasedStateMachine):
     def begin(self, punt: bool, conns: int, mtu: int, lports: tuple[int, int]) -> None:
         self.twin = Twin(punt=punt, conns=conns, mtu=mtu, lports=lports)
         self.twin.hosts[LAN, LATE] = LATE_MAC
+        for i, gateway in enumerate([*GATEWAYS[1:], *GATEWAYS6[1:]]):
+            for side in self.twin.both():
+                side.neigh_set(WAN, gateway, f"02:00:00:00:02:{i:02x}", static=True)
         self.flows = []
         self.held: list[tuple[int, bytes]] = []
         self.ident = 0
@@ -512,6 +517,30 @@ class CoreAndReference(RuleBasedStateMachine):
             side.put_addresses([a for a in ADDRESSES if a[0] in owned or len(owned) < 3])
             side.put_settings(TIMEOUTS, reset, self.twin.lports)
         self.twin.plane.publish()
+        self.twin.operations += 1
+
+    @rule(
+        gateways=st.sets(st.sampled_from(GATEWAYS), min_size=1),
+        mtu=st.sampled_from([0, 0, 700, 1400]),
+        lan_mtu=st.sampled_from([0, 0, 800]),
+        part=st.sampled_from(["", "198.51.100.0/24"]),
+    )
+    def change_routes(self, gateways: set[str], mtu: int, lan_mtu: int, part: str) -> None:
+        """Clients by equal-cost gateways, some of them by a route of their own; an MTU for either side."""
+        self.settle()
+        if any(n.waiting for n in self.twin.reference.neighbours.values()):
+            return  # they would wait for one address in two queues
+        mtu6, equals = max(mtu, 1280) if mtu else 0, sorted(GATEWAYS.index(gateway) for gateway in gateways)
+        routes = [("0.0.0.0/0", GATEWAYS[i], "", WAN, mtu, 5, "unicast") for i in equals]
+        routes += [("::/0", GATEWAYS6[i], "", WAN, mtu6, 5, "unicast") for i in equals]
+        routes += [("0.0.0.0/0", GATEWAY, "", WAN, 68, 9, "unicast"), ("fd00::/64", "", "", LAN, 0, 0, "unicast")]
+        routes += [("10.0.0.0/24", "", "", LAN, lan_mtu, 0, "unicast")]
+        routes += [(part, GATEWAYS[2], "", WAN, 0, 0, "unicast")] if part else []
+        for side in self.twin.both():
+            side.put_routes(routes)
+        self.twin.plane.publish()
+        for _ in range(8):  # the pass over all connections
+            self.twin.deliver([])
         self.twin.operations += 1
 
     @rule(up=st.booleans())

@@ -6,6 +6,7 @@ import ipaddress
 import random
 import struct
 import tempfile
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -161,6 +162,69 @@ def test_too_many_equals_and_too_many_mtus_are_refused(plane: Plane) -> None:
     # 255 others: no class is in use any more, so all may be used again
     publish(plane, [(prefix, "", "", 0, mtu + 1000, 0, "unicast") for prefix, _, _, _, mtu, _, _ in mtus[:255]])
     assert [hop.mtu for i in range(255) if (hop := plane.route_get(f"10.0.{i}.1"))] == list(range(2000, 2255))
+
+
+def full_table(dice: random.Random, fours: int, sixes: int) -> list[Spec]:
+    """As a router has it: many prefixes by few gateways."""
+    lengths4, lengths6 = [24] * 12 + [22, 23, 20, 19, 16, 21, 18, 17], [48] * 10 + [32] * 4 + [44, 40, 36, 29]
+    gateways4, gateways6 = [f"10.1.0.{i}" for i in range(1, 100)], [f"fe80::{i:x}" for i in range(1, 100)]
+    blocks = [f"{a}.{b}." for a in range(1, 224) for b in range(256)]
+    routes: dict[str, Spec] = {}
+    while len(routes) < fours:
+        prefix = f"{dice.choice(blocks)}{dice.getrandbits(8)}.0/{dice.choice(lengths4)}"
+        routes[prefix] = (prefix, dice.choice(gateways4), "", 0, 0, 100, "unicast")
+    while len(routes) < fours + sixes:
+        prefix = (
+            f"2{dice.getrandbits(12):03x}:{dice.getrandbits(16):x}:{dice.getrandbits(16):x}::/{dice.choice(lengths6)}"
+        )
+        routes[prefix] = (prefix, dice.choice(gateways6), "", 0, 0, 100, "unicast")
+    return list(routes.values())
+
+
+def test_a_large_table_is_built_in_no_time_and_fits() -> None:
+    """A tenth of a full table, several times in an area that holds two of them."""
+    plane, dice = make_plane(mib=5), random.Random(3)
+    routes = full_table(dice, 100_000, 20_000)
+    naive = Naive(dice.sample(routes, 300))
+    started = time.process_time()
+    publish(plane, routes)
+    assert time.process_time() - started < 1
+    for _ in range(3):
+        publish(plane, routes[: dice.randrange(100_000, len(routes))])
+    publish(plane, routes)
+    for _, route in naive.routes:
+        network = ipaddress.ip_network(route[0], strict=False)
+        inside = plane.route_get(str(network[1]))
+        assert inside is not None and inside.kind == "unicast"
+    plane.close()
+
+
+def test_services_that_come_and_go_leave_room_for_routes() -> None:
+    """Blobs of all sizes walk through the area for long; then a large table still finds a place in one piece."""
+    plane = Plane.create(None, conns=16, services=600, members=600 * 20, endpoints=4, frames=0, snapshot_mib=6)
+    dice = random.Random(6)
+    routes = full_table(dice, 80_000, 20_000)
+    plane.put_addresses([(1, VIP, "vip", 0), (2, "10.0.0.11", "lip", 0)])
+    publish(plane, routes)
+    for _ in range(3):
+        for _ in range(6000):
+            i = dice.randrange(600)
+            members = [(20 * i + n, RS1, 1024 + n, 1) for n in range(1 + dice.randrange(20))]
+            plane.put_service(i, VIP, 1024 + i, 6, members=members, lips=[2])
+            plane.publish()
+        publish(plane, routes[dice.randrange(5000) :])
+    plane.close()
+
+
+def test_a_table_that_does_not_fit_leaves_the_old_one(plane: Plane) -> None:
+    publish(plane, [("0.0.0.0/0", GATEWAY, "", 1, 0, 0, "unicast")])
+    plane.put_routes(full_table(random.Random(4), 100_000, 0))
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            plane.publish()
+    assert plane.route_get("192.0.2.77") == Hop(1, GATEWAY, "", 0, "unicast")
+    publish(plane, [("0.0.0.0/0", GATEWAY, "", 2, 0, 0, "unicast")])
+    assert plane.route_get("192.0.2.77") == Hop(2, GATEWAY, "", 0, "unicast")
 
 
 # ---- equal-cost routes ----
