@@ -52,12 +52,14 @@ static enum verdict send_back(struct core *k, struct packet *p, u16 total)
 
 enum verdict answer_echo(struct core *k, struct packet *p)
 {
-    struct icmp_header *icmp = (struct icmp_header *)(p->data + p->l4);
-    u16 from = get16(icmp);
-    icmp->type = p->family == 4 ? ICMP_ECHO_REPLY : ICMP6_ECHO_REPLY;
-    icmp->csum = csum_apply(icmp->csum, csum_delta16(from, get16(icmp)));
+    if (p->fragment != FRAGMENT_LATER) {
+        struct icmp_header *icmp = (struct icmp_header *)(p->data + p->l4);
+        u16 from = get16(icmp);
+        icmp->type = p->family == 4 ? ICMP_ECHO_REPLY : ICMP6_ECHO_REPLY;
+        icmp->csum = csum_apply(icmp->csum, csum_delta16(from, get16(icmp)));
+        count(k, CNT_echo_replies_sent);
+    }
     swap_addresses(p);
-    count(k, CNT_echo_replies_sent);
     count(k, CNT_answered);
     return send_back(k, p, p->l3_len);
 }
@@ -131,7 +133,7 @@ enum verdict answer_error(struct core *k, struct packet *p, enum error what, u32
 
 /* ---- packets out of nothing ---- */
 
-static struct packet *own_packet(struct core *k, u16 len)
+struct packet *answer_own(struct core *k, u16 len)
 {
     if (k->own_count == OWN_PACKETS)
         return NULL;
@@ -168,7 +170,7 @@ static u32 asking_address(const struct core *k, u8 port, const u8 target[16])
 void answer_ask_neighbour(struct core *k, u32 neigh, bool unicast)
 {
     const struct neigh_entry *e = &k->neigh.entries[neigh];
-    struct packet *p = own_packet(k, ETH_MIN_FRAME);
+    struct packet *p = answer_own(k, ETH_MIN_FRAME);
     if (!p)
         return;
     p->out_port = e->port;
@@ -240,7 +242,7 @@ void answer_reset_side(struct core *k, const struct conn *c, enum direction dir)
     u16 l3 = v4 ? sizeof(struct ip4_header) : sizeof(struct ip6_header);
     u16 len = (u16)(ETH_HEADER + l3 + sizeof(struct tcp_header));
     struct packet *p =
-        neigh_word_usable(neigh_load(&k->neigh, c->next_hop[dir])) ? own_packet(k, len < ETH_MIN_FRAME ? ETH_MIN_FRAME : len) : NULL;
+        neigh_word_usable(neigh_load(&k->neigh, c->next_hop[dir])) ? answer_own(k, len < ETH_MIN_FRAME ? ETH_MIN_FRAME : len) : NULL;
     if (!p)
         return;
     struct addr16 src = to_rs ? conn_lip(k, c) : conn_vip(k, c), dst = to_rs ? conn_rip(c) : conn_cip(c);

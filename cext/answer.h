@@ -5,6 +5,7 @@
 #include "core.h"
 
 /* Turn the received packet into its answer, in place, back the way it came. */
+/* A later fragment only goes back: its datagram is an echo request if the first fragment is. */
 rare enum verdict answer_echo(struct core *k, struct packet *p);
 rare enum verdict answer_reset(struct core *k, struct packet *p);
 /* An ICMP error about this packet, from the address it was sent to: RFC 792, RFC 1812 4.3.2, RFC 4443. The packet's own drop reason is
@@ -13,6 +14,8 @@ enum error { ERROR_TTL, ERROR_TOO_BIG, ERROR_PORT };
 rare enum verdict answer_error(struct core *k, struct packet *p, enum error what, u32 mtu, enum counter reason);
 rare enum verdict answer_arp(struct core *k, struct packet *p);
 
+/* A frame of zeros with this length that leaves at the end of the turn, out_port to be set. NULL: no room. */
+struct packet *answer_own(struct core *k, u16 len);
 /* Ask for a neighbour; to its last known MAC when `unicast`. */
 void answer_ask_neighbour(struct core *k, u32 neigh, bool unicast);
 /* RST to one side of an expiring connection. */

@@ -6,10 +6,11 @@
 #ifndef FNAT_CORE_H
 #define FNAT_CORE_H
 
+#include "frag.h"
 #include "handoff.h"
 #include "snapshot.h"
 
-enum { OWN_PACKETS = 512, WAITING_PACKETS = 256, WAITING_PER_NEIGH = 8 };
+enum { OWN_PACKETS = 1024, WAITING_PACKETS = 256, WAITING_PER_NEIGH = 8 };
 
 struct core_port {
     union {
@@ -51,7 +52,6 @@ struct core {
     u16 link_mtu[NEIGH_LINKS]; /* most bytes of an IP packet, by neigh_word_link; 0: the port is down */
     /* the rest */
     u64 now_ns;
-    u16 ip_id;                 /* of IPv4 packets made of IPv6 ones */
     u32 clock_ms, clock_us4;   /* wall clocks for TCP identity, wrapping */
     u32 timeouts[FNAT_STATES]; /* ticks */
     const struct snapshot *snap;
@@ -77,6 +77,7 @@ struct core {
     u32 own_count;
     struct waiting waiting[WAITING_PACKETS];
     u32 waiting_count;
+    struct frag_table frags;         /* datagrams that come in fragments, identifications of those that leave */
     struct handoff *handoff;         /* NULL: the only worker */
     u64 handed_to;                   /* workers that got something in this turn, as bits */
     struct handoff_rounds rounds[2]; /* begun here: by clients' packets, by answers */

@@ -120,7 +120,8 @@ struct fnat_settings {
     uint32_t timeouts[FNAT_STATES];   /* seconds, by conn state */
     uint16_t lport_first, lport_last; /* local ports that may be used, 1024..65535 */
     uint8_t unserved;                 /* a SYN for an owned address and a port nobody serves */
-    uint8_t pad[3];
+    uint8_t fragment_seconds;         /* 1..60: until the fragments of a datagram are forgotten */
+    uint8_t pad[2];
 };
 
 int fnat_put_settings(struct fnat_plane *plane, const struct fnat_settings *settings);

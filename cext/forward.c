@@ -8,7 +8,8 @@
  *   rewrite.h  both addresses, numbers, checksums
  *   neigh.h    the MAC of the next hop         (resolve.h: wait for it)
  * and for a first packet: snapshot.h (whose service?), conn.h (open), again from rewrite.h on.
- * answer.h makes the packets that go back at once.
+ * answer.h makes the packets that go back at once, pieces.h is about datagrams in fragments: theirs is the slow way, as it is for what is
+ * larger than the MTU.
  *
  * Rules: a packet leaves with one verdict; a drop moves one reason; hits never read the snapshot.
  */
@@ -17,6 +18,7 @@
 #include "answer.h"
 #include "conn.h"
 #include "parse.h"
+#include "pieces.h"
 #include "resolve.h"
 #include "rewrite.h"
 #include "track.h"
@@ -94,19 +96,71 @@ static inline u32 leaving_len(const struct conn *c, const struct packet *p)
     return p->l3_len - (u32)(p->l4 - p->l3) + (p->family == 4 ? (u32)sizeof(struct ip6_header) : (u32)sizeof(struct ip4_header));
 }
 
-/* The sender is told what it may send: RFC 1191, RFC 8201; in its own family's bytes. */
-rare static enum verdict too_big(struct core *k, struct packet *p, u32 leaving, u16 mtu)
-{
-    const struct ip4_header *ip = (const struct ip4_header *)(p->data + p->l3);
-    if (p->family == 4 && !(be16(ip->frag) & IP4_DF))
-        return drop(k, p, DROP_mtu);
-    return answer_error(k, p, ERROR_TOO_BIG, mtu + p->l3_len - leaving, DROP_mtu);
-}
-
 static inline u8 hops_left(const struct packet *p)
 {
     const u8 *l3 = p->data + p->l3;
     return p->family == 4 ? ((const struct ip4_header *)l3)->ttl : ((const struct ip6_header *)l3)->hop_limit;
+}
+
+/* May it leave in fragments? RFC 791: without DF; RFC 8200 5: never on the way of IPv6; RFC 7915 5.1: what IPv4 gets without DF. */
+static bool may_split(const struct conn *c, const struct packet *p, u32 leaving)
+{
+    if (p->family == 4)
+        return !(be16(((const struct ip4_header *)(p->data + p->l3))->frag) & IP4_DF);
+    return c->families != FAMILIES_66 && (p->kind == KIND_FRAGMENT || leaving <= IP6_MIN_MTU - 20);
+}
+
+/* An ICMP error is about a first fragment, never about a later one: RFC 1122 3.2.2. */
+static enum verdict explain(struct core *k, struct packet *p, enum error what, u32 mtu, enum counter reason)
+{
+    return p->fragment == FRAGMENT_LATER ? drop(k, p, reason) : answer_error(k, p, what, mtu, reason);
+}
+
+/* forward_hit for fragments, for what has to leave in fragments and for what may become fragments further on: all that cares about
+ * the IP identification. */
+rare static enum verdict forward_slow(struct core *k, struct packet *p, u32 index, enum direction dir)
+{
+    struct conn *c = &k->conns[index];
+    struct neigh_entry *hop = &k->neigh.entries[c->next_hop[dir]];
+    u64 word = load_relaxed(&hop->word);
+    u8 port = neigh_word_port(word);
+    bool piece = p->kind == KIND_FRAGMENT, narrow = c->families == FAMILIES_44;
+    u32 leaving = narrow ? p->l3_len : leaving_len(c, p), mtu = k->link_mtu[neigh_word_link(word)], id;
+    if (piece && p->family == 4 && conn_family(c, !dir) == 6)
+        leaving += (u32)sizeof(struct ip6_fragment);
+
+    if (c->flags & CONN_QUIESCENT && !load_relaxed(&k->plane_members[c->member].usable)) {
+        conn_close(k, index);
+        return drop(k, p, DROP_quiesced);
+    }
+    if (hops_left(p) <= 1)
+        return explain(k, p, ERROR_TTL, 0, DROP_ttl);
+    if (!mtu)
+        return drop(k, p, DROP_port_down);
+    if (leaving > mtu && !may_split(c, p, leaving)) /* told in its own family's bytes: RFC 1191, RFC 8201 */
+        return explain(k, p, ERROR_TOO_BIG, mtu + p->l3_len - leaving, DROP_mtu);
+    enum counter reason = pieces_name(k, p, c, dir, &id);
+    if (reason)
+        return drop(k, p, reason);
+
+    account(k, c, p, dir, narrow);
+    if (p->proto == PROTO_TCP && p->fragment != FRAGMENT_LATER)
+        follow_tcp(k, c, index, p, dir);
+    else if (c->state == UDP_ONEWAY && dir == TO_CLIENT)
+        conn_enter(k, index, UDP_NORM);
+    rewrite_piece(k, p, c, dir, id);
+    count_n(k, CNT_fragments, piece);
+
+    if (!neigh_word_usable(word))
+        return resolve_wait(k, p, c->next_hop[dir], dir);
+    hop->used = 1;
+    put64(p->data, word);
+    put64(p->data + 6, conn_family(c, !dir) == 4 ? k->ports[port].source4 : k->ports[port].source6);
+    p->out_port = port;
+    if (leaving > mtu && pieces_split(k, p, mtu) == VERDICT_DROP)
+        return VERDICT_DROP;
+    k->counters[CNT_to_rs + dir]++;
+    return VERDICT_TX;
 }
 
 /* narrow: IPv4 on both sides. */
@@ -126,11 +180,8 @@ static always_inline enum verdict forward_known(struct core *k, struct packet *p
     }
     if (unlikely((narrow ? ((const struct ip4_header *)(p->data + p->l3))->ttl : hops_left(p)) <= 1))
         return answer_error(k, p, ERROR_TTL, 0, DROP_ttl);
-    if (unlikely(leaving > k->link_mtu[link])) {
-        if (!k->link_mtu[link])
-            return drop(k, p, DROP_port_down);
-        return too_big(k, p, leaving, k->link_mtu[link]);
-    }
+    if (unlikely(leaving > k->link_mtu[link]))
+        return forward_slow(k, p, index, dir);
 
     account(k, c, p, dir, narrow);
     if (p->proto == PROTO_TCP)
@@ -204,7 +255,7 @@ static bool is_hosts(const struct core *k, u8 family, const u8 addr[16])
 
 static enum verdict refuse(struct core *k, struct packet *p)
 {
-    if (k->snap->settings.unserved != FNAT_UNSERVED_RESET)
+    if (k->snap->settings.unserved != FNAT_UNSERVED_RESET || p->kind == KIND_FRAGMENT)
         return drop(k, p, DROP_no_service);
     if (p->proto == PROTO_TCP)
         return answer_reset(k, p);
@@ -227,6 +278,25 @@ static bool may_open(const struct packet *p, const struct snap_address_slot *own
     return p->proto == PROTO_TCP ? track_is_first(p->tcp_flags) : owned->kind != FNAT_ADDR_LIP;
 }
 
+/* May packets of one flow come to any worker? Fragments may, unless it is known where whole packets go. */
+static bool is_dealt_anyhow(const struct core *k, const struct packet *p)
+{
+    const struct lip_rule *rule = lip_rule(&k->lip, p->in_port, p->proto, p->family);
+    return rule->loose || (p->kind == KIND_FRAGMENT && !rule->map->rest_bytes);
+}
+
+/* Where the NIC would have brought a whole packet of this fragment's flow, which it could not tell. */
+static bool belongs_to_queue(struct core *k, struct packet *p, u32 *to)
+{
+    const struct lip_rule *rule = lip_rule(&k->lip, p->in_port, p->proto, p->family);
+    struct addr16 src = packet_src(p), dst = packet_dst(p);
+    if (rule->loose || !rule->map->rest_bytes)
+        return false;
+    *to = steer_owner(rule->map, be16(p->dport), steer_rest(rule->map, src.b, dst.b, p->sport));
+    p->hops = 1;
+    return *to != k->index;
+}
+
 /* Where else may the connection be? An answer from an RS belongs to the owner of its lport. What still is unknown there, or is
  * from a client and not a first packet, may be known to any worker (a sender changed its queue, a NIC its table): it goes
  * round once. A first packet may be a repeated SYN or a later datagram: where a NIC deals without a rule it goes round and comes
@@ -246,7 +316,9 @@ static bool belongs_elsewhere(struct core *k, struct packet *p, const struct sna
             return true;
         }
     }
-    if (opens && !lip_rule(&k->lip, p->in_port, p->proto, p->family)->loose)
+    if (!answer && !p->hops && p->kind == KIND_FRAGMENT && belongs_to_queue(k, p, to))
+        return true;
+    if (opens && !is_dealt_anyhow(k, p))
         return false;
     if (p->hops > k->workers - !opens)
         return false; /* it has been everywhere */
@@ -262,6 +334,8 @@ static bool belongs_elsewhere(struct core *k, struct packet *p, const struct sna
 
 static enum verdict forward_first(struct core *k, struct packet *p, const struct snap_address_slot *owned)
 {
+    if (unlikely(p->fragment == FRAGMENT_LATER))
+        return drop(k, p, DROP_no_conn);
     struct addr16 vip = packet_dst(p);
     const struct snap_service *svc = snapshot_service(k->snap, k->area, &k->secret, vip.b, p->dport, p->proto, p->family);
     u32 index;
@@ -275,14 +349,84 @@ static enum verdict forward_first(struct core *k, struct packet *p, const struct
     conn_settle(k, UNSETTLED);
     if (likely(!reason)) {
         u64 forwarded = k->counters[CNT_to_rs];
-        enum verdict verdict = forward_hit(k, p, index, TO_RS, NULL);
+        enum verdict verdict = likely(!p->fragment) ? forward_hit(k, p, index, TO_RS, NULL) : forward_slow(k, p, index, TO_RS);
         if (unlikely(k->counters[CNT_to_rs] == forwarded)) /* answered, or it waits */
             k->unsettled[(k->unsettled_to - 1) % BATCH].packet = NULL;
         return verdict;
     }
-    if (reason == DROP_no_rs && svc->no_rs == FNAT_NO_RS_RESET && p->proto == PROTO_TCP)
+    if (reason == DROP_no_rs && svc->no_rs == FNAT_NO_RS_RESET && p->kind == KIND_TCP)
         return answer_reset(k, p);
     return drop(k, p, reason);
+}
+
+static enum verdict forward_stranger(struct core *k, struct packet *p, const struct snap_address_slot *owned)
+{
+    u32 to;
+    if (!belongs_elsewhere(k, p, owned, &to))
+        return forward_first(k, p, owned);
+    if (unlikely(p->kind == KIND_FRAGMENT))
+        pieces_pack(p);
+    return hand_off(k, p, to);
+}
+
+/* ---- a fragment ---- */
+
+static always_inline u64 hash_of(const struct core *k, const struct packet *p)
+{
+    if (likely(p->family == 4))
+        return hash_flow4(&k->secret, get64(&p->saddr), get32(&p->sport), p->proto);
+    return hash_flow6(&k->secret, packet_src6(p), packet_dst6(p), get32(&p->sport), p->proto);
+}
+
+/* May a SYN in this direction open the connection anew? RFC 9293 3.6.1 */
+static inline bool is_over(const struct conn *c, u32 ref, const struct packet *p)
+{
+    return unlikely((c->state == TCP_TIME_WAIT || c->state == TCP_CLOSED) && !(ref & 1) && track_is_first(p->tcp_flags));
+}
+
+/* Its ports are known. */
+static enum verdict forward_piece(struct core *k, struct packet *p, const struct snap_address_slot *owned)
+{
+    p->hash = hash_of(k, p);
+    u32 ref = p->conn = conn_find(k, p);
+    if (ref && p->fragment == FRAGMENT_FIRST && is_over(&k->conns[ref >> 1], ref, p)) {
+        conn_close(k, ref >> 1);
+        ref = p->conn = 0;
+    }
+    return ref ? forward_slow(k, p, ref >> 1, ref & 1) : forward_stranger(k, p, owned);
+}
+
+/* What goes to the same worker in the order of arrival stays in this order: the first fragment, what was held, then what comes. */
+static enum verdict forward_fragment(struct core *k, struct packet *p, const struct snap_address_slot *owned)
+{
+    struct datagram *d;
+    if (p->hops & HOPS_LEARNED) {
+        pieces_unpack(p);
+        return forward_piece(k, p, owned);
+    }
+    u32 home = pieces_home(k, p);
+    if (home != k->index)
+        return hand_off(k, p, home);
+    enum counter reason = pieces_note(k, p, &d);
+    if (reason)
+        return drop(k, p, reason);
+    if (!d->known)
+        return pieces_hold(k, p, d);
+    pieces_tell(p, d);
+    enum verdict verdict = forward_piece(k, p, owned);
+    for (struct packet *held; (held = pieces_release(k, d));)
+        held->verdict = (u8)forward_piece(k, held, owned);
+    return verdict;
+}
+
+/* Echo requests are answered as they come, in whole or in fragments. */
+static enum verdict forward_icmp(struct core *k, struct packet *p)
+{
+    if (p->fragment == FRAGMENT_LATER)
+        return answer_echo(k, p);
+    if (p->kind == KIND_FRAGMENT && p->l3 + p->l3_len < p->l4 + sizeof(struct icmp_header))
+        return drop(k, p, DROP_fragment_tiny);
+    return p->data[p->l4] == (p->family == 4 ? ICMP_ECHO : ICMP6_ECHO) ? answer_echo(k, p) : drop(k, p, DROP_icmp);
 }
 
 __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, struct packet *p)
@@ -295,14 +439,16 @@ __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, st
         return drop(k, p, DROP_martian);
     switch (p->kind) {
     case KIND_TCP:
-    case KIND_UDP: {
-        u32 to;
-        return belongs_elsewhere(k, p, mine, &to) ? hand_off(k, p, to) : forward_first(k, p, mine);
-    }
+    case KIND_UDP:
+        return forward_stranger(k, p, mine);
     case KIND_ICMP:
-        return p->data[p->l4] == (p->family == 4 ? ICMP_ECHO : ICMP6_ECHO) ? answer_echo(k, p) : drop(k, p, DROP_icmp);
+        return forward_icmp(k, p);
     case KIND_FRAGMENT:
-        return drop(k, p, DROP_fragment);
+        if (pieces_icmp(p))
+            return forward_icmp(k, p);
+        if (p->family == 4 && p->proto != PROTO_TCP && p->proto != PROTO_UDP)
+            return drop(k, p, DROP_protocol);
+        return forward_fragment(k, p, mine);
     default:
         return drop(k, p, DROP_protocol);
     }
@@ -322,13 +468,6 @@ static always_inline bool is_candidate(const struct core *k, u32 ref, const stru
     return is_candidate6(k, ref, p);
 }
 
-static always_inline u64 hash_of(const struct core *k, const struct packet *p)
-{
-    if (likely(p->family == 4))
-        return hash_flow4(&k->secret, get64(&p->saddr), get32(&p->sport), p->proto);
-    return hash_flow6(&k->secret, packet_src6(p), packet_dst6(p), get32(&p->sport), p->proto);
-}
-
 static always_inline enum verdict forward_flow(struct core *k, struct packet *p, struct stage_clock *clock)
 {
     u32 ref = p->conn;
@@ -338,12 +477,13 @@ static always_inline enum verdict forward_flow(struct core *k, struct packet *p,
     if (unlikely(!ref))
         return forward_unknown(k, p);
     u32 index = ref >> 1;
-    u8 state = k->conns[index].state;
-    if (unlikely((state == TCP_TIME_WAIT || state == TCP_CLOSED) && !(ref & 1) && track_is_first(p->tcp_flags))) {
-        conn_close(k, index); /* RFC 9293 3.6.1: a new incarnation */
+    if (is_over(&k->conns[index], ref, p)) {
+        conn_close(k, index);
         p->conn = 0;
         return forward_unknown(k, p);
     }
+    if (unlikely(p->fragment))
+        return forward_slow(k, p, index, ref & 1);
     return forward_hit(k, p, index, ref & 1, clock);
 }
 

@@ -8,6 +8,7 @@ enum { BATCH = 64 };           /* packets a worker takes from a queue in one tur
 enum { FRAME_SIZE = 4096 };    /* bytes of a frame, headroom included */
 enum { FRAME_HEADROOM = 256 }; /* bytes before the packet that every driver keeps free */
 enum { FRAME_NONE = 0xffffffff };
+enum { WHOLE_ANYWHERE = 576 }; /* bytes of an IPv4 packet that every link should carry (RFC 791) */
 
 /* What becomes of a packet. */
 enum verdict {
@@ -45,6 +46,7 @@ enum fragment {
     FRAGMENT_NONE,  /* a whole datagram */
     FRAGMENT_FIRST, /* has the L4 header */
     FRAGMENT_LATER, /* has none: ports are learned from the first one */
+    FRAGMENT_LOOSE, /* a whole datagram that may become fragments on its way: IPv4 without DF, longer than every host takes whole */
 };
 
 /* A frame and all that the steps learn about it: one cache line.

@@ -68,8 +68,10 @@ __attribute__((noinline)) static void parse_ip6(struct packet *p)
     while (unlikely(next == IP6_HOP_BY_HOP || next == IP6_ROUTING || next == IP6_FRAGMENT || next == IP6_DESTINATION)) {
         const struct ip6_routing *ext = (const struct ip6_routing *)(data + at);
         if (end - at < 8)
-            return parse_invalid(p, DROP_ip_header);
+            return parse_invalid(p, p->fragment ? DROP_fragment_tiny : DROP_ip_header); /* RFC 7112 */
         u32 len = next == IP6_FRAGMENT ? 8 : (ext->len + 1) * 8u;
+        if (len > end - at && p->fragment)
+            return parse_invalid(p, DROP_fragment_tiny);
         if (len > end - at || at + len > 255 || (next == IP6_HOP_BY_HOP && at != ETH_HEADER + sizeof *ip))
             return parse_invalid(p, DROP_ext_headers);
         if (next == IP6_ROUTING && ext->left)
@@ -90,7 +92,7 @@ __attribute__((noinline)) static void parse_ip6(struct packet *p)
     }
     p->proto = next;
     p->l4 = (u8)at;
-    if (unlikely(p->fragment)) {
+    if (unlikely(p->fragment)) { /* ports of the first one: pieces.c */
         p->kind = KIND_FRAGMENT;
         return;
     }
@@ -136,12 +138,16 @@ static inline void parse_packet(struct packet *p)
     p->proto = ip->proto;
     memcpy(&p->saddr, &ip->src, 8);
     u16 frag = be16(ip->frag);
-    if (unlikely(frag & (IP4_MF | IP4_OFFSET))) {
-        p->kind = KIND_FRAGMENT;
-        p->fragment = frag & IP4_OFFSET ? FRAGMENT_LATER : FRAGMENT_FIRST;
-        p->frag_id = ip->id;
-        p->frag_offset = (u16)((frag & IP4_OFFSET) * 8);
-        return;
+    if (unlikely(frag != IP4_DF)) {
+        if (frag & (IP4_MF | IP4_OFFSET)) {
+            p->kind = KIND_FRAGMENT;
+            p->fragment = frag & IP4_OFFSET ? FRAGMENT_LATER : FRAGMENT_FIRST;
+            p->frag_id = ip->id;
+            p->frag_offset = (u16)((frag & IP4_OFFSET) * 8);
+            return;
+        }
+        if (!(frag & IP4_DF) && total > WHOLE_ANYWHERE)
+            p->fragment = FRAGMENT_LOOSE;
     }
     parse_l4(p, data + ETH_HEADER + header, total - header);
 }

@@ -3,6 +3,7 @@
 #include "resolve.h"
 
 #include "answer.h"
+#include "pieces.h"
 
 static void ask_first(struct core *k, u32 id)
 {
@@ -48,10 +49,13 @@ static void release_waiting(struct core *k)
         }
         k->counters[TAKEN_waiting]--;
         if (known) {
-            answer_link(k, &w->packet, w->neigh);
-            w->packet.verdict = VERDICT_TX;
-            count(k, w->packet.conn == TO_RS ? CNT_to_rs : CNT_to_client);
-            k->own[k->own_count++] = w->packet;
+            struct packet *p = &k->own[k->own_count++];
+            *p = w->packet;
+            answer_link(k, p, w->neigh);
+            u32 mtu = k->link_mtu[neigh_word_link(neigh_load(&k->neigh, w->neigh))];
+            p->verdict = unlikely(mtu && pieces_len(p) > mtu) ? (u8)pieces_split(k, p, mtu) : VERDICT_TX;
+            if (p->verdict == VERDICT_TX)
+                count(k, p->conn == TO_RS ? CNT_to_rs : CNT_to_client);
         } else {
             drop(k, &w->packet, DROP_neigh_unresolved);
             frame_free(&k->pool, w->packet.frame);

@@ -92,7 +92,7 @@ static void header_6_to_4(struct core *k, struct packet *p, struct ends e)
     *ip = (struct ip4_header){.version_ihl = 0x45,
                               .tos = (u8)(be32(from.version_class_flow) >> 20),
                               .total_len = be16(total),
-                              .id = fixed ? 0 : be16(++k->ip_id),
+                              .id = fixed ? 0 : be16((u16)frag_next_id(&k->frags, rewrite_pair(k, 4, e.src, e.dst), 16)),
                               .frag = fixed ? be16(IP4_DF) : 0,
                               .ttl = (u8)(from.hop_limit - 1),
                               .proto = p->proto};
@@ -106,24 +106,25 @@ static void header_6_to_4(struct core *k, struct packet *p, struct ends e)
     p->l4 = ETH_HEADER + sizeof *ip;
 }
 
-/* RFC 7915 4.1: IPv4 options end here. */
-static void header_4_to_6(struct packet *p, struct ends e)
+/* RFC 7915 4.1: IPv4 options end here. `fragment`: room for a fragment header is left behind the IPv6 header. */
+static void header_4_to_6(struct packet *p, struct ends e, bool fragment)
 {
+    u16 extra = fragment ? sizeof(struct ip6_fragment) : 0;
     struct ip4_header from;
     memcpy(&from, p->data + p->l3, sizeof from);
-    u16 payload = (u16)(p->l3_len - (p->l4 - p->l3));
-    p->data += (int)p->l4 - (int)(ETH_HEADER + sizeof(struct ip6_header));
+    u16 payload = (u16)(p->l3_len - (p->l4 - p->l3) + extra);
+    p->data += (int)p->l4 - (int)(ETH_HEADER + sizeof(struct ip6_header) + extra);
     put16(p->data + 12, be16(ETH_TYPE_IP6));
     struct ip6_header *ip = (struct ip6_header *)(p->data + p->l3);
     *ip = (struct ip6_header){.version_class_flow = be32(6u << 28 | (u32)from.tos << 20),
                               .payload_len = be16(payload),
-                              .next = p->proto,
+                              .next = fragment ? IP6_FRAGMENT : p->proto,
                               .hop_limit = (u8)(from.ttl - 1)};
     memcpy(ip->src, e.src, 16);
     memcpy(ip->dst, e.dst, 16);
     p->l3_len = (u16)(sizeof *ip + payload);
     p->len = (u16)(ETH_HEADER + p->l3_len);
-    p->l4 = ETH_HEADER + sizeof *ip;
+    p->l4 = (u8)(ETH_HEADER + sizeof *ip + extra);
 }
 
 static void pad(struct packet *p)
@@ -169,6 +170,15 @@ static u16 mss_limit(const struct core *k, const struct conn *c)
     return (u16)most;
 }
 
+static void clamp(const struct core *k, struct packet *p, const struct conn *c)
+{
+    if (p->proto != PROTO_TCP || !(p->tcp_flags & TCP_SYN))
+        return;
+    u16 *csum_field = rewrite_checksum_field(p);
+    u64 delta = rewrite_clamp_mss((struct tcp_header *)(p->data + p->l4), mss_limit(k, c));
+    put16(csum_field, csum_apply(get16(csum_field), delta));
+}
+
 static void rewrite_crossing(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
 {
     u16 *csum_field = rewrite_checksum_field(p), csum = get16(csum_field);
@@ -177,17 +187,14 @@ static void rewrite_crossing(struct core *k, struct packet *p, const struct conn
     if (from6)
         header_6_to_4(k, p, e);
     else
-        header_4_to_6(p, e);
+        header_4_to_6(p, e, false);
     u8 *l4 = p->data + p->l4;
     csum_field = rewrite_checksum_field(p);
     bool without = !csum && p->proto == PROTO_UDP; /* IPv6 wants one, RFC 8200 8.1 */
     rewrite_l4(k, p, c, dir, l4, csum_field, csum, partial);
     if (without)
         rewrite_complete_checksum(p);
-    if (p->proto == PROTO_TCP && p->tcp_flags & TCP_SYN) {
-        u64 delta = rewrite_clamp_mss((struct tcp_header *)l4, mss_limit(k, c));
-        put16(csum_field, csum_apply(get16(csum_field), delta));
-    }
+    clamp(k, p, c);
     pad(p);
 }
 
@@ -199,4 +206,83 @@ void rewrite_wide(struct core *k, struct packet *p, const struct conn *c, enum d
     bool partial = rewrite_is_partial6(p, csum);
     same_header6(p, ends_of(k, c, dir));
     rewrite_l4(k, p, c, dir, p->data + p->l4, csum_field, csum, partial);
+}
+
+/* ---- fragments ---- */
+
+static void put_id4(struct ip4_header *ip, u16 id)
+{
+    ip->csum = csum_apply(ip->csum, csum_delta16(ip->id, be16(id)));
+    ip->id = be16(id);
+}
+
+/* The place of the fragment in its datagram, as both families write it in their way. */
+struct place {
+    u16 offset;
+    bool more;
+};
+
+static struct place place_of(const struct packet *p)
+{
+    if (p->family == 4)
+        return (struct place){p->frag_offset, be16(((const struct ip4_header *)(p->data + p->l3))->frag) & IP4_MF};
+    return (struct place){p->frag_offset, be16(((const struct ip6_fragment *)(p->data + p->frag_at))->frag) & IP6_MF};
+}
+
+/* RFC 7915 5.1.1 */
+static void piece_6_to_4(struct core *k, struct packet *p, struct ends e, u32 id)
+{
+    struct place at = place_of(p);
+    header_6_to_4(k, p, e);
+    struct ip4_header *ip = (struct ip4_header *)(p->data + p->l3);
+    ip->id = be16((u16)id);
+    ip->frag = be16((u16)(at.offset / 8 | (at.more ? IP4_MF : 0)));
+    ip->csum = 0;
+    ip->csum = csum_ip4(ip, sizeof *ip);
+}
+
+/* RFC 7915 4.1 */
+static void piece_4_to_6(struct packet *p, struct ends e, u32 id)
+{
+    struct place at = place_of(p);
+    header_4_to_6(p, e, true);
+    *(struct ip6_fragment *)(p->data + p->l4 - sizeof(struct ip6_fragment)) =
+        (struct ip6_fragment){.next = p->proto, .frag = be16((u16)(at.offset | (at.more ? IP6_MF : 0))), .id = be32(id)};
+}
+
+static void piece_header(struct core *k, struct packet *p, const struct conn *c, enum direction dir, u32 id)
+{
+    if (c->families == FAMILIES_44) {
+        struct ip4_header *ip = (struct ip4_header *)(p->data + p->l3);
+        rewrite_header4(ip, c, dir);
+        return put_id4(ip, (u16)id);
+    }
+    struct ends e = ends_of(k, c, dir);
+    if (c->families == FAMILIES_66) {
+        same_header6(p, e);
+        put32(p->data + p->frag_at + offsetof(struct ip6_fragment, id), be32(id));
+    } else if (p->family == 6)
+        piece_6_to_4(k, p, e, id);
+    else
+        piece_4_to_6(p, e, id);
+}
+
+void rewrite_piece(struct core *k, struct packet *p, const struct conn *c, enum direction dir, u32 id)
+{
+    if (p->kind != KIND_FRAGMENT) {
+        if (c->families != FAMILIES_44)
+            return rewrite_wide(k, p, c, dir);
+        rewrite_narrow(k, p, c, dir);
+        return put_id4((struct ip4_header *)(p->data + p->l3), (u16)id);
+    }
+    bool first = p->fragment == FRAGMENT_FIRST, crossing = c->families != FAMILIES_44 && c->families != FAMILIES_66;
+    u16 csum = first ? get16(rewrite_checksum_field(p)) : 0;
+    piece_header(k, p, c, dir, id);
+    if (first)
+        rewrite_l4(k, p, c, dir, p->data + p->l4, rewrite_checksum_field(p), csum, false);
+    if (!crossing)
+        return;
+    if (first)
+        clamp(k, p, c);
+    pad(p);
 }

@@ -78,6 +78,16 @@ static inline void rewrite_complete_if_partial(struct core *k, struct packet *p)
 u64 rewrite_clamp_mss(struct tcp_header *tcp, u16 most);
 /* What an IPv6 header on either side needs: rewrite.c. The packet may begin elsewhere in its frame afterwards. */
 void rewrite_wide(struct core *k, struct packet *p, const struct conn *c, enum direction dir);
+/* A fragment, or an IPv4 packet that may become some: with this identification. Of a later fragment only the IP header changes. */
+rare void rewrite_piece(struct core *k, struct packet *p, const struct conn *c, enum direction dir, u32 id);
+
+/* For identifications: packets of equal source and destination count together. */
+static inline u64 rewrite_pair(const struct core *k, u8 family, const void *src, const void *dst)
+{
+    if (family == 4)
+        return hash_flow4(&k->secret, (u64)get32(src) | (u64)get32(dst) << 32, 0, 0);
+    return hash_flow6(&k->secret, src, dst, 0, 0);
+}
 
 /* The L4 header: ports, TCP numbers, checksum; `partial`: it was left to the sender's hardware. */
 static always_inline void rewrite_l4(struct core *k, struct packet *p, const struct conn *c, enum direction dir, u8 *l4, u16 *csum_field,
@@ -99,13 +109,9 @@ static always_inline void rewrite_l4(struct core *k, struct packet *p, const str
 }
 
 /* IPv4 on both sides. The record keeps each pair as it comes in; what goes out is the other pair with its halves exchanged. */
-static always_inline void rewrite_narrow(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
+static always_inline void rewrite_header4(struct ip4_header *ip, const struct conn *c, enum direction dir)
 {
-    struct ip4_header *ip = (struct ip4_header *)(p->data + p->l3);
-    u8 *l4 = p->data + p->l4;
-    u16 *csum_field = rewrite_checksum_field(p);
-    u16 csum = get16(csum_field), flip = (u16)-dir; /* towards the client a delta is its complement */
-    bool partial = rewrite_is_partial(p, csum);
+    u16 flip = (u16)-dir; /* towards the client a delta is its complement */
     u64 addrs = get64(&c->a.v4.cip + 2 * !dir);
 
     put64(&ip->src, addrs >> 32 | addrs << 32);
@@ -113,6 +119,16 @@ static always_inline void rewrite_narrow(struct core *k, struct packet *p, const
     u16 ttl_and_proto = (u16)ttl_proto_csum;
     u16 ip_csum = csum_apply((u16)(ttl_proto_csum >> 16), (u64)(u16)(c->delta_ip ^ flip) + 0xfffe); /* one less in the low byte: -1 */
     put32(&ip->ttl, (u16)(ttl_and_proto - 1) | (u32)ip_csum << 16);
+}
+
+static always_inline void rewrite_narrow(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
+{
+    struct ip4_header *ip = (struct ip4_header *)(p->data + p->l3);
+    u8 *l4 = p->data + p->l4;
+    u16 *csum_field = rewrite_checksum_field(p);
+    u16 csum = get16(csum_field);
+    bool partial = rewrite_is_partial(p, csum);
+    rewrite_header4(ip, c, dir);
     rewrite_l4(k, p, c, dir, l4, csum_field, csum, partial);
 }
 

@@ -59,6 +59,7 @@ void snapshot_default_settings(struct fnat_settings *s)
     memset(s, 0, sizeof *s);
     memcpy(s->timeouts, seconds, sizeof seconds);
     s->unserved = FNAT_UNSERVED_RESET;
+    s->fragment_seconds = 2; /* a datagram's fragments come in a row */
     s->lport_first = LIP_PORT_FIRST;
     s->lport_last = 65535;
 }
@@ -321,6 +322,8 @@ int snapshot_put_settings(struct fnat_plane *p, const struct fnat_settings *sett
     for (u32 i = 0; i < FNAT_STATES; i++)
         if (!settings->timeouts[i] || settings->timeouts[i] > 31535999)
             return -ERANGE;
+    if (!settings->fragment_seconds || settings->fragment_seconds > 60)
+        return -ERANGE;
     if (settings->lport_first < LIP_PORT_FIRST || settings->lport_last < settings->lport_first)
         return -ERANGE;
     b->settings = *settings;

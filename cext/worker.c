@@ -12,6 +12,7 @@
 #include "clock.h"
 #include "conn.h"
 #include "forward.h"
+#include "pieces.h"
 #include "resolve.h"
 
 #include <errno.h>
@@ -121,7 +122,8 @@ int worker_open(struct fnat_plane *p, u32 index, struct fnat_worker **out)
     memset(w, 0, sizeof *w);
     w->plane = p;
     bind_core(&w->core, p, index);
-    if (make_pool(p, index, &w->core.pool)) {
+    if (make_pool(p, index, &w->core.pool) || frag_open(&w->core.frags, &w->core.secret, index, p->config.workers)) {
+        free(w->core.pool.stack);
         free(w);
         return -ENOMEM;
     }
@@ -150,6 +152,7 @@ int worker_open(struct fnat_plane *p, u32 index, struct fnat_worker **out)
 void worker_close(struct fnat_worker *w)
 {
     lip_close(&w->core.lip);
+    frag_close(&w->core.frags);
     free(w->core.pool.stack);
     free(w);
 }
@@ -373,6 +376,7 @@ static void tick(struct fnat_worker *w)
         conn_sweep_routes(k, SWEEP_PER_TURN);
     k->counters[TAKEN_endpoints] = k->header->lip.endpoints_used;
     k->counters[TAKEN_port_chunks] = k->header->lip.blocks_used;
+    k->counters[TAKEN_datagrams] = k->frags.count;
     k->counters[TAKEN_frames] = frames_in_use(w);
 }
 
@@ -401,6 +405,7 @@ u32 worker_step(struct fnat_worker *w, u64 now_ns)
         lip_all_follow(&k->lip);
     if (unlikely(!k->snap))
         return 0;
+    pieces_turn(k);
     for (u32 i = 0; i < w->n_queues; i++) {
         n += receive(w, &w->queues[i]);
         flush_all(w);
@@ -457,6 +462,7 @@ void fnat_worker_quiesce(struct fnat_worker *w)
 {
     struct core *k = &w->core;
     resolve_quiesce(k);
+    pieces_quiesce(k);
     for (u32 from = 0; k->handoff && from < k->workers; from++)
         for (u32 n; from != k->index && (n = handoff_pop(k->handoff, from, k->index, w->rx, BATCH));)
             for (u32 i = 0; i < n; i++) {

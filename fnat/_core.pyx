@@ -64,7 +64,7 @@ cdef extern from "fnat.h" nogil:
     struct fnat_settings:
         uint32_t timeouts[15]
         uint16_t lport_first, lport_last
-        uint8_t unserved
+        uint8_t unserved, fragment_seconds
     struct fnat_steering_spec:
         uint8_t mode, loose, key_len
         uint16_t slots
@@ -463,12 +463,13 @@ cdef class Plane:
         defaults = (2, 7440, 10, 10, 600, 7, 3, 600, 30, 120, 30, 2, 300, 300, 2)
         for i, name in enumerate(STATES):
             s.timeouts[i] = timeouts.get(name, defaults[i])
-        unknown = set(timeouts) - set(STATES)
+        s.fragment_seconds = timeouts.get("FRAGMENTS", 2)
+        unknown = set(timeouts) - set(STATES) - {"FRAGMENTS"}
         if unknown:
             raise ValueError(f"unknown connection states {sorted(unknown)}; known: {', '.join(STATES)}")
         s.lport_first, s.lport_last = lports
         s.unserved = FNAT_UNSERVED_RESET if unserved_reset else FNAT_UNSERVED_DROP
-        check(fnat_put_settings(self.handle(), &s), "timeouts (1..31535999 s) and local ports (1024..65535)")
+        check(fnat_put_settings(self.handle(), &s), "timeouts (1..31535999 s, of fragments 1..60 s) and local ports (1024..65535)")
 
     def put_port(self, id, name, mac, mtu, *, up=True, exclusive=False):
         cdef fnat_port_spec spec

@@ -237,10 +237,11 @@ class Timeouts(Frozen):
     udp_oneway: Annotated[Seconds, Field(ge=1)] = 300  # RFC 4787 REQ-5: at least 2 min, 5 min recommended
     udp_normal: Annotated[Seconds, Field(ge=1)] = 300
     udp_last: Annotated[Seconds, Field(ge=1)] = 2
+    fragments: Annotated[Seconds, Field(ge=1, le=60)] = 2  # of a datagram, from the first one that came
 
     def by_state(self) -> dict[str, int]:
-        """Seconds by the core's name of the state."""
-        return {state: getattr(self, name) for name, state in STATE_OF.items()}
+        """Seconds by the core's name of the state, and of FRAGMENTS."""
+        return {state: getattr(self, name) for name, state in STATE_OF.items()} | {"FRAGMENTS": self.fragments}
 
 
 STATE_OF: dict[str, str] = {

@@ -36,7 +36,7 @@ def tuple_of(src: str, dst: str, sport: int, dport: int) -> bytes:
 
 
 class SimNic:
-    """Key and indirection table; protocols not in `ports` are hashed by addresses alone."""
+    """Key and indirection table; fragments and protocols not in `ports` are hashed by addresses alone."""
 
     def __init__(self, key: bytes, table: Sequence[int], ports: Iterable[int] = (wire.TCP, wire.UDP)) -> None:
         self.key, self.table, self.ports = key, tuple(table), frozenset(ports)
@@ -49,7 +49,8 @@ class SimNic:
     def queue(self, frame: bytes) -> int:
         f = wire.read(frame)
         data = tuple_of(f.src, f.dst, f.sport, f.dport)
-        if f.proto not in self.ports:
+        fragment = f.frag & 0x3FFF or wire.FRAGMENT in f.extensions
+        if f.proto not in self.ports or fragment:
             data = data[:8]
         return self.table[toeplitz(self.key, data) % len(self.table)]
 

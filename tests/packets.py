@@ -369,6 +369,62 @@ def echo_request(
     )
 
 
+def piece(whole: bytes, start: int, end: int, ident: int, *, more: bool | None = None, tos: int | None = None) -> bytes:
+    """The fragment of this frame's packet that carries bytes start..end of what follows the IP header. IPv6: all extension headers are
+    part of what is cut. `more` allows a lie, `tos` a mark."""
+    packet = whole[14:]
+    if packet[0] >> 4 == 6:
+        head, data = bytearray(packet[:40]), packet[40 : 40 + struct.unpack_from("!H", packet, 4)[0]]
+        part, more = data[start:end], end < len(data) if more is None else more
+        if tos is not None:
+            head[0], head[1] = head[0] & 0xF0 | tos >> 4, head[1] & 15 | (tos & 15) << 4
+        following, head[6] = head[6], FRAGMENT
+        struct.pack_into("!H", head, 4, 8 + len(part))
+        return whole[:14] + bytes(head) + struct.pack("!BBHI", following, 0, start | more, ident) + part
+    size = (packet[0] & 15) * 4
+    head, data = bytearray(packet[:size]), packet[size : struct.unpack_from("!H", packet, 2)[0]]
+    part, more = data[start:end], end < len(data) if more is None else more
+    head[1] = head[1] if tos is None else tos
+    struct.pack_into("!HHH", head, 2, size + len(part), ident, start // 8 | (MF if more else 0))
+    head[10:12] = b"\0\0"
+    struct.pack_into("!H", head, 10, checksum_of(bytes(head)))
+    return whole[:14] + bytes(head) + part
+
+
+def pieces(whole: bytes, ident: int, size: int) -> list[bytes]:
+    """All fragments, of `size` bytes each (a multiple of 8)."""
+    packet = whole[14:]
+    six = packet[0] >> 4 == 6
+    length = struct.unpack_from("!H", packet, 4)[0] if six else struct.unpack_from("!H", packet, 2)[0] - (packet[0] & 15) * 4
+    return [piece(whole, at, min(at + size, length), ident) for at in range(0, length, size)]
+
+
+def together(frames: list[bytes]) -> bytes:
+    """The whole of a datagram's fragments, as the receiver sees it; RFC 791, RFC 8200 4.5."""
+    parts, first, end = {}, b"", 0
+    for raw in frames:
+        f = read(raw)
+        six = FRAGMENT in f.extensions
+        at = f.fragment[0] if six else (f.frag & 0x1FFF) * 8
+        parts[at] = raw[f.frag_at + 8 if six else f.l4 : 14 + f.total]
+        first = raw if at == 0 else first
+        end = at + len(parts[at]) if not (f.fragment[1] if six else f.frag & MF) else end
+    data = b"".join(parts[at] for at in sorted(parts))
+    assert len(data) == end and sum(map(len, parts.values())) == end, (sorted(parts), end)
+    f = read(first)
+    if FRAGMENT in f.extensions:
+        head = bytearray(first[: f.frag_at])
+        head[20] = first[f.frag_at]
+        assert f.frag_at == 54
+        struct.pack_into("!H", head, 18, len(data))
+        return bytes(head) + data
+    head = bytearray(first[: f.l4])
+    struct.pack_into("!HxxH", head, 16, f.l4 - 14 + len(data), 0)
+    head[24:26] = b"\0\0"
+    struct.pack_into("!H", head, 24, checksum_of(bytes(head[14:])))
+    return bytes(head) + data
+
+
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 
 
@@ -399,6 +455,7 @@ class Frame:
     extensions: tuple[int, ...] = ()  # kinds of IPv6 extension headers
     fragment: tuple[int, bool] = (0, False)  # of an IPv6 fragment header: offset in bytes, more follow
     frag_id: int = 0
+    frag_at: int = 0  # where that header lies in raw
     total: int = 0  # bytes from the IP header on
     l4: int = 0  # offset of the L4 header in raw
     sport: int = 0
@@ -440,6 +497,14 @@ def read(raw: bytes) -> Frame:
     else:
         return f
     body = raw[f.l4 : 14 + f.total]
+    if f.frag & 0x1FFF or f.fragment[0]:
+        f.payload = body
+        return f
+    if f.frag & MF or f.fragment[1]:
+        whole = {TCP: 20, UDP: 8, ICMP: 8, ICMP6: 8}.get(f.proto, 0)
+        if len(body) < whole or (f.proto == TCP and len(body) < (body[12] >> 4) * 4):
+            f.payload = body
+            return f
     if f.proto == TCP:
         f.sport, f.dport, f.seq, f.ack, offset, f.flags, f.window, f.checksum = struct.unpack_from("!HHIIBBHH", body)
         header = (offset >> 4) * 4
@@ -468,9 +533,11 @@ def _read6(f: Frame) -> None:
         size = 8 if following == FRAGMENT else (f.raw[f.l4 + 1] + 1) * 8
         if following == FRAGMENT:
             word, f.frag_id = struct.unpack_from("!xxHI", f.raw, f.l4)
-            f.fragment = (word & 0xFFF8, bool(word & 1))
+            f.fragment, f.frag_at = (word & 0xFFF8, bool(word & 1)), f.l4
         following = f.raw[f.l4]
         f.l4 += size
+        if f.fragment[0]:
+            break
     f.proto = following
 
 

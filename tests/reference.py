@@ -13,7 +13,8 @@ Rules, in the order they apply to a frame:
   5. owned: echo requests are answered, first packets open a connection, the rest has its drop reason.
 Sequence numbers compare as serial numbers (RFC 1982). Time comes in as nanoseconds; connections live in ticks of 1/64 s.
 A connection may have IPv4 on one side and IPv6 on the other: then the IP header is made anew (RFC 7915).
-Left out: IP fragments, several workers.
+Fragments find their connection by what the first one of their datagram has told: datagrams.py remembers it.
+Left out: several workers.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import packets as wire
+from datagrams import Datagram, Datagrams, Piece, part_at
 from packets import ACK, FIN, RST, SYN, TCP, UDP
 
 TICKS = 64
@@ -178,6 +180,8 @@ class Waiting:
     conn: Conn | None
     sender: int
     in_port: int
+    datagram: Datagram | None = None
+    mtu: int = 0
 
 
 @dataclass
@@ -222,7 +226,11 @@ class Reference:
         self.choose: Callable[[Conn, bytes], Choice | None] = self._no_choice
         self.expend: Callable[[list[Conn], bytes], Conn] = self._no_expense
         self.pick: Callable[[Conn, int, list[Hop]], Hop | None] = self._no_pick
-        self.identify: Callable[[Conn, bytes, int], int] = lambda conn, frame, sender: 0
+        self.identify: Callable[[Conn, bytes, int], int] = self._numbered
+        self.datagrams = Datagrams()
+        self.names: dict[tuple[str, str, int], int] = {}  # source, destination, identification -> tick when it was given
+        self.late: list[tuple[int, bytes]] = []  # what leaves at the end of the turn
+        self.delaying = False  # as all does now
 
     # ---- configuration: the calls of Plane ----
 
@@ -347,6 +355,8 @@ class Reference:
             "half_open": sum([c.state == "SYN_RECV" for c in conns]),
             "lip_ports": len(conns),
             "endpoints": len({(c.proto, c.lip[0], c.rs) for c in conns}),
+            "held": self.datagrams.held,
+            "datagrams": len(self.datagrams.table),
             "waiting": sum([len(n.waiting) for n in self.neighbours.values()]),
         }
 
@@ -354,6 +364,7 @@ class Reference:
 
     def receive(self, port: int, frame: bytes) -> str:
         """The outcome: to_rs, to_client, answered, absorbed, passed, parked or a drop reason."""
+        self.begin_turn()
         self.count["rx_packets"] += 1
         self.count["rx_bytes"] += len(frame)
         outcome = self._receive(port, frame)
@@ -384,9 +395,9 @@ class Reference:
         if martian(f.src) or f.src == f.dst:
             return "martian"
         if fragment:
-            return "fragment"
+            return self._fragment(port, f)
         if f.proto == (wire.ICMP6 if wire.is6(f.src) else wire.ICMP):
-            return self._echo(port, f) if f.icmp_type in (8, 128) else "icmp"
+            return self._echo(port, f) if f.icmp_type == (128 if wire.is6(f.src) else 8) else "icmp"
         if f.proto not in (TCP, UDP):
             return "protocol"
         return self._miss(port, f)
@@ -410,15 +421,160 @@ class Reference:
         return frame[: f.l4] + bytes(segment)
 
     def _send(self, port: int, frame: bytes) -> None:
+        if self.delaying:
+            return self.late.append((port, frame))
         self.sent.append((port, frame))
         self.count["tx_packets"] += 1
         self.count["tx_bytes"] += len(frame)
+        return None
+
+    # ---- a fragment ----
+
+    def begin_turn(self) -> None:
+        for d in self.datagrams.expired(self.tick, self.timeouts.get("FRAGMENTS", 2) * TICKS):
+            self.count["fragment_timeout"] += len(d.held)
+
+    def end_turn(self) -> None:
+        late, self.late = self.late, []
+        for port, frame in late:
+            self._send(port, frame)
+
+    def _fragment(self, port: int, f: wire.Frame) -> str:
+        six, p = wire.is6(f.src), Piece.of(f)
+        if f.proto == (wire.ICMP6 if six else wire.ICMP):
+            if p.offset == 0 and f.icmp_type < 0:
+                return "fragment_tiny"
+            return self._echo_piece(port, f) if p.offset or f.icmp_type == (128 if six else 8) else "icmp"
+        if not six and f.proto not in (TCP, UDP):
+            return "protocol"
+        if not p.data or (p.more and len(p.data) % 8) or p.offset + len(p.data) + p.head > 65535:
+            return "fragment_length"
+        d = self.datagrams.get(p.key, self.tick)
+        if d is None:
+            return "fragment_table"
+        reason = self.datagrams.note(d, p, self.tick)
+        if not reason and p.offset == 0:
+            reason = d.refused = incomplete(f)
+            d.known = None if reason else (f.proto, f.sport, f.dport, f.flags)
+        if d.refused:
+            self.count[d.refused] += len(d.held)
+            d.held.clear()
+        if reason:
+            return reason
+        if not d.known:
+            return self.datagrams.hold(d, port, f)
+        outcome = self._piece(port, f, d)
+        self.delaying = True
+        while d.held:
+            self.count[self._piece(*d.held.pop(0), d)] += 1
+        self.delaying = False
+        return outcome
+
+    def _piece(self, port: int, f: wire.Frame, d: Datagram) -> str:
+        assert d.known is not None
+        first = Piece.of(f).offset == 0
+        if not first:
+            f = replace(f, proto=d.known[0], sport=d.known[1], dport=d.known[2])
+        known = self.by_key.get(f.flow)
+        if known and first and reborn(f, *known):
+            self._close(known[0])
+            known = None
+        if not known:
+            return self._miss(port, f, d) if first else "no_conn"
+        if known[0].quiescent and not self.usable(known[0]):
+            self._close(known[0])
+            return "quiesced"
+        return self._forward(port, f, *known, d)
+
+    def _may_cross(self, f: wire.Frame) -> str:
+        """RFC 7915 4.5: a checksum cannot be computed from a part; 5.1: what is cut must begin with the L4 header."""
+        p = Piece.of(f)
+        if p.offset == 0 and f.l4 != part_at(f):
+            return "ext_headers"
+        if p.offset == 0 and f.proto == UDP and f.checksum == 0:
+            return "udp_no_checksum"
+        return "fragment_length" if wire.is6(f.src) and p.offset + len(p.data) + 20 > 65535 else ""
+
+    def _numbered(self, conn: Conn, frame: bytes, sender: int) -> int:
+        return 50_000 + len(self.names)
+
+    def _name(self, conn: Conn, frame: bytes, sender: int) -> int:
+        """The product's choice of an identification. RFC 6864 4.3: not one that the same receiver may still have of the same sender."""
+        new = self.identify(conn, frame, sender)
+        src, dst = (conn.lip[0], conn.rs[0]) if sender == _CLIENT else (conn.vip[0], conn.client[0])
+        if self.tick - self.names.get((src, dst, new), -9999) < 30 * TICKS:
+            raise Illegal(f"identification {new} from {src} to {dst} again")
+        self.names[src, dst, new] = self.tick
+        return new
+
+    def _rewritten_piece(self, f: wire.Frame, conn: Conn, sender: int, src: str, dst: str, d: Datagram) -> bytes:
+        """IP header and part, with the datagram's new identification."""
+        d.new_id = self._name(conn, f.raw, sender) if d.new_id is None else d.new_id
+        p, data = Piece.of(f), bytearray(f.raw[f.l4 : 14 + f.total])
+        ports = (conn.lip[1], conn.rs[1]) if sender == _CLIENT else (conn.vip[1], conn.client[1])
+        if p.offset == 0:
+            struct.pack_into("!HH", data, 0, *ports)
+            if f.proto == TCP:
+                self._shift_numbers(data, f, conn, sender)
+                if wire.is6(f.src) != wire.is6(src) and f.flags & SYN:
+                    self._clamp(data, conn)
+            self._checksum(f, data, src, dst, piece=True)
+        assert d.known is not None
+        proto, length = d.known[0], len(data)
+        if wire.is6(src) and wire.is6(f.src):
+            header = bytearray(f.raw[14 : f.l4])
+            header[7] -= 1
+            header[8:40] = wire.addr_bytes(src) + wire.addr_bytes(dst)
+            struct.pack_into("!I", header, f.frag_at - 14 + 4, d.new_id)
+            return bytes(header + data)
+        if wire.is6(src):
+            cut = struct.pack("!BBHI", proto, 0, p.offset | p.more, d.new_id)
+            return wire.ipv6(cut + data, src=src, dst=dst, proto=wire.FRAGMENT, ttl=f.ttl - 1, tos=f.tos)
+        options, frag = (b"", p.offset // 8 | p.more << 13) if wire.is6(f.src) else (f.raw[34 : f.l4], f.frag)
+        header4 = {"src": src, "dst": dst, "proto": proto, "ttl": f.ttl - 1, "tos": f.tos, "ident": d.new_id}
+        total = 20 + len(options) + length
+        return wire.ipv4(b"", frag=frag, options=options, total=total, **header4) + data  # type: ignore[arg-type]
+
+    def _leave(self, port: int, frame: bytes, mtu: int, conn: Conn, sender: int, came: bytes) -> None:
+        """In fragments, when it is larger than the MTU. All but the first leave at the end of the turn."""
+        f = wire.read(frame)
+        if f.total <= mtu:
+            return self._send(port, frame)
+        parts = self._split4(f, mtu) if not wire.is6(f.src) else self._split6(f, mtu, conn, sender, came)
+        self.count["split"] += 1
+        self.count["own_packets"] += len(parts) - 1
+        self._send(port, frame[:14] + parts[0])
+        self.late += [(port, padded(frame[:14] + part)) for part in parts[1:]]
+        return None
+
+    def _split4(self, f: wire.Frame, mtu: int) -> list[bytes]:
+        """RFC 791 3.2."""
+        data, options = f.raw[f.l4 : 14 + f.total], f.raw[34 : f.l4]
+        size, out = (mtu - (f.l4 - 14)) // 8 * 8, []
+        fields = {"src": f.src, "dst": f.dst, "proto": f.proto, "ttl": f.ttl, "tos": f.tos, "ident": f.ident}
+        for at in range(0, len(data), size):
+            more = wire.MF if at + size < len(data) else 0
+            some = copied_options(options) if at else options
+            out.append(wire.ipv4(data[at : at + size], frag=f.frag + at // 8 | more, options=some, **fields))  # type: ignore[arg-type]
+        return out
+
+    def _split6(self, f: wire.Frame, mtu: int, conn: Conn, sender: int, came: bytes) -> list[bytes]:
+        at, data, size = f.fragment[0], f.raw[f.l4 : 14 + f.total], (mtu - 48) // 8 * 8
+        cut = wire.FRAGMENT in f.extensions
+        proto, name = (f.raw[f.frag_at], f.frag_id) if cut else (f.proto, self._name(conn, came, sender))
+        out = []
+        for start in range(0, len(data), size):
+            more = start + size < len(data) or f.fragment[1]
+            head = struct.pack("!BBHI", proto, 0, at + start | more, name)
+            part = head + data[start : start + size]
+            out.append(wire.ipv6(part, src=f.src, dst=f.dst, proto=wire.FRAGMENT, ttl=f.ttl, tos=f.tos))
+        return out
 
     # ---- a packet of a known connection ----
 
     def _hit(self, port: int, f: wire.Frame, conn: Conn, sender: int) -> str | None:
         """None: the connection is history, the packet opens a new one."""
-        if conn.proto == TCP and sender == _CLIENT and is_first(f.flags) and conn.state in ("TIME_WAIT", "TCP_CLOSE"):
+        if reborn(f, conn, sender):
             self._close(conn)
             return None
         if conn.quiescent and not self.usable(conn):
@@ -426,9 +582,11 @@ class Reference:
             return "quiesced"
         return self._forward(port, f, conn, sender)
 
-    def _forward(self, port: int, f: wire.Frame, conn: Conn, sender: int) -> str:
+    def _forward(self, port: int, f: wire.Frame, conn: Conn, sender: int, d: Datagram | None = None) -> str:
+        """d: f is a fragment of this datagram. A later one has no L4 header, and no ICMP error is about it."""
+        first = d is None or Piece.of(f).offset == 0
         if f.ttl <= 1:
-            return self._error(port, f, "ttl")
+            return self._error(port, f, "ttl") if first else "ttl"
         hop = self.way(conn, sender)
         if not hop:
             return "no_route"
@@ -437,22 +595,31 @@ class Reference:
         mtu = self.mtu(conn, sender, hop)
         leaves6, came6 = wire.is6(hop_side(conn, sender)), wire.is6(f.src)
         leaving = f.total if leaves6 == came6 else 14 + f.total - f.l4 + (40 if leaves6 else 20)
-        if leaving > mtu:
-            return self._error(port, f, "mtu", mtu + f.total - leaving) if came6 or f.frag & wire.DF else "mtu"
-        self._track(f, conn, sender)
+        leaving += 8 if d and leaves6 and not came6 else 0
+        may_split = not leaves6 and (d is not None or leaving <= 1260) if came6 else not f.frag & wire.DF
+        if leaving > mtu and not may_split:
+            return self._error(port, f, "mtu", mtu + f.total - leaving) if first else "mtu"
+        if d is not None:
+            d.refused = d.refused or (self._may_cross(f) if leaves6 != came6 else "")
+            if d.refused:
+                return d.refused
+            self.count["fragments"] += 1
+        if first or conn.proto == UDP:
+            self._track(f, conn, sender)
         conn.last_seen = self.tick
         conn.packets[sender] += 1
         conn.bytes[sender] += f.total
         self.member_count[conn.member, "in_packets" if sender == _CLIENT else "out_packets"] += 1
         self.member_count[conn.member, "in_bytes" if sender == _CLIENT else "out_bytes"] += f.total
-        self.count["checksums_completed"] += left_to_hardware(f)
+        self.count["checksums_completed"] += d is None and left_to_hardware(f)
         neighbour = self.neighbours.setdefault(hop, Neighbour())
         if not neighbour.mac:
             if len(neighbour.waiting) >= NEIGHBOUR_QUEUE:
                 return "neigh_queue_full"
-            neighbour.waiting.append(Waiting(f.raw, conn, sender, port))
+            neighbour.waiting.append(Waiting(f.raw, conn, sender, port, d, mtu))
             return "parked"
-        self._send(hop[0], self._rewritten(f.raw, conn, sender, self.ports[hop[0]][0], neighbour.mac))
+        frame = self._rewritten(f.raw, conn, sender, self.ports[hop[0]][0], neighbour.mac, d, mtu)
+        self._leave(hop[0], frame, mtu, conn, sender, f.raw)
         return "to_rs" if sender == _CLIENT else "to_client"
 
     def _track(self, f: wire.Frame, conn: Conn, sender: int) -> None:
@@ -490,7 +657,16 @@ class Reference:
         if leaps:
             self.wild.add((conn.lip[0], conn.rs))
 
-    def _rewritten(self, frame: bytes, conn: Conn, sender: int, eth_src: str, eth_dst: str) -> bytes:
+    def _rewritten(
+        self,
+        frame: bytes,
+        conn: Conn,
+        sender: int,
+        eth_src: str,
+        eth_dst: str,
+        d: Datagram | None = None,
+        mtu: int = 65535,
+    ) -> bytes:
         """RFC 1624: a right checksum stays right, a wrong one stays as wrong; one left to hardware is completed."""
         f = wire.read(frame)
         if not conn.lip[0] and (choice := self.choose(conn, frame)):
@@ -498,6 +674,12 @@ class Reference:
         if conn.proto == TCP and (conn.dseq is None or conn.dts is None):
             self._learn_shifts(conn, frame, sender)
         src, dst = (conn.lip, conn.rs) if sender == _CLIENT else (conn.vip, conn.client)
+        if d is not None:
+            packet = self._rewritten_piece(f, conn, sender, src[0], dst[0], d)
+            out = wire.ether(packet, dst=eth_dst, src=eth_src, ethertype=wire.ethertype_of(src[0]))
+            if conn.proto == TCP and sender == _CLIENT and Piece.of(f).offset == 0:
+                self._remember(out, conn)
+            return padded(out) if wire.is6(f.src) != wire.is6(src[0]) else out
         segment = bytearray(frame[f.l4 : 14 + f.total])
         struct.pack_into("!HH", segment, 0, src[1], dst[1])
         if f.proto == TCP:
@@ -505,7 +687,7 @@ class Reference:
             if wire.is6(f.src) != wire.is6(src[0]) and f.flags & SYN:
                 self._clamp(segment, conn)
         self._checksum(f, segment, src[0], dst[0], needed=wire.is6(src[0]))
-        header = self._ip_header(f, conn, sender, src[0], dst[0])
+        header = self._ip_header(f, conn, sender, src[0], dst[0], mtu)
         out = wire.ether(header + bytes(segment), dst=eth_dst, src=eth_src, ethertype=wire.ethertype_of(src[0]))
         if wire.is6(f.src) != wire.is6(src[0]):
             out = padded(out)
@@ -513,7 +695,7 @@ class Reference:
             self._remember(out, conn)
         return out
 
-    def _ip_header(self, f: wire.Frame, conn: Conn, sender: int, src: str, dst: str) -> bytes:
+    def _ip_header(self, f: wire.Frame, conn: Conn, sender: int, src: str, dst: str, mtu: int) -> bytes:
         """All that stays stays; between the families the header is made anew, without options (RFC 7915 4.1, 5.1)."""
         length = 14 + f.total - f.l4
         if wire.is6(src) and wire.is6(f.src):
@@ -525,10 +707,12 @@ class Reference:
             return wire.ipv6(b"", src=src, dst=dst, proto=f.proto, ttl=f.ttl - 1, tos=f.tos, payload_len=length)
         if not wire.is6(f.src):
             options, ident, frag = f.raw[34 : f.l4], f.ident, f.frag
+            if not frag & wire.DF and f.total > min(576, mtu):  # it may be fragmented, here or further on
+                ident = self._name(conn, f.raw, sender)
         elif length + 20 > 1260:
             options, ident, frag = b"", 0, wire.DF
         else:
-            options, ident, frag = b"", self.identify(conn, f.raw, sender), 0
+            options, ident, frag = b"", self._name(conn, f.raw, sender), 0
         total = 20 + len(options) + length
         return wire.ipv4(
             b"",
@@ -578,16 +762,18 @@ class Reference:
                     shift(option + number, -dseq)
 
     @staticmethod
-    def _checksum(f: wire.Frame, segment: bytearray, src: str, dst: str, *, needed: bool = False) -> None:
-        """The checksum is off by exactly as much as it was in the packet that came, f. needed: UDP must have one."""
+    def _checksum(f: wire.Frame, segment: bytearray, src: str, dst: str, *, needed: bool = False, piece: bool = False) -> None:
+        """The checksum is off by exactly as much as it was in the packet that came, f. needed: UDP must have one. piece: a part of it, by which
+        it can be off by anything."""
         at = 16 if f.proto == TCP else 6
-        length = 14 + f.total - f.l4 if f.proto == TCP else struct.unpack_from("!H", segment, 4)[0]
+        whole = f.proto == TCP or piece
+        length = 14 + f.total - f.l4 if whole else struct.unpack_from("!H", segment, 4)[0]
         before = f.raw[f.l4 : f.l4 + length]
         old = struct.unpack_from("!H", before, at)[0]
         if old == 0 and f.proto == UDP and not needed:
             return
         error = (wire.residue(wire.pseudo_header(f.src, f.dst, f.proto, length)) + wire.residue(before)) % 0xFFFF
-        if left_to_hardware(f) or (old == 0 and f.proto == UDP):
+        if (not piece and left_to_hardware(f)) or (old == 0 and f.proto == UDP):
             error = 0
         struct.pack_into("!H", segment, at, 0)
         total = wire.residue(wire.pseudo_header(src, dst, f.proto, length)) + wire.residue(bytes(segment[:length]))
@@ -596,17 +782,17 @@ class Reference:
 
     # ---- a packet of no connection ----
 
-    def _miss(self, port: int, f: wire.Frame) -> str:
+    def _miss(self, port: int, f: wire.Frame, d: Datagram | None = None) -> str:
         service = next(
             (s for s in self.services.values() if (s.vip, s.vport, s.proto) == (f.dst, f.dport, f.proto)), None
         )
         if f.proto == TCP and not is_first(f.flags):
             return "no_conn"
         if service is not None:
-            return self._open(port, f, service)
+            return self._open(port, f, service, d)
         if f.proto == UDP and self._kind(f.dst) == "lip":
             return "no_conn"
-        if not self.unserved_reset:
+        if not self.unserved_reset or d is not None:
             return "no_service"
         return self._reset(port, f) if f.proto == TCP else self._error(port, f, "no_service")
 
@@ -614,11 +800,11 @@ class Reference:
         owned = self.owned(addr)
         return owned[1] if owned else ""
 
-    def _open(self, port: int, f: wire.Frame, service: Service) -> str:
+    def _open(self, port: int, f: wire.Frame, service: Service, d: Datagram | None = None) -> str:
         if not service.lips:
             return "no_lip"
         if not any(m.weight for m in service.members):
-            return self._reset(port, f) if service.no_rs_reset and f.proto == TCP else "no_rs"
+            return self._reset(port, f) if service.no_rs_reset and f.proto == TCP and not d else "no_rs"
         if f.proto == TCP and service.half_open and len(self._half_open(service)) >= service.half_open:
             self._evict(service)
         member = self.schedulers[service.id].pick(service)
@@ -671,7 +857,7 @@ class Reference:
         self.by_key[conn.proto, *conn.rs, *conn.lip] = (conn, _RS)
         self.count["conns_opened"] += 1
         self.member_count[member.id, "conns"] += 1
-        return self._forward(port, f, conn, _CLIENT)
+        return self._forward(port, f, conn, _CLIENT, d)
 
     def _leaves_at_once(self, f: wire.Frame, member: Member) -> bool:
         hop, mtu = next(iter(self.hops(member.rip).items()), (None, 0))
@@ -813,6 +999,18 @@ class Reference:
         self.count["echo_replies_sent"] += 1
         return "answered"
 
+    def _echo_piece(self, port: int, f: wire.Frame) -> str:
+        """A piece of a message goes back as a piece; in the first one the type changes, and the checksum with it."""
+        data = bytearray(f.raw[f.l4 : 14 + f.total])
+        if Piece.of(f).offset == 0:
+            error = wire.residue(bytes(data))
+            data[0] = 129 if wire.is6(f.src) else 0
+            data[2:4] = b"\0\0"
+            struct.pack_into("!H", data, 2, (error - wire.residue(bytes(data))) % 0xFFFF)
+            self.count["echo_replies_sent"] += 1
+        self._answer(port, f, self._answer_header(f, len(data)) + data)
+        return "answered"
+
     def _answer_header(self, f: wire.Frame, length: int) -> bytes:
         """The header of the packet that came, the other way round."""
         if wire.is6(f.src):
@@ -896,7 +1094,8 @@ class Reference:
         waiting, n.waiting = n.waiting, []
         for w in waiting:
             assert w.conn is not None
-            self._send(port, self._rewritten(w.frame, w.conn, w.sender, self.ports[port][0], n.mac))
+            frame = self._rewritten(w.frame, w.conn, w.sender, self.ports[port][0], n.mac, w.datagram, w.mtu)
+            self._leave(port, frame, w.mtu, w.conn, w.sender, w.frame)
             self.count["to_rs" if w.sender == _CLIENT else "to_client"] += 1
 
     def give_up(self, port: int, addr: str) -> int:
@@ -910,6 +1109,40 @@ class Reference:
 def hop_side(conn: Conn, sender: int) -> str:
     """Whom a packet of this sender goes to."""
     return conn.rs[0] if sender == _CLIENT else conn.client[0]
+
+
+def reborn(f: wire.Frame, conn: Conn, sender: int) -> bool:
+    """RFC 9293 3.6.1: the connection is history, this SYN begins a new one."""
+    history = conn.proto == TCP and conn.state in ("TIME_WAIT", "TCP_CLOSE")
+    return history and sender == _CLIENT and is_first(f.flags)
+
+
+def incomplete(f: wire.Frame) -> str:
+    """What is wrong with a first fragment: all headers must be in it (RFC 3128, RFC 7112)."""
+    data = f.raw[f.l4 : 14 + f.total]
+    if f.proto == TCP:
+        if len(data) < 20 or (data[12] >> 4) * 4 > len(data):
+            return "fragment_tiny"
+        return "l4_header" if (data[12] >> 4) * 4 < 20 else ""
+    if f.proto == UDP:
+        if len(data) < 8:
+            return "fragment_tiny"
+        if struct.unpack_from("!H", data, 4)[0] < 8:
+            return "l4_header"
+        return "udp_no_checksum" if wire.is6(f.src) and f.checksum == 0 else ""
+    return "protocol"
+
+
+def copied_options(options: bytes) -> bytes:
+    """RFC 791 3.1: those that are in every fragment."""
+    out, at = b"", 0
+    while at < len(options) and options[at]:
+        size = 1 if options[at] == 1 else options[at + 1] if at + 1 < len(options) else 0
+        if size < (1 if options[at] == 1 else 2) or at + size > len(options):
+            break
+        out += options[at : at + size] if options[at] & 0x80 else b""
+        at += size
+    return out + bytes(-len(out) % 4)
 
 
 def is_fragment(f: wire.Frame) -> bool:
@@ -983,12 +1216,15 @@ def malformed6(frame: bytes) -> str:
     if packet[0] >> 4 != 6:
         return "ip_header"
     end, at, following, fragments = 40 + struct.unpack_from("!H", packet, 4)[0], 40, packet[6], 0
+    fragmented = False  # and this is the first fragment
     if end > len(packet):
         return "truncated"
     while following in (wire.HOP_BY_HOP, wire.ROUTING, wire.FRAGMENT, wire.DESTINATION):
         if end - at < 8:
-            return "ip_header"
+            return "fragment_tiny" if fragmented else "ip_header"
         size = 8 if following == wire.FRAGMENT else (packet[at + 1] + 1) * 8
+        if size > end - at and fragmented:
+            return "fragment_tiny"
         if size > end - at or 14 + at + size > 255 or (following == wire.HOP_BY_HOP and at != 40):
             return "ext_headers"
         if following == wire.ROUTING and packet[at + 3]:
@@ -999,6 +1235,7 @@ def malformed6(frame: bytes) -> str:
                 return "ext_headers"
             if struct.unpack_from("!H", packet, at + 2)[0] & 0xFFF8:
                 return ""
+            fragmented = bool(struct.unpack_from("!H", packet, at + 2)[0] & 1)
         following, at = packet[at], at + size
     if fragments and wire.read(frame).fragment != (0, False):
         return ""

@@ -54,7 +54,7 @@ TIMEOUTS = {
 }
 
 DROPS = tuple(name for name, kind, _ in COUNTERS if kind == "drop")
-OUTCOMES = ("to_rs", "to_client", "answered", "absorbed", "passed", "waiting", "handed_off", *DROPS)
+OUTCOMES = ("to_rs", "to_client", "answered", "absorbed", "passed", "waiting", "held", "handed_off", *DROPS)
 UNPREDICTED = {"steps", "sleeps", "from_host", "from_workers", "port_chunks", "frames"}
 PREDICTED = [(name, kind) for name, kind, _ in COUNTERS if name not in UNPREDICTED]
 
@@ -163,7 +163,7 @@ class Rig:
         """Every packet has ended in one way; every frame is somewhere."""
         c = self.counters()
         assert c["rx_packets"] == sum(c[k] for k in OUTCOMES), {k: c[k] for k in ("rx_packets", *OUTCOMES) if c[k]}
-        assert self.worker.frames_free == self.worker.frames_total - c["waiting"]
+        assert self.worker.frames_free == self.worker.frames_total - c["waiting"] - c["held"]
 
     def check_empty(self) -> None:
         """All that was taken is given back."""
@@ -243,13 +243,14 @@ class Twin(Rig):
         raise Illegal(f"no packet left for {wire.describe(frame)}")
 
     def _identify(self, conn: Conn, frame: bytes, sender: int) -> int:
-        """The IPv4 identification that the packet left with."""
+        """The identification that the packet left with."""
         sent = wire.read(frame)
         src, dst = (conn.lip, conn.rs) if sender == 0 else (conn.vip, conn.client)
-        left = [f.ident for f in self.frames if f.tos == sent.tos and f.flow == (conn.proto, *src, *dst)]
-        if not left:
-            raise Illegal(f"no packet left for {wire.describe(frame)}")
-        return left[0]
+        offset = offset_of(sent)
+        for f in self.frames:
+            if (f.tos, f.src, f.dst, offset_of(f)) == (sent.tos, src[0], dst[0], offset):
+                return f.frag_id if wire.is6(f.src) else f.ident
+        raise Illegal(f"no packet left for {wire.describe(frame)}")
 
     # ---- driving ----
 
@@ -282,6 +283,7 @@ class Twin(Rig):
     def _compared_turn(self, frames: list[tuple[int, bytes]]) -> list[str]:
         r = self.reference
         r.now = self.now
+        r.begin_turn()
         waiting = any(n.waiting for n in r.neighbours.values())
         out = self.step()
         asked = [
@@ -291,6 +293,7 @@ class Twin(Rig):
         ]
         self.frames = [wire.read(f) for port, f in out if port >= 0]
         outcomes = [r.receive(port, frame) for port, frame in frames]
+        r.end_turn()
         self._end_expired()
         unseen = [c for c in r.conns if not c.lip[0]]
         assert not unseen, f"the core did not open {unseen}"
@@ -397,6 +400,10 @@ class Twin(Rig):
             holds = [c for c in r.conns if addr in (c.vip[0], c.lip[0])]
             used = [c for c in holds if c.lip[0] == addr]
             assert self.plane.address_stats(id)[1:] == (len(used), len(holds)), addr
+
+
+def offset_of(f: wire.Frame) -> int:
+    return f.fragment[0] or (f.frag & 0x1FFF) * 8
 
 
 def compare(

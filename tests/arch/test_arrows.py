@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[2]
 C_FILES = {p.name: p for p in [*(ROOT / "cext").glob("*.[ch]"), *(ROOT / "cext/drivers").glob("*.[ch]")]}
 PY_FILES = {str(p.relative_to(ROOT / "fnat")): p for p in (ROOT / "fnat").rglob("*.py")}
 
-TABLES = {"conntab", "wheel", "lip", "neigh", "fib", "arena"}
+TABLES = {"conntab", "wheel", "lip", "neigh", "fib", "frag", "arena"}
 STEPS = {"sched", "track", "rewrite", "parse"}
-STORY = {"conn", "forward", "resolve", "answer", "worker", "door", "bench"}
+STORY = {"conn", "forward", "resolve", "answer", "pieces", "worker", "door", "bench"}
 
 
 def includes(path: Path) -> set[str]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import packets as wire
 from packets import ACK, FIN, PSH, RST, SYN, TCP, UDP
 from reference import MASK, Choice, Conn, Reference
-from rig import CLIENT, LAN, LIP, MACS, OUTCOMES, RS1, SECOND, START, VIP, WAN, Rig
+from rig import CLIENT, LAN, LIP, LIP6, MACS, OUTCOMES, RS1, SECOND, START, VIP, WAN, Rig
 
 Result = tuple[str, list[tuple[int, wire.Frame]]]
 LPORT, DSEQ, DTS = 2000, 0x12345678, 0x9ABC
@@ -35,12 +35,12 @@ def frames(out: list[tuple[int, bytes]]) -> list[tuple[int, wire.Frame]]:
 
 
 class Core(Rig):
-    """The core; the outcome is the one counter that moved."""
+    """The core; the outcome is the one counter that rose."""
 
     def deliver(self, port: int, frame: bytes) -> Result:
         before = self.counters()
         out = self.send(port, frame)
-        moved = self.moved(before)
+        moved = {name for name, by in self.moved(before).items() if by > 0}
         self.check_sums()
         outcome = "parked" if "parked" in moved else next(k for k in OUTCOMES if k in moved)
         return outcome, frames(out)
@@ -73,17 +73,19 @@ class Naive(Rig):
 
     def _choose(self, conn: Conn, frame: bytes) -> Choice:
         port = max(LPORT, self.lports[0]) + self.reference.count["conns_opened"]
-        return Choice(LIP, port)
+        return Choice(LIP6 if wire.is6(conn.rs[0]) else LIP, port)
 
     def deliver(self, port: int, frame: bytes) -> Result:
         self.reference.now = self.now
         outcome = self.reference.receive(port, frame)
+        self.reference.end_turn()
         out, self.reference.sent = self.reference.sent, []
         return outcome, frames(out)
 
     def wait(self, seconds: float, step: float = 1 / 64) -> Any:
         self.now += int(seconds * SECOND)
         self.reference.now = self.now
+        self.reference.begin_turn()
         for conn in [c for c in self.reference.conns if self.reference.deadline(c) <= self.reference.tick]:
             self.reference.expire(conn)
         out, self.reference.sent = self.reference.sent, []

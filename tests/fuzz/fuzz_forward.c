@@ -1,6 +1,6 @@
 /* Invariant: any bytes in any order of turns give a verdict or a named drop; after every turn
- *  - rx_packets = forwarded + answered + absorbed + passed + waiting + all drop reasons (each packet ends in exactly one way);
- *  - no frame is lost: free + waiting = total;
+ *  - rx_packets = forwarded + answered + absorbed + passed + waiting + held + all drop reasons (each packet ends in exactly one way);
+ *  - no frame is lost: free + waiting + held = total;
  *  - every IPv4 frame that leaves is no longer than its port's MTU and has a right header checksum;
  * and when time has passed, everything taken is given back.
  *
@@ -23,6 +23,7 @@
         }                                                                                                                                  \
     } while (0)
 
+enum { OPERATIONS = 11 };
 enum { WAN, LAN, PUNT, QUEUES, FRAMES = 512, CONNS = 256, MTU = 1500, SECOND = 1000000000 };
 
 static struct fnat_plane *plane;
@@ -83,6 +84,7 @@ static void start(void)
     }
     for (int i = 0; i < FNAT_STATES; i++)
         settings.timeouts[i] = 1;
+    settings.fragment_seconds = 1;
     settings.lport_first = 1024, settings.lport_last = 1400;
     CHECK(fnat_put_settings(plane, &settings) == 0);
     for (uint8_t i = 0; i < 2; i++) {
@@ -129,12 +131,12 @@ static void turn(void)
     collect();
     CHECK(fnat_counters(plane, 0, counters) == 0);
     uint64_t ended = counters[CNT_to_rs] + counters[CNT_to_client] + counters[CNT_answered] + counters[CNT_absorbed] +
-                     counters[CNT_passed] + counters[TAKEN_waiting];
+                     counters[CNT_passed] + counters[TAKEN_waiting] + counters[TAKEN_held];
     for (uint32_t i = 0; i < COUNTERS; i++)
         if (fnat_counter_kind(i) == 'd')
             ended += counters[i];
     CHECK(counters[CNT_rx_packets] == ended);
-    CHECK(pool->free + counters[TAKEN_waiting] == pool->total);
+    CHECK(pool->free + counters[TAKEN_waiting] + counters[TAKEN_held] == pool->total);
 }
 
 static uint8_t *make(uint8_t *frame, uint32_t *len, uint8_t proto, uint32_t src, uint32_t dst, uint16_t sport, uint16_t dport,
@@ -186,11 +188,11 @@ static void run(const uint8_t *p, const uint8_t *end)
         uint32_t n = next(&p, end);
         if (n > (uint32_t)(end - p))
             n = (uint32_t)(end - p);
-        switch (what % 10) {
+        switch (what % OPERATIONS) {
         case 0: /* raw bytes */
         case 1: /* raw bytes with a right header checksum */
             memcpy(frame, p, n);
-            if (what % 10)
+            if (what % OPERATIONS)
                 fix(frame, n);
             if (n)
                 put(how % 2, frame, n);
@@ -198,7 +200,7 @@ static void run(const uint8_t *p, const uint8_t *end)
             break;
         case 2: /* a client's segment: flags, then options and payload */
         case 3: {
-            uint8_t flags = what % 10 == 2 ? TCP_SYN : next(&p, end);
+            uint8_t flags = what % OPERATIONS == 2 ? TCP_SYN : next(&p, end);
             n = min_u32(n, (uint32_t)(end - p));
             uint8_t *l4 = make(frame, &len, PROTO_TCP, CLIENT, VIP, how, be16(how & 128 ? 81 : 80), p, n);
             l4[13] = flags;
@@ -223,7 +225,7 @@ static void run(const uint8_t *p, const uint8_t *end)
                 memcpy(frame + 36, last[LAN] + 34, 2);
                 if (frame[23] == PROTO_TCP && len > 47)
                     frame[47] = how;
-                for (uint32_t i = 0; what % 10 == 6 && i < n && 38 + i < len; i++)
+                for (uint32_t i = 0; what % OPERATIONS == 6 && i < n && 38 + i < len; i++)
                     frame[38 + i] = p[i];
                 fix(frame, len);
                 put(LAN, frame, len);
@@ -237,6 +239,25 @@ static void run(const uint8_t *p, const uint8_t *end)
         case 8: /* another configuration */
             put_service(how & 1, how & 1 ? PROTO_UDP : PROTO_TCP, 80, n & 3, (how >> 1) & FNAT_SVC_EXPIRE_QUIESCENT, how >> 5, !!(n & 12));
             break;
+        case 10: { /* a fragment of a client's datagram, or of an answer to what went to the RS last: identification, place, bytes */
+            uint16_t place = (uint16_t)(next(&p, end) << 8);
+            place |= next(&p, end);
+            n = min_u32(n, (uint32_t)(end - p));
+            bool answer = how & 64 && last_len[LAN] >= 42 && be16(get16(last[LAN] + 12)) == ETH_TYPE_IP4;
+            make(frame, &len, how & 32 ? PROTO_TCP : PROTO_UDP, CLIENT, VIP, 7, be16(80), p, n);
+            struct ip4_header *ip = (struct ip4_header *)(frame + ETH_HEADER);
+            if (answer) {
+                ip->src = get32(last[LAN] + 30), ip->dst = get32(last[LAN] + 26);
+                memcpy(frame + 34, last[LAN] + 36, 2);
+                memcpy(frame + 36, last[LAN] + 34, 2);
+            }
+            ip->id = how & 15;
+            ip->frag = be16(place & (IP4_MF | IP4_OFFSET));
+            fix(frame, len);
+            put(answer ? LAN : WAN, frame, len);
+            p += n;
+            break;
+        }
         default: /* the last frame once more, from either side, a byte changed */
             len = last_len[how % QUEUES];
             if (!len)
@@ -257,7 +278,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
     if (!plane)
         start();
     run(bytes, bytes + len);
-    for (int i = 0; i < 8 || counters[TAKEN_conns] || counters[TAKEN_waiting]; i++) {
+    for (int i = 0; i < 8 || counters[TAKEN_conns] || counters[TAKEN_waiting] || counters[TAKEN_datagrams]; i++) {
         CHECK(i < 2000);
         turn();
         now += SECOND / 2;

@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import packets as wire
 
 CLIENT, VIP, LIP, RS = "198.51.100.7", "192.0.2.10", "10.0.0.11", "10.0.0.101"
-RAW, FIXED, SYN, SEGMENT, DATAGRAM, ANSWER, ANSWER_BYTES, TIME, CONFIG, AGAIN = range(
-    10
+RAW, FIXED, SYN, SEGMENT, DATAGRAM, ANSWER, ANSWER_BYTES, TIME, CONFIG, AGAIN, FRAGMENT = range(
+    11
 )  # operations of fuzz_forward.c
-TURN = 130  # added to an operation: makes a turn after it; 130 is a multiple of 10, so the operation stays
+TURN = 132  # added to an operation: makes a turn after it; 132 is a multiple of 11, so the operation stays
 
 
 def frames() -> list[bytes]:
@@ -29,6 +29,9 @@ def frames() -> list[bytes]:
         wire.udp(CLIENT, 1, VIP, 80, b"x" * 30),
         wire.udp(CLIENT, 1, VIP, 80, b"", checksum=0, trailer=bytes(18)),
         wire.udp(CLIENT, 1, VIP, 80, b"x" * 8, frag=wire.MF),
+        *wire.pieces(wire.udp(CLIENT, 1, VIP, 80, b"x" * 56, frag=0), 5, 32),
+        *wire.pieces(wire.echo_request(CLIENT, VIP, bytes(56)), 6, 32),
+        *wire.pieces(wire.tcp("2001:db8::7", 1, "2001:db8::10", 80, wire.ACK, payload=bytes(40)), 7, 32),
         wire.echo_request(CLIENT, VIP),
         wire.icmp(CLIENT, LIP, 3, 4, payload=wire.udp(LIP, 1, RS, 80)[14:]),
         wire.arp(1, wire.CLIENT_MAC, CLIENT, "00:00:00:00:00:00", VIP),
@@ -45,7 +48,13 @@ def programs() -> list[bytes]:
     options = wire.option_timestamp(1, 0)
     life = op(SYN, 3, options) + op(ANSWER, wire.SYN | wire.ACK) + bytes([SEGMENT + TURN, 3, 12, wire.ACK]) + options
     closed = life + bytes([SEGMENT + TURN, 3, 12, wire.FIN | wire.ACK]) + options + op(ANSWER, wire.FIN | wire.ACK)
+    piece = [(0x2000, bytes(24)), (0x2004, bytes(32)), (8, bytes(16))]  # flags and place, bytes
+    cut = [bytes([FRAGMENT + TURN, 3, len(b)]) + struct.pack("!H", at) + b for at, b in piece]
+    back = [bytes([FRAGMENT + TURN, 67, len(b)]) + struct.pack("!H", at) + b for at, b in piece]
     return [
+        b"".join(cut) + b"".join(back) + op(TIME, 100),
+        b"".join(reversed(cut)) + b"".join(reversed(back)),
+        b"".join([*cut[1:], *cut]) + op(TIME, 100),
         life + op(TIME, 66),
         closed + op(SYN, 3, options) + op(TIME, 200),
         life + op(CONFIG, 2, b"") + op(AGAIN, 0),

@@ -451,6 +451,93 @@ class CoreAndReference(RuleBasedStateMachine):
         )
         self.give(LAN if from_rs else WAN, frame)
 
+    # ---- fragments ----
+
+    @precondition(lambda self: self.flows)
+    @rule(
+        data=st.data(),
+        from_rs=st.booleans(),
+        n=st.sampled_from([0, 3, 40, 200, 200, 900, 1500, 3000]),
+        size=st.sampled_from([8, 16, 24, 64, 256, 552, 1400]),
+        sum=sums,
+        flags=st.sampled_from([ACK, ACK | PSH, ACK | FIN, SYN, RST]),
+        ttl=st.sampled_from([64, 64, 64, 64, 2, 1]),
+        ident=st.one_of(st.integers(0, 3), st.integers(0, 0xFFFF)),
+        trouble=st.sampled_from([""] * 6 + ["lost first", "lost", "twice", "twice", "overlap", "two ends", "odd", "too long"]),
+        extensions=st.sampled_from([(), (), (), (60,)]),
+    )
+    def fragments(
+        self,
+        data: st.DataObject,
+        from_rs: bool,
+        n: int,
+        size: int,
+        sum: int | None,
+        flags: int,
+        ttl: int,
+        ident: int,
+        trouble: str,
+        extensions: tuple[int, ...],
+    ) -> None:
+        """A datagram in fragments, in any order, several in a turn, with mishaps."""
+        flow = data.draw(st.sampled_from(self.flows))
+        conn = self.connected(flow)
+        if from_rs and (conn is None or conn.dseq is None or conn.dts is None):
+            return
+        payload = bytes(i * 7 & 255 for i in range(n))
+        if flow.proto == UDP:
+            ends = (*conn.rs, *conn.lip) if from_rs and conn else (*flow.client, *flow.vip)
+            fields: dict[str, Any] = {"extensions": extensions} if wire.is6(ends[0]) else {}
+            whole = wire.udp(*ends, payload, checksum=sum, ttl=ttl, frag=0, **fields)
+        elif from_rs and conn:
+            whole = self.rs_segment(flow, conn, flags, flow.rs_seq, flow.seq, payload, sum, n & 1, ttl, 0)
+            flow.rs_seq = (flow.rs_seq + n + bool(flags & (FIN | SYN))) & MASK
+        else:
+            options = flow.syn_options(self.twin.now)
+            whole = self.client_segment(flow, flags, flow.seq, flow.rs_seq, payload, options, sum, ttl, 0)
+            flow.seq = (flow.seq + n + bool(flags & (FIN | SYN))) & MASK
+        self.cut(data, LAN if from_rs else WAN, whole, ident, size, trouble)
+
+    def cut(self, data: st.DataObject, port: int, whole: bytes, ident: int, size: int, trouble: str) -> None:
+        f = wire.read(whole)
+        length = f.total - (40 if wire.is6(f.src) else f.l4 - 14)
+        size = max(size, length // 24 // 8 * 8 + 8)
+        places = [(at, min(at + size, length), at + size < length) for at in range(0, length, size)]
+        at = data.draw(st.integers(0, len(places) - 1))
+        start, end, more = places[at]
+        if trouble == "lost first":
+            del places[0]
+        elif trouble == "lost":
+            del places[at]
+        elif trouble == "twice":
+            places += [places[at]]
+        elif trouble == "overlap":
+            places += [(start, end + 8, more) if start % 16 else (start, max(start + 1, end - 8), more)]
+        elif trouble == "two ends":
+            places += [(start, end, not more)]
+        elif trouble == "odd":
+            places += [(start, end - 1, True)]
+        elif trouble == "too long":
+            places += [(65528 - 8 * (start % 3), 65535, False)]
+        order = data.draw(st.permutations(places) if len(places) < 12 else st.sampled_from([places, places[::-1]]))
+        last = data.draw(st.integers(0, 7))
+        for i, (start, end, more) in enumerate(order):
+            part = wire.piece(whole + bytes(65535) if start > 65000 else whole, start, end, ident, more=more, tos=self.mark()["tos"])
+            self.give(port, part, hold=i % 8 != last)
+        self.settle()
+
+    @rule(
+        data=st.data(),
+        port=st.sampled_from([WAN, LAN]),
+        pinged=st.sampled_from([VIP, LIP, VIP6]),
+        n=st.sampled_from([0, 1, 100, 900]),
+        size=st.sampled_from([8, 64, 512]),
+        kind=st.sampled_from([8, 128, 0, 3]),
+    )
+    def ping_in_fragments(self, data: st.DataObject, port: int, pinged: str, n: int, size: int, kind: int) -> None:
+        whole = wire.icmp(at_family(CLIENT, pinged), pinged, kind, 0, b"abcd", bytes(range(n % 256)) * 3, frag=0)
+        self.cut(data, port, whole, 77, size, "")
+
     # ---- time and configuration ----
 
     @rule(seconds=times)

@@ -41,7 +41,12 @@ class Heard:
     @property
     def signature(self) -> tuple[object, ...]:
         flags = int(self.l4.flags) if self.packet.proto == 6 else None
-        return self.time, self.packet.proto, self.packet.id, self.packet.tos, flags, self.payload
+        return self.time, self.packet.proto, 0 if renamed(self.packet) else self.packet.id, self.packet.tos, flags, self.payload
+
+
+def renamed(packet: Packet) -> bool:
+    """Does it get another identification? It may become fragments on its way, and its sender is not alone behind its new address."""
+    return not packet.flags.DF and packet.len > 576
 
 
 @dataclass
@@ -124,7 +129,7 @@ def compare(came: Heard, went: Heard, shifts: dict[str, int], to_rs: bool) -> st
     """What differs, "" for nothing. Shifts of a connection are learnt from its first packet and must stay."""
     a, b = came.packet, went.packet
     for name in ("version", "ihl", "tos", "len", "id", "flags", "frag", "proto", "options"):
-        if getattr(a, name) != getattr(b, name):
+        if getattr(a, name) != getattr(b, name) and not (name == "id" and renamed(a)):
             return f"IP {name}"
     if b.ttl != a.ttl - 1:
         return "ttl"
@@ -168,6 +173,7 @@ def judge(capture: Path, out: Path) -> Judgement:
             ordinary.add(id(heard))
     verdict.ordinary = len(ordinary)
     streams: dict[tuple[object, ...], list[Heard]] = defaultdict(list)
+    names: set[tuple[object, ...]] = set()
     for heard, frame in read(out):
         if not heard:
             continue
@@ -176,6 +182,10 @@ def judge(capture: Path, out: Path) -> Judgement:
             continue
         if heard.sum_state in ("partial",):
             verdict.faults.append(f"left with half a checksum: {frame.summary()}")
+        name = (heard.packet.src, heard.packet.dst, heard.packet.id)
+        if renamed(heard.packet) and name in names:
+            verdict.faults.append(f"identification used twice: {frame.summary()}")
+        names |= {name} if renamed(heard.packet) else set()
         streams[(frame.dst, heard.packet.proto, *heard.ends)].append(heard)
     for key, stream in streams.items():
         _judge_stream(key, stream, captured, ordinary, big, verdict)

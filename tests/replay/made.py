@@ -149,7 +149,7 @@ ROWS: list[tuple[str, list[Packet], dict[str, object]]] = [
     ("ping of a server", [datagram(), ICMP_ECHO], {"forwarded": 1, "skipped": {"answered": 1}}),
     ("ping of a stranger", [ICMP_ECHO], {"passed": 1}),
     ("ICMP error to a server", [datagram(), LINK / ip(True) / ICMP(type=3)], {"dropped": {"icmp": 1}}),
-    ("fragments to a server", [datagram(), *FRAGMENTS], {"forwarded": 1, "dropped": {"fragment": len(FRAGMENTS)}}),
+    ("fragments to a server", [datagram(), *FRAGMENTS], {"forwarded": 1, "skipped": {"fragment": len(FRAGMENTS)}}),
     (
         "another protocol to a server",
         [datagram(), LINK / ip(True, proto=47) / Raw(b"gre")],
