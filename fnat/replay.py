@@ -33,6 +33,7 @@ from fnat import segment
 from fnat.captures import Capture
 from fnat.conversations import (
     AS_CAPTURED,
+    FRAGMENTS_WITHIN,
     IP4,
     IP6,
     MTU,
@@ -99,7 +100,7 @@ class Wires:
 
     def _arrange(self, core: ModuleType, layout: Layout) -> None:
         plane, network = self.plane, layout.network
-        plane.put_settings(dict.fromkeys(core.STATES, IDLE), False)
+        plane.put_settings({**dict.fromkeys(core.STATES, IDLE), "FRAGMENTS": FRAGMENTS_WITHIN}, False)
         for port, name in ((WAN, "wan"), (LAN, "lan")):
             plane.put_port(port, name, PORT_MACS[port].hex(":"), LINK_MTU, up=True, exclusive=True)
         routes = []
