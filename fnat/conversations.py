@@ -80,8 +80,8 @@ class Prepared:
 
 
 def prepare(packet: Captured, datagram: Datagram | None = None) -> Prepared:
-    """Undo what capturing did to a packet: snapped payload, checksums and segments left to hardware. `datagram`: what is
-    known of the one it is a fragment of."""
+    """Undo what capturing did to a packet: snapped payload, checksums and segments left to hardware. `datagram`: that of a
+    fragment."""
     frame, ip, changes = packet.frame, packet.frame[14:], []
     if packet.cause:
         return Prepared(cause=packet.cause, outside=packet.cause)
@@ -94,7 +94,11 @@ def prepare(packet: Captured, datagram: Datagram | None = None) -> Prepared:
     total, captured = _total(ip), len(ip)
     if total == (0 if header == 20 else 40) and ip[9 if header == 20 else 6] == TCP:  # length left to hardware
         total = min(captured + packet.missing, 65535)
-        ip = ip[:2] + total.to_bytes(2, "big") + ip[4:] if header == 20 else ip[:4] + (total - 40).to_bytes(2, "big") + ip[6:]
+        ip = (
+            ip[:2] + total.to_bytes(2, "big") + ip[4:]
+            if header == 20
+            else ip[:4] + (total - 40).to_bytes(2, "big") + ip[6:]
+        )
         changes.append("length")
     if captured < total <= captured + packet.missing:
         ip += bytes(total - captured)
@@ -179,7 +183,9 @@ def _other(ip: bytes) -> str:
         following, at, end = ip[6], 40, _total(ip)
         if end > len(ip):
             return "malformed"
-        while following in (segment.HOP_BY_HOP, segment.ROUTING, segment.FRAGMENT, segment.DESTINATION) and at + 8 <= end:
+        while (
+            following in (segment.HOP_BY_HOP, segment.ROUTING, segment.FRAGMENT, segment.DESTINATION) and at + 8 <= end
+        ):
             following, at = ip[at], at + (8 if following == segment.FRAGMENT else 8 * ip[at + 1] + 8)
     if following in (1, 58):
         return "icmp"
@@ -259,7 +265,6 @@ class Layout:
     @property
     def vips(self) -> list[bytes]:
         return sorted({vip for _, vip, _ in self.services})
-
 
     def host(self, family: int, number: int) -> bytes:
         """An address of the unused networks: 0..65535."""

@@ -99,7 +99,7 @@ class Wires:
         self._before = self.plane.counters()
 
     def _arrange(self, core: ModuleType, layout: Layout) -> None:
-        plane, network = self.plane, layout.network
+        plane = self.plane
         plane.put_settings({**dict.fromkeys(core.STATES, IDLE), "FRAGMENTS": FRAGMENTS_WITHIN}, False)
         for port, name in ((WAN, "wan"), (LAN, "lan")):
             plane.put_port(port, name, PORT_MACS[port].hex(":"), LINK_MTU, up=True, exclusive=True)
@@ -109,7 +109,10 @@ class Wires:
             for port in (WAN, LAN):
                 plane.neigh_set(port, gateways[port], GATEWAY_MACS[port].hex(":"), static=True)
             behind = f"{_text(layout.host(family, 0x0100))}/{servers}"
-            routes += [(everything, gateways[WAN], "", WAN, 0, 0, "unicast"), (behind, gateways[LAN], "", LAN, 0, 0, "unicast")]
+            routes += [
+                (everything, gateways[WAN], "", WAN, 0, 0, "unicast"),
+                (behind, gateways[LAN], "", LAN, 0, 0, "unicast"),
+            ]
         plane.put_routes(routes)
         lips = [(1 + i, _text(lip), "lip", LAN) for i, lip in enumerate(layout.lips)]
         of = {n: [1 + i for i, lip in enumerate(layout.lips) if len(lip) == n] for n in (4, 16)}
@@ -117,7 +120,13 @@ class Wires:
         for (proto, vip, vport), service in layout.services.items():
             members = [(2 * service.id + i, _text(rip), rport, 1) for i, (rip, rport) in enumerate(service.members)]
             plane.put_service(
-                service.id, _text(vip), vport, proto, scheduler="rr", members=members, lips=of[len(service.members[0][0])]
+                service.id,
+                _text(vip),
+                vport,
+                proto,
+                scheduler="rr",
+                members=members,
+                lips=of[len(service.members[0][0])],
             )
         plane.publish()
 
@@ -158,8 +167,8 @@ def _type(packet: Segment) -> bytes:
 
 
 def differences(entered: Segment, expected: Segment, frame: bytes, port: int) -> str:
-    """Why the packet in `frame` is not `expected`, "" when it is: checksums and hops apart, which are compared with those
-    that entered, and the identification of what may be fragmented."""
+    """Why the packet in `frame` is not `expected`, "" when it is: checksums and hops apart, which are compared with what
+    entered, and the identification of what may be fragmented."""
     wire = segment.parse(frame[14:])
     if not wire:
         return "what left is no whole packet"
@@ -289,6 +298,7 @@ class Player:
         self._wrong = ""  # the first thing that was wrong with the current packet
         self._owners: dict[tuple[int, End, End], Flow] = {}
         self._now: Prepared = Prepared()
+        self._names: dict[tuple[bytes, int], tuple[Datagram, int]] = {}
         self._held: dict[int, list[Fed]] = {}  # by id of the datagram, in the order in which they began
 
     def play(self, packet: Prepared) -> None:
@@ -304,6 +314,8 @@ class Player:
         self._count(end, reason, packet.ordinary)
         if end != "skipped":
             r.prepared.update(packet.changes)
+            flow = self.layout.flows.get(flow_key(packet.parts[0])) if packet.parts else None
+            r.prepared.update(["translated"] if flow and len(flow.enters[1][0]) != len(packet.parts[0].src) else [])
         self._judged(self.number)
 
     def wait(self) -> None:
@@ -344,7 +356,7 @@ class Player:
         if not flow:
             turn = self._turn(WAN, packet.frame or _framed(WAN, packet.parts[0]))
             if turn.moved.get("passed") and self.verify:
-                same = turn.punted in ([packet.frame], [_completed(packet.frame)])
+                same = turn.punted == [_completed(packet.frame or _framed(WAN, packet.parts[0]))]
                 self._fault("" if same else "what was passed is not what came")
             return self._verdict(turn)
         if not flow.served:
@@ -415,9 +427,17 @@ class Player:
             expected = segment.with_mss(expected, LINK_MTU - 60)
         self._fault(differences(fed.entered, expected, frame, fed.port))
         if fed.datagram and left and left.piece:
-            if fed.datagram.left is None:
-                fed.datagram.left = left.piece.identity
-            self._fault("" if fed.datagram.left == left.piece.identity else "fragments of one datagram differ in identification")
+            self._named(fed.datagram, left.src + left.dst, left.piece.identity)
+
+    def _named(self, datagram: Datagram, pair: bytes, identity: int) -> None:
+        """All fragments of a datagram have one identification, and no others between the same addresses have it."""
+        if datagram.left is None:
+            datagram.left = identity
+            owner, since = self._names.get((pair, identity), (datagram, self.now_ns))
+            if owner is not datagram and self.now_ns - since < FRAGMENTS_WITHIN * 10**9:
+                self._fault("two datagrams have one identification")
+            self._names[pair, identity] = datagram, self.now_ns
+        self._fault("" if datagram.left == identity else "fragments of one datagram differ in identification")
 
     def _learn(self, flow: Flow, entered: Segment, left: Segment, opened: bool) -> None:
         """Where the core sent a client's packet, and by how much it shifted its numbers."""
@@ -464,9 +484,7 @@ class Player:
             if self._made(self._from_client if by_client else self._from_server, flow, made)[0] != "forwarded":
                 break
 
-    def _made(
-        self, side: Callable[[Flow, Segment], tuple[str, str]], flow: Flow, packet: Segment
-    ) -> tuple[str, str]:
+    def _made(self, side: Callable[[Flow, Segment], tuple[str, str]], flow: Flow, packet: Segment) -> tuple[str, str]:
         """A packet of the bench's own goes through."""
         collecting, self.collecting = self.collecting, False
         end = side(flow, packet)

@@ -1,4 +1,4 @@
-"""One TCP or UDP packet of either IP family as bytes: its fields, its checksum's honesty, and changes that keep that honesty.
+"""One TCP or UDP packet of either IP family as bytes: fields, the honesty of its checksum, changes that keep it.
 
 Rules: pure functions over bytes, shared with nothing of the core, because the replay bench uses them to judge the core.
 A checksum is one of four things: right, wrong by some amount, left to hardware (it holds the sum of the pseudo-header
@@ -23,7 +23,7 @@ FIN, SYN, RST, PSH, ACK, CWR = 1, 2, 4, 8, 16, 128
 HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION = 0, 43, 44, 60
 _MSS, _SACK, _TIMESTAMPS = 2, 5, 8
 _M32 = 0xFFFFFFFF
-_WHOLE = 1260  # bytes of an IPv4 packet made of an IPv6 one up to which it may be fragmented further on: RFC 7915 5.1
+_WHOLE = 1260  # bytes up to which an IPv4 packet made of an IPv6 one may be fragmented further on: RFC 7915 5.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +260,8 @@ def changed(
 
 
 def _translated(old: Segment) -> tuple[bytearray, int]:
-    """The packet with a header of the other family, addresses to be filled in, and where its L4 begins: RFC 7915 4.1, 5.1.
-    Options and extension headers end here."""
+    """The packet with a header of the other family, addresses to be filled in, and where its L4 begins: RFC 7915 4.1
+    and 5.1. Options and extension headers end here."""
     data, piece, body = old.data, old.piece, old.data[old.l4 :]
     place = (piece.offset | piece.more, piece.identity) if piece else (0, 0)
     if old.family == 4:
@@ -324,7 +324,7 @@ def _headed(src: bytes, dst: bytes, proto: int, l4: bytes) -> bytes:
 
 
 def cut(old: Segment, size: int, identity: int) -> list[Segment]:
-    """Fragments of a datagram, as its sender's stack would have made them; `size` bytes of payload each, a multiple of 8."""
+    """Fragments of a datagram, as its sender's stack would make them: `size` bytes each, a multiple of 8."""
     if old.partial and old.error:
         old = with_checksum(with_checksum(old, 0), 65535 - with_checksum(old, 0).error or 65535)
     start = old.l4

@@ -278,7 +278,9 @@ def judge(capture: Path, out: Path) -> Judgement:
         if heard.sum_state in ("partial",):
             verdict.faults.append(f"left with half a checksum: {frame.summary()}")
         if heard.ip.renamed:
-            if heard.ip.place in names[heard.datagram] or (names[heard.datagram] and None in (heard.ip.place, *names[heard.datagram])):
+            if heard.ip.place in names[heard.datagram] or (
+                names[heard.datagram] and None in (heard.ip.place, *names[heard.datagram])
+            ):
                 verdict.faults.append(f"identification used twice: {frame.summary()}")
             names[heard.datagram].add(heard.ip.place)
         streams[(frame.dst, heard.ip.proto, *heard.ends)].append(heard)

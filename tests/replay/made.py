@@ -29,7 +29,7 @@ ISN, SERVER_ISN = 0xFFFFFF00, 77_000  # the client's numbers wrap
 
 def ip(from_client: bool, **fields: object) -> IP:
     ends = (CLIENT, SERVER) if from_client else (SERVER, CLIENT)
-    return IP(src=ends[0], dst=ends[1], id=1 + len(fields), **fields)
+    return IP(src=ends[0], dst=ends[1], id=1 + len(fields), **{"tos": 0x4A, **fields})
 
 
 def seg(
@@ -120,7 +120,20 @@ def pieces(size: int = 2000, identity: int = 7, from_client: bool = True, proto:
     """The same over IPv4, at most 1020 bytes."""
     ends, ports = ((CLIENT, SERVER), (5353, 53)) if from_client else ((SERVER, CLIENT), (53, 5353))
     upper = proto(sport=ports[0], dport=ports[1], **({"flags": "S"} if proto is TCP else {}))
-    return fragment(LINK / IP(src=ends[0], dst=ends[1], id=identity) / upper / Raw(bytes(range(256)) * (size // 256)), 1000)
+    return fragment(
+        LINK / IP(src=ends[0], dst=ends[1], id=identity) / upper / Raw(bytes(range(256)) * (size // 256)), 1000
+    )
+
+
+def many(packets: list[Packet], client: int) -> list[Packet]:
+    """The same from another client, with the same identification."""
+    out = [p.copy() for p in packets]
+    for p in out:
+        layer = p[IP] if IP in p else p[IPv6]
+        layer.src = f"192.0.2.{100 + client}" if IP in p else f"2001:db8::1:{client}"
+        if UDP in p and not (IP in p and p[IP].frag):
+            p[UDP].sport = 5353  # the checksum is as wrong as the source differs: it stays so
+    return [Ether(bytes(p)) for p in out]
 
 
 def relink(packets: list[Packet], link: Callable[[Packet], Packet]) -> list[Packet]:
@@ -161,6 +174,12 @@ ALL += [
     *pieces6(from_client=False),
     *pieces(),
     *pieces(from_client=False),
+    *(p for n in range(8) for p in many(pieces(), n)),
+    *(p for n in range(8) for p in many(pieces6(), n)),
+    seg(True, "S", 77, 0, options=[("MSS", 9000)], cport=40009),
+    *as6([seg(True, "S", 77, 0, options=[("MSS", 9000)], cport=40009)]),
+    *as6([seg(True, "S", 78, 0, bytes(1300), cport=40010)]),
+    half_sum(LINK / IPv6(src=CLIENT6, dst="2001:db8::ffff") / UDP(sport=0, dport=9)),
 ]
 
 # sentence, packets, what the report must say (fields of Report, those not named may be anything)
@@ -227,7 +246,9 @@ ROWS: list[tuple[str, list[Packet], dict[str, object]]] = [
     ("IPv6, options for every hop", as6(TALK, IPv6ExtHdrHopByHop(options=[OPTIONS])), {"forwarded": 10}),
     (
         "IPv6, three extension headers",
-        as6(TALK, IPv6ExtHdrHopByHop(options=[OPTIONS]), IPv6ExtHdrDestOpt(options=[OPTIONS]), IPv6ExtHdrFragment(id=9)),
+        as6(
+            TALK, IPv6ExtHdrHopByHop(options=[OPTIONS]), IPv6ExtHdrDestOpt(options=[OPTIONS]), IPv6ExtHdrFragment(id=9)
+        ),
         {"forwarded": 10},
     ),
     (
