@@ -167,8 +167,8 @@ def _type(packet: Segment) -> bytes:
 
 
 def differences(entered: Segment, expected: Segment, frame: bytes, port: int) -> str:
-    """Why the packet in `frame` is not `expected`, "" when it is: checksums and hops apart, which are compared with what
-    entered, and the identification of what may be fragmented."""
+    """Why the packet in `frame` is not `expected`, "" when it is: checksums and hops apart, which are compared with
+    what entered, and the identification of what may be fragmented."""
     wire = segment.parse(frame[14:])
     if not wire:
         return "what left is no whole packet"
@@ -420,7 +420,7 @@ class Player:
             expected = segment.changed(fed.entered, life.lip, life.server, dseq=life.dseq, dval=life.dts or 0)
         else:
             client, vip = flow.enters
-            same = len(vip[0]) == len(fed.packet.src)
+            same = fed.packet.family == fed.entered.family == (4 if len(vip[0]) == 4 else 6)
             numbers = {} if same else {"dack": -life.dseq, "decho": -(life.dts or 0)}
             expected = segment.changed(fed.packet if same else fed.entered, vip, client, **numbers)
         if expected.family != fed.entered.family and not expected.later and expected.flags & SYN:
@@ -593,7 +593,7 @@ class _Loop:
         with Capture(path) as capture:
             for number, packet in enumerate(capture, 1):
                 ready = prepare(packet, layout.datagrams.get(number))
-                if not ready.ordinary or ready.parts[0].flags & (SYN | FIN | RST):
+                if not ready.ordinary or ready.parts[0].piece or ready.parts[0].flags & (SYN | FIN | RST):
                     continue
                 player.now_ns = core.monotonic_ns()
                 player.play(ready)

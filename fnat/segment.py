@@ -38,8 +38,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """An IP packet with a whole TCP or UDP header, or a later fragment of one, which has none; offsets are from the first
-    byte of the IP header. Ports of a later fragment are 0 as parsed: its first one knows them."""
+    """An IP packet with a whole TCP or UDP header, or a later fragment of one, which has none; offsets are from
+    the first byte of the IP header. Ports of a later fragment are 0 as parsed: its first one knows them."""
 
     data: bytes
     l4: int  # offset of the TCP or UDP header; of a later fragment's payload

@@ -18,7 +18,7 @@ from pathlib import Path
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
-from scapy.packet import Packet
+from scapy.packet import Packet, Raw
 from scapy.utils import PcapReader
 
 TO_CLIENT, TO_RS = "02:fb:00:00:00:01", "02:fb:00:00:00:02"  # next hop on wan, on lan
@@ -62,7 +62,8 @@ class Heard:
     def signature(self) -> tuple[object, ...]:
         flags = int(self.l4.flags) if isinstance(self.l4, TCP) else None
         ident = 0 if self.ip.renamed else self.ip.ident
-        return self.time, self.ip.proto, ident, self.ip.place, self.ip.kept[:2], flags, self.payload
+        time = 0 if self.ip.place else self.time  # a fragment may have waited for its first one
+        return time, self.ip.proto, ident, self.ip.place, self.ip.kept[:2], flags, self.payload
 
     @property
     def datagram(self) -> tuple[object, ...]:
@@ -131,6 +132,8 @@ def hear(time: int, frame: Packet) -> Heard | None:
     link = frame
     while isinstance(link, Ether | Dot1Q) or (link.name == "cooked linux") or link.name.startswith("Loopback"):
         link = link.payload
+    if isinstance(link, Raw) and link is frame:  # a BSD loopback: four bytes of address family before the packet
+        link = (IP if bytes(link)[4:5] < b"\x50" else IPv6)(bytes(link)[4:])
     if not isinstance(link, IP | IPv6):
         return None
     raw = bytes(link.original)
@@ -253,18 +256,28 @@ def between_hosts(heard: Heard, frame: Packet) -> bool:
     return all(0 < int(a.split(".")[0]) < 224 for a in (heard.ip.src, heard.ip.dst))
 
 
+def repeated(heard: Heard, pieces: dict[tuple[object, ...], int]) -> bool:
+    """Is this fragment another one's duplicate? Those need not be forwarded."""
+    if not heard.ip.place:
+        return False
+    key = (*heard.datagram, heard.ip.place)
+    last, pieces[key] = pieces.get(key), heard.time
+    return last is not None and heard.time - last < 2_000_000
+
+
 def judge(capture: Path, out: Path) -> Judgement:
     verdict = Judgement()
     captured: dict[tuple[object, ...], list[Heard]] = defaultdict(list)
     ordinary: set[int] = set()
     big: set[int] = set()
+    pieces: dict[tuple[object, ...], int] = {}
     for heard, frame in read(capture):
         if not heard:
             continue
         captured[heard.signature].append(heard)
         if heard.ip.total > LARGEST:
             big.add(heard.time)
-        elif between_hosts(heard, frame):
+        elif between_hosts(heard, frame) and not repeated(heard, pieces):
             ordinary.add(id(heard))
     verdict.ordinary = len(ordinary)
     streams: dict[tuple[object, ...], list[Heard]] = defaultdict(list)
