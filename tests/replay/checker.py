@@ -132,8 +132,8 @@ def hear(time: int, frame: Packet) -> Heard | None:
     link = frame
     while isinstance(link, Ether | Dot1Q) or (link.name == "cooked linux") or link.name.startswith("Loopback"):
         link = link.payload
-    if isinstance(link, Raw) and link is frame:  # a BSD loopback: four bytes of address family before the packet
-        link = (IP if bytes(link)[4:5] < b"\x50" else IPv6)(bytes(link)[4:])
+    if isinstance(link, Raw) and frame.name.startswith("Loopback"):  # each system has its own number for IPv6
+        link = (IP if bytes(link)[:1] < b"\x50" else IPv6)(bytes(link))
     if not isinstance(link, IP | IPv6):
         return None
     raw = bytes(link.original)

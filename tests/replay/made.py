@@ -113,7 +113,7 @@ def pieces6(size: int = 2304, identity: int = 7, from_client: bool = True) -> li
     """A datagram over IPv6 in fragments of at most 1000 bytes."""
     ends, ports = ((CLIENT6, SERVER6), (5353, 53)) if from_client else ((SERVER6, CLIENT6), (53, 5353))
     whole = IPv6(src=ends[0], dst=ends[1]) / IPv6ExtHdrFragment(id=identity) / UDP(sport=ports[0], dport=ports[1])
-    return [LINK / p for p in fragment6(whole / Raw(bytes(range(256)) * (size // 256)), 1000)]
+    return [LINK / p for p in fragment6(whole / Raw(bytes(range(from_client, 256)) * (size // 256)), 1000)]
 
 
 def pieces(size: int = 2304, identity: int = 7, from_client: bool = True, proto: type = UDP) -> list[Packet]:
@@ -121,7 +121,7 @@ def pieces(size: int = 2304, identity: int = 7, from_client: bool = True, proto:
     ends, ports = ((CLIENT, SERVER), (5353, 53)) if from_client else ((SERVER, CLIENT), (53, 5353))
     upper = proto(sport=ports[0], dport=ports[1], **({"flags": "S"} if proto is TCP else {}))
     return fragment(
-        LINK / IP(src=ends[0], dst=ends[1], id=identity) / upper / Raw(bytes(range(256)) * (size // 256)), 1000
+        LINK / IP(src=ends[0], dst=ends[1], id=identity) / upper / Raw(bytes(range(from_client, 256)) * (size // 256)), 1000
     )
 
 
