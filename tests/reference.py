@@ -228,7 +228,9 @@ class Reference:
         self.pick: Callable[[Conn, int, list[Hop]], Hop | None] = self._no_pick
         self.identify: Callable[[Conn, bytes, int], int] = self._numbered
         self.datagrams = Datagrams()
-        self.names: dict[tuple[str, str, int], int] = {}  # source, destination, identification -> tick when it was given
+        self.names: dict[
+            tuple[str, str, int], int
+        ] = {}  # source, destination, identification -> tick when it was given
         self.late: list[tuple[int, bytes]] = []  # what leaves at the end of the turn
         self.delaying = False  # as all does now
 
@@ -762,7 +764,9 @@ class Reference:
                     shift(option + number, -dseq)
 
     @staticmethod
-    def _checksum(f: wire.Frame, segment: bytearray, src: str, dst: str, *, needed: bool = False, piece: bool = False) -> None:
+    def _checksum(
+        f: wire.Frame, segment: bytearray, src: str, dst: str, *, needed: bool = False, piece: bool = False
+    ) -> None:
         """The checksum is off by exactly as much as it was in the packet that came, f. needed: UDP must have one. piece: a part of it, by which
         it can be off by anything."""
         at = 16 if f.proto == TCP else 6

@@ -121,7 +121,8 @@ def pieces(size: int = 2304, identity: int = 7, from_client: bool = True, proto:
     ends, ports = ((CLIENT, SERVER), (5353, 53)) if from_client else ((SERVER, CLIENT), (53, 5353))
     upper = proto(sport=ports[0], dport=ports[1], **({"flags": "S"} if proto is TCP else {}))
     return fragment(
-        LINK / IP(src=ends[0], dst=ends[1], id=identity) / upper / Raw(bytes(range(from_client, 256)) * (size // 256)), 1000
+        LINK / IP(src=ends[0], dst=ends[1], id=identity) / upper / Raw(bytes(range(from_client, 256)) * (size // 256)),
+        1000,
     )
 
 

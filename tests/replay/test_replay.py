@@ -213,7 +213,7 @@ IN_TURN = [  # file, words of the core, words in their place where they occur la
     ("rewrite.c", "(u32)from.tos << 20", "0u", (4, 6)),
     ("rewrite.c", ".hop_limit = (u8)(from.ttl - 1)", ".hop_limit = from.ttl", (4, 6)),
     ("rewrite.c", "if (without)\n        rewrite_complete_checksum(p);", "", (4, 6)),
-    ("rewrite.c", "clamp(k, p, c);\n    pad(p);", "pad(p);", (6, 4)),
+    ("rewrite.c", "rewrite_complete_checksum(p);\n    clamp(k, p, c);", "rewrite_complete_checksum(p);", (6, 4)),
     ("rewrite.c", "(at.more ? IP6_MF : 0)", "0", (4, 6)),
     ("rewrite.c", "(at.more ? IP4_MF : 0)", "0", (6, 4)),
 ]
