@@ -80,8 +80,8 @@ class Prepared:
 
 
 def prepare(packet: Captured, datagram: Datagram | None = None) -> Prepared:
-    """Undo what capturing did to a packet: snapped payload, checksums and segments left to hardware. `datagram`: the one
-    that it is a fragment of."""
+    """Undo what capturing did to a packet: snapped payload, checksums and segments left to hardware. `datagram`: the
+    one that it is a fragment of."""
 
     frame, ip, changes = packet.frame, packet.frame[14:], []
     if packet.cause:
