@@ -337,7 +337,7 @@ static enum verdict pass(struct core *k, struct packet *p, enum counter otherwis
 {
     if (!k->ports[p->in_port].punt)
         return drop(k, p, otherwise);
-    if (p->family == 4 && (p->kind == KIND_TCP || p->kind == KIND_UDP))
+    if (p->kind == KIND_TCP || p->kind == KIND_UDP)
         rewrite_complete_if_partial(k, p); /* a TAP has no way to say that hardware should do it */
     count(k, CNT_passed);
     return VERDICT_PASS;

@@ -22,7 +22,7 @@ import click
 
 from fnat import replay as bench_replay
 from fnat.captures import CaptureError
-from fnat.conversations import Progress
+from fnat.conversations import AS_CAPTURED, Families, Progress
 
 if TYPE_CHECKING:
     from fnat._core import BenchResult, Plane, PlaneInfo, Worker
@@ -44,6 +44,8 @@ SERVER_NETS = {
     6: ("fd00::/16", "fd00::30:{:x}", "fd00::{:x}:{:x}"),
 }
 FAMILIES = {"4": (4, 4), "6": (6, 6), "44": (4, 4), "66": (6, 6), "64": (6, 4), "46": (4, 6)}
+
+REPLAYED_AS = {"auto": AS_CAPTURED, **{f: Families(int(f[0]), int(f[1])) for f in ("44", "66", "64", "46")}}
 
 json_option = click.option(
     "--json", "json_to", metavar="FILE|-", help="Write the figures as JSON to FILE, or to standard output."
@@ -151,9 +153,22 @@ def _told(figures: dict[str, Any], json_to: str | None, table: Callable[[], str]
     metavar="OUT.pcap",
     help="Write all that the core sent to a pcap file.",
 )
+@click.option(
+    "--families",
+    type=click.Choice(["auto", "44", "66", "64", "46"]),
+    default="auto",
+    show_default=True,
+    help="IP family of clients and services, then that of real servers; auto: as captured.",
+)
 @json_option
 def replay(
-    files: tuple[Path, ...], workers: int, seconds: float, verify: bool, out: Path | None, json_to: str | None
+    files: tuple[Path, ...],
+    workers: int,
+    seconds: float,
+    verify: bool,
+    out: Path | None,
+    families: str,
+    json_to: str | None,
 ) -> None:
     """Play captures (pcap, pcapng, gzip) through the core.
 
@@ -165,14 +180,18 @@ def replay(
     `dropped` and `skipped` are objects of reason and count; `verified` are the forwarded packets that were compared;
     ns_per_packet is CPU time of a worker, mpps that of all workers together on cores of their own.
 
-    Beside them: `ordinary` (unfragmented IPv4 TCP or UDP of a conversation, which a router would carry) and
-    `ordinary_forwarded`; `prepared`, what the bench mended in captured packets (padded: the snapped end of the payload;
-    header_checksum, length: left to hardware; split: cut into packets as hardware would have); `made`, packets of
+    Beside them: `ordinary` (TCP or UDP of a conversation, which a router would carry, in fragments or not) and
+    `ordinary_forwarded`; `outside`, the others by cause, whatever became of them (not_ip, icmp, protocol, malformed,
+    multicast, link_local, no_host, no_port, ttl, tcp_flags, udp_no_checksum, no_first_fragment, fragment_overlap, and
+    causes of skipped); `prepared`, what the bench mended in captured packets (padded: the snapped end of the payload;
+    header_checksum, length: left to hardware; split, fragmented: cut into packets as hardware or the sender's stack
+    would have; translated: to the other family); `made`, packets of
     handshakes added where the capture begins inside a connection; `looped`, packets of the speed loop, and
     `generator_ns`, what copying one into a frame costs, not in ns_per_packet; `files`, the same for each file.
 
     Causes of skipped: answered and absorbed (the core itself was addressed: ping, ARP), link_type, truncated, oversize,
-    unopened (the conversation's first packet was not forwarded), too_many_services.
+    no_first_fragment (its datagram's ports are not in the capture), unopened (the conversation's first packet was not
+    forwarded), too_many_services.
     """
     core = _core()
     total, rows = bench_replay.Report(), []
@@ -185,7 +204,9 @@ def replay(
         advance = stack.enter_context(_progress(files))
         for path in files:
             with _one_line(str(path)):
-                report, layout = bench_replay.replay(core, path, verify=verify, out=writer, progress=advance(path))
+                report, layout = bench_replay.replay(
+                    core, path, verify=verify, out=writer, progress=advance(path), families=REPLAYED_AS[families]
+                )
                 if report.note:
                     click.echo(f"fnat: {path}: {report.note}", err=True)
                 speed = bench_replay.speed(core, path, layout, workers, seconds) if seconds else None
@@ -212,6 +233,7 @@ def _figures(r: bench_replay.Report) -> dict[str, Any]:
         "mismatched",
         "ordinary",
         "ordinary_forwarded",
+        "outside",
         "prepared",
         "made",
     )
@@ -240,10 +262,21 @@ def _replay_table(r: bench_replay.Report, figures: dict[str, Any]) -> str:
     rows += [(f"skipped {k}", v) for k, v in sorted(r.skipped.items())]
     rows += [("verified", r.verified), ("mismatched", r.mismatched)]
     lines = [f"{name:<28}{value:>12}" for name, value in rows]
+    lines += _replay_files(figures["files"])
     if figures["ns_per_packet"]:
         speed = f"({figures['workers']} worker(s), {figures['mpps']} Mpps)"
         lines.append(f"{'ns per packet':<28}{figures['ns_per_packet']:>12}   {speed}")
     return "\n".join(lines)
+
+
+def _replay_files(files: list[dict[str, Any]]) -> list[str]:
+    """A line for each file: what of its ordinary packets was forwarded, and why the others are not ordinary."""
+    lines = ["", f"{'file':<44}{'packets':>9}{'ordinary':>10}{'forwarded':>11}   others"]
+    for f in files:
+        share = f"{100 * f['ordinary_forwarded'] / f['ordinary']:.1f} %" if f["ordinary"] else "-"
+        others = " ".join(f"{cause} {n}" for cause, n in f["outside"].items())
+        lines.append(f"{Path(f['file']).name:<44}{f['packets']:>9}{f['ordinary']:>10}{share:>11}   {others}".rstrip())
+    return [*lines, ""]
 
 
 @contextlib.contextmanager

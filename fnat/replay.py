@@ -9,8 +9,10 @@ bench makes itself (the handshake of a conversation whose beginning was not capt
 a captured packet before it enters is counted by name in `prepared`, never silent. The verdict on transparency uses
 fnat/segment.py and the bytes on the wire, nothing of the core.
 
+Fragments are judged one by one (fnat/segment.py says why that is enough). One that the core holds until the first of
+its datagram has come is counted when it leaves.
+
 Unsatisfying: one packet a turn, so that each outcome is its own; batches are exercised by the speed loop, which counts.
-Left out: IPv6 conversations and fragments are fed and counted, not translated.
 """
 
 from __future__ import annotations
@@ -20,21 +22,40 @@ import struct
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
 
 from fnat import segment
 from fnat.captures import Capture
-from fnat.conversations import MTU, End, Flow, Layout, Life, Prepared, Progress, flow_key, prepare, survey
+from fnat.conversations import (
+    AS_CAPTURED,
+    FRAGMENTS_WITHIN,
+    IP4,
+    IP6,
+    MTU,
+    Datagram,
+    End,
+    Families,
+    Flow,
+    Layout,
+    Life,
+    Prepared,
+    Progress,
+    flow_key,
+    prepare,
+    survey,
+)
 from fnat.segment import ACK, FIN, RST, SYN, UDP, Segment
 
 WAN, LAN = 0, 1
 PORT_MACS = (bytes.fromhex("02fa00000001"), bytes.fromhex("02fa00000002"))
 GATEWAY_MACS = (bytes.fromhex("02fb00000001"), bytes.fromhex("02fb00000002"))
 LOOP_BYTES = 64 << 20  # frames that the speed loop holds at most
+LINK_MTU = MTU + 28  # an IPv4 packet made IPv6, a fragment header included
 IDLE = 30 * 86_400  # seconds: a capture's pauses expire nothing
 JUMP_NS = 3600 * 10**9  # a longer pause of the capture is shortened to this
 
@@ -78,23 +99,35 @@ class Wires:
         self._before = self.plane.counters()
 
     def _arrange(self, core: ModuleType, layout: Layout) -> None:
-        plane, network = self.plane, layout.network
-        # In a capture a server may be another one's client.
-        plane.put_settings(dict.fromkeys(core.STATES, IDLE), False, own_sources=True)
-        gateways = [_text(network + bytes([255, 1 + port])) for port in (WAN, LAN)]
+        plane = self.plane
+        timeouts = {**dict.fromkeys(core.STATES, IDLE), "FRAGMENTS": FRAGMENTS_WITHIN}
+        plane.put_settings(timeouts, False, own_sources=True)
         for port, name in ((WAN, "wan"), (LAN, "lan")):
-            plane.put_port(port, name, PORT_MACS[port].hex(":"), MTU, up=True, exclusive=True)
-            plane.neigh_set(port, gateways[port], GATEWAY_MACS[port].hex(":"), static=True)
-        servers = _text(network + bytes([1, 0])) + "/24"
-        plane.put_routes(
-            [("0.0.0.0/0", gateways[WAN], "", WAN, 0, 0, "unicast"), (servers, gateways[LAN], "", LAN, 0, 0, "unicast")]
-        )
+            plane.put_port(port, name, PORT_MACS[port].hex(":"), LINK_MTU, up=True, exclusive=True)
+        routes = []
+        for family, everything, servers in ((4, "0.0.0.0/0", 24), (6, "::/0", 120)):
+            gateways = [_text(layout.host(family, 0xFF01 + port)) for port in (WAN, LAN)]
+            for port in (WAN, LAN):
+                plane.neigh_set(port, gateways[port], GATEWAY_MACS[port].hex(":"), static=True)
+            behind = f"{_text(layout.host(family, 0x0100))}/{servers}"
+            routes += [
+                (everything, gateways[WAN], "", WAN, 0, 0, "unicast"),
+                (behind, gateways[LAN], "", LAN, 0, 0, "unicast"),
+            ]
+        plane.put_routes(routes)
         lips = [(1 + i, _text(lip), "lip", LAN) for i, lip in enumerate(layout.lips)]
+        of = {n: [1 + i for i, lip in enumerate(layout.lips) if len(lip) == n] for n in (4, 16)}
         plane.put_addresses(lips + [(1 + len(lips) + i, _text(vip), "vip", WAN) for i, vip in enumerate(layout.vips)])
         for (proto, vip, vport), service in layout.services.items():
             members = [(2 * service.id + i, _text(rip), rport, 1) for i, (rip, rport) in enumerate(service.members)]
             plane.put_service(
-                service.id, _text(vip), vport, proto, scheduler="rr", members=members, lips=[row[0] for row in lips]
+                service.id,
+                _text(vip),
+                vport,
+                proto,
+                scheduler="rr",
+                members=members,
+                lips=of[len(service.members[0][0])],
             )
         plane.publish()
 
@@ -119,56 +152,69 @@ class Wires:
 
 
 def _text(address: bytes) -> str:
-    return str(IPv4Address(address))
+    return str(ip_address(address))
 
 
 def _framed(port: int, packet: Segment) -> bytes:
     """As the next hop of a port would send it."""
-    return PORT_MACS[port] + GATEWAY_MACS[port] + b"\x08\x00" + packet.data
+    return PORT_MACS[port] + GATEWAY_MACS[port] + _type(packet) + packet.data
+
+
+def _type(packet: Segment) -> bytes:
+    return IP4 if packet.family == 4 else IP6
 
 
 # ---- the verdict on transparency ----
 
 
-def differences(entered: Segment, expected: Segment, left: Segment | None, frame: bytes, port: int) -> str:
-    """Why what left is not what entered, mapped; "" when it is. `left` is the packet in `frame`, mapped back where it
-    should be, `expected` what it should then be, checksums and TTL apart."""
+def differences(entered: Segment, expected: Segment, frame: bytes, port: int) -> str:
+    """Why the packet in `frame` is not `expected`, "" when it is: checksums and hops apart, which are compared with
+    what entered, and the identification of what may be fragmented."""
     wire = segment.parse(frame[14:])
-    if not left or not wire:
+    if not wire:
         return "what left is no whole packet"
-    if frame[:14] != GATEWAY_MACS[port] + PORT_MACS[port] + b"\x08\x00":
+    if frame[:14] != GATEWAY_MACS[port] + PORT_MACS[port] + _type(expected):
         return "Ethernet header is wrong"
     if len(frame) != 14 + len(wire.data) and len(frame) > 60:
         return "bytes behind the packet"
-    if not segment.header_sound(wire.data):
+    if wire.family == 4 and not segment.header_sound(wire.data):
         return "IP header checksum is wrong"
-    if wire.data[8] != entered.data[8] - 1:
+    if wire.hops != entered.hops - 1:
         return "TTL is not one less"
-    if _blank(left, entered) != _blank(expected, entered):
+    loose = expected.loose or (entered.family != expected.family and not expected.data[6] & 0x40)
+    if _blank(wire, loose) != _blank(expected, loose):
         return "bytes differ"
-    if entered.absent or wire.absent:
-        return "" if entered.absent and wire.absent else "checksum appeared or vanished"
-    if wire.error != (0 if entered.partial else entered.error):
-        return "checksum is wrong" if not entered.error or entered.partial else "a wrong checksum changed its error"
+    if wire.later:
+        return ""
+    if expected.absent or wire.absent:
+        return "" if expected.absent and wire.absent else "checksum appeared or vanished"
+    if wire.error != (0 if entered.partial else expected.error):
+        return "checksum is wrong" if not expected.error or entered.partial else "a wrong checksum changed its error"
     return ""
 
 
 def _completed(frame: bytes) -> bytes:
     """The frame as the host may see it: a checksum that was left to hardware is right."""
-    packet = segment.parse(frame[14:]) if frame[12:14] == b"\x08\x00" else None
-    if not packet or not packet.partial or not packet.error:
+    packet = segment.parse(frame[14:]) if frame[12:14] in (IP4, IP6) else None
+    if not packet or packet.piece or not packet.partial or not packet.error:
         return frame
     whole = segment.with_checksum(segment.with_checksum(packet, 0), 65535 - segment.with_checksum(packet, 0).error)
     return frame[:14] + whole.data + frame[14 + len(whole.data) :]
 
 
-def _blank(packet: Segment, entered: Segment) -> bytes:
-    """The packet without TTL and checksums; and without identification, if it may become fragments on its way: it gets
-    another one (RFC 6864)."""
-    d, at = packet.data, packet.checksum_at
-    if not entered.data[6] & 0x40 and len(entered.data) > 576:
-        d = d[:4] + b"\0\0" + d[6:]
-    return d[:8] + b"\0" + d[9:10] + b"\0\0" + d[12:at] + b"\0\0" + d[at + 2 :]
+def _blank(packet: Segment, loose: bool) -> bytes:
+    """The packet without hops and checksums, without identification when that is `loose`."""
+    data = bytearray(packet.data)
+    if packet.family == 4:
+        data[8] = data[10] = data[11] = 0
+    else:
+        data[7] = 0
+    if not packet.later:
+        data[packet.checksum_at : packet.checksum_at + 2] = b"\0\0"
+    at = 4 if packet.family == 4 else packet.piece.at + 4 if packet.piece else 0
+    if loose and at:
+        data[at : at + (2 if packet.family == 4 else 4)] = bytes(2 if packet.family == 4 else 4)
+    return bytes(data)
 
 
 # ---- the second pass ----
@@ -188,6 +234,7 @@ class Report:
     mismatched: int = 0
     ordinary: int = 0
     ordinary_forwarded: int = 0
+    outside: Counter[str] = field(default_factory=Counter)  # packets that are not ordinary, by cause
     prepared: Counter[str] = field(default_factory=Counter)
     made: int = 0  # packets the bench made itself: handshakes whose capture is missing
     faults: list[str] = field(default_factory=list)  # the first few mismatches, one line each
@@ -209,7 +256,7 @@ class Report:
             "made",
         ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("dropped", "skipped", "prepared"):
+        for name in ("dropped", "skipped", "prepared", "outside"):
             getattr(self, name).update(getattr(other, name))
         self.faults = (self.faults + other.faults)[:20]
 
@@ -226,6 +273,19 @@ class Out:
         self._file.write(struct.pack("<IIII", seconds & 0xFFFFFFFF, rest // 1000, len(frame), len(frame)) + frame)
 
 
+@dataclass(slots=True)
+class Fed:
+    """A packet of a conversation on its way through the core."""
+
+    number: int
+    ordinary: bool
+    flow: Flow
+    packet: Segment  # as captured
+    entered: Segment
+    port: int  # where it should leave
+    datagram: Datagram | None
+
+
 class Player:
     """Plays prepared packets through the balancer and keeps the account."""
 
@@ -238,40 +298,69 @@ class Player:
         self.number = 0
         self._wrong = ""  # the first thing that was wrong with the current packet
         self._owners: dict[tuple[int, End, End], Flow] = {}
+        self._now: Prepared = Prepared()
+        self._names: dict[tuple[bytes, int], tuple[Datagram, int]] = {}
+        self._held: dict[int, list[Fed]] = {}  # by id of the datagram, in the order in which they began
 
     def play(self, packet: Prepared) -> None:
         """One packet of the file, to its end."""
         self.number += 1
-        self._wrong = ""
+        self._wrong, self._now = "", packet
         r = self.report
         r.packets += 1
         r.ordinary += packet.ordinary
-        self._written(self.wires.feed(WAN, None, self.now_ns))  # what time alone brings about
+        r.outside.update([packet.outside] if packet.outside else [])
+        self.wait()
         end, reason = ("skipped", packet.cause) if packet.cause else self._ended(packet)
+        self._count(end, reason, packet.ordinary)
+        if end != "skipped":
+            r.prepared.update(packet.changes)
+            flow = self.layout.flows.get(flow_key(packet.parts[0])) if packet.parts else None
+            r.prepared.update(["translated"] if flow and len(flow.enters[1][0]) != len(packet.parts[0].src) else [])
+        self._judged(self.number)
+
+    def wait(self) -> None:
+        """What time alone brings about."""
+        turn = self.wires.feed(WAN, None, self.now_ns)
+        self._written(turn)
+        late = turn.moved.get("fragment_timeout", 0)
+        while late and self._held:
+            waited = self._held.pop(next(iter(self._held)))
+            late -= len(waited)
+            self.report.dropped["fragment_timeout"] += len(waited)
+
+    def finish(self) -> None:
+        """Whatever still waits is let go by time."""
+        self.now_ns += JUMP_NS
+        self.wait()
+
+    def _count(self, end: str, reason: str, ordinary: bool) -> None:
+        r = self.report
         if end == "forwarded":
             r.forwarded += 1
             r.verified += self.verify
-            r.ordinary_forwarded += packet.ordinary
+            r.ordinary_forwarded += ordinary
         elif end == "passed":
             r.passed += 1
-        else:
+        elif end != "held":
             (r.dropped if end == "dropped" else r.skipped)[reason] += 1
-        if end != "skipped":
-            r.prepared.update(packet.changes)
+
+    def _judged(self, number: int) -> None:
+        r = self.report
         if self._wrong:
             r.mismatched += 1
-            r.faults += [f"packet {self.number}: {self._wrong}"] if len(r.faults) < 20 else []
+            r.faults += [f"packet {number}: {self._wrong}"] if len(r.faults) < 20 else []
+        self._wrong = ""
 
     def _ended(self, packet: Prepared) -> tuple[str, str]:
         flow = self.layout.flows.get(flow_key(packet.parts[0])) if packet.parts else None
         if not flow:
             turn = self._turn(WAN, packet.frame or _framed(WAN, packet.parts[0]))
-            if turn.moved.get("fragments", 0) + turn.moved.get("held", 0) > 0:
-                return "skipped", "fragment"  # forwarded, or it waits for the first one
             if turn.moved.get("passed") and self.verify:
-                same = turn.punted in ([packet.frame], [_completed(packet.frame)])
+                same = turn.punted == [_completed(packet.frame or _framed(WAN, packet.parts[0]))]
                 self._fault("" if same else "what was passed is not what came")
-            return self._verdict(turn)
+            end = self._verdict(turn)
+            return ("skipped", "icmp_error") if end[0] == "forwarded" else end  # translated, and compared by nobody here
         if not flow.served:
             return "skipped", "too_many_services"
         for part in packet.parts:
@@ -289,36 +378,68 @@ class Player:
 
     def _from_client(self, flow: Flow, packet: Segment) -> tuple[str, str]:
         client, vip = flow.enters
-        entered = segment.changed(packet, client, vip)
-        turn = self._turn(WAN, _framed(WAN, entered))
-        end = self._verdict(turn)
-        if end[0] != "forwarded":
-            return end
-        frame = self._only(turn, LAN)
-        left = segment.parse(frame[14:])
-        if left:
-            self._learn(flow, entered, left, bool(turn.moved.get("conns_opened")))
-        if self.verify:
-            life, wrong = flow.life, ""
-            if left and life and ((left.src, left.sport), (left.dst, left.dport)) != (life.lip, life.server):
-                wrong = "the connection moved to other ends"
-            back = segment.changed(left, client, vip, dseq=-life.dseq, dval=-(life.dts or 0)) if left and life else None
-            self._fault(wrong or differences(entered, entered, back, frame, LAN))
-        return end
+        return self._feed(flow, packet, segment.changed(packet, client, vip), LAN)
 
     def _from_server(self, flow: Flow, packet: Segment) -> tuple[str, str]:
-        client, vip = flow.enters
         life = flow.life
         if not life:
             return "skipped", "unopened"
         entered = segment.changed(packet, life.server, life.lip, dack=life.dseq, decho=life.dts or 0)
-        turn = self._turn(LAN, _framed(LAN, entered))
-        end = self._verdict(turn)
-        if end[0] == "forwarded" and self.verify:
-            frame = self._only(turn, WAN)
-            expected = segment.changed(packet, vip, client)
-            self._fault(differences(entered, expected, segment.parse(frame[14:]), frame, WAN))
+        return self._feed(flow, packet, entered, WAN)
+
+    def _feed(self, flow: Flow, packet: Segment, entered: Segment, port: int) -> tuple[str, str]:
+        """To its end; with it go those fragments of its datagram that waited for it."""
+        datagram = self._now.datagram if packet.piece else None
+        fed = Fed(self.number, self._now.ordinary, flow, packet, entered, port, datagram)
+        turn = self._turn(LAN + WAN - port, _framed(LAN + WAN - port, entered))
+        if packet.piece and turn.moved.get("held", 0) > 0:
+            self._held.setdefault(id(datagram), []).append(fed)
+            return "held", ""
+        waited = self._held.pop(id(datagram), []) if datagram and turn.moved.get("held") else []
+        end = self._verdict(turn, 1 + len(waited))
+        for other in waited:
+            self._wrong, wrong = "", self._wrong
+            self._count(*end, other.ordinary)
+            if end[0] == "forwarded":
+                self._left(other, turn)
+            self._judged(other.number)
+            self._wrong = wrong
+        if end[0] == "forwarded":
+            self._left(fed, turn)
         return end
+
+    def _left(self, fed: Fed, turn: Turn) -> None:
+        """Learn from what was forwarded, and judge it."""
+        frame = self._only(fed, turn)
+        left = segment.parse(frame[14:])
+        flow = fed.flow
+        if fed.port == LAN and left and not left.later:
+            self._learn(flow, fed.entered, left, bool(turn.moved.get("conns_opened")))
+        life = flow.life
+        if not self.verify or not life:
+            return
+        if fed.port == LAN:
+            expected = segment.changed(fed.entered, life.lip, life.server, dseq=life.dseq, dval=life.dts or 0)
+        else:
+            client, vip = flow.enters
+            same = fed.packet.family == fed.entered.family == (4 if len(vip[0]) == 4 else 6)
+            numbers = {} if same else {"dack": -life.dseq, "decho": -(life.dts or 0)}
+            expected = segment.changed(fed.packet if same else fed.entered, vip, client, **numbers)
+        if expected.family != fed.entered.family and not expected.later and expected.flags & SYN:
+            expected = segment.with_mss(expected, LINK_MTU - 60)
+        self._fault(differences(fed.entered, expected, frame, fed.port))
+        if fed.datagram and left and left.piece:
+            self._named(fed.datagram, left.src + left.dst, left.piece.identity)
+
+    def _named(self, datagram: Datagram, pair: bytes, identity: int) -> None:
+        """All fragments of a datagram have one identification, and no others between the same addresses have it."""
+        if datagram.left is None:
+            datagram.left = identity
+            owner, since = self._names.get((pair, identity), (datagram, self.now_ns))
+            if owner is not datagram and self.now_ns - since < FRAGMENTS_WITHIN * 10**9:
+                self._fault("two datagrams have one identification")
+            self._names[pair, identity] = datagram, self.now_ns
+        self._fault("" if datagram.left == identity else "fragments of one datagram differ in identification")
 
     def _learn(self, flow: Flow, entered: Segment, left: Segment, opened: bool) -> None:
         """Where the core sent a client's packet, and by how much it shifted its numbers."""
@@ -340,7 +461,11 @@ class Player:
 
     def _open_by_hand(self, flow: Flow, packet: Segment, from_client: bool) -> None:
         """Make the beginning that the capture lacks, so that this packet finds its connection."""
+        if packet.later or (flow.proto == UDP and from_client):
+            return
         if flow.proto == UDP:
+            self.report.made += 1
+            self._made(self._from_client, flow, segment.udp(flow.client, flow.server))
             return
         stamps, acks = packet.stamps(), bool(packet.flags & ACK)
         client, server = (packet.seq, packet.ack) if from_client else (packet.ack, packet.seq)
@@ -354,14 +479,19 @@ class Player:
                 (False, server - 1, client, SYN | ACK, clock[1], clock[0]),
                 (True, client, server, ACK, clock[0], clock[1]),
             ]
-        collecting, self.collecting = self.collecting, False
         for by_client, seq, ack, flags, value, echo in steps:
             ends = (flow.client, flow.server) if by_client else (flow.server, flow.client)
             made = segment.tcp(*ends, seq, ack, flags, (value, echo) if stamps else None)
             self.report.made += 1
-            if (self._from_client(flow, made) if by_client else self._from_server(flow, made))[0] != "forwarded":
+            if self._made(self._from_client if by_client else self._from_server, flow, made)[0] != "forwarded":
                 break
+
+    def _made(self, side: Callable[[Flow, Segment], tuple[str, str]], flow: Flow, packet: Segment) -> tuple[str, str]:
+        """A packet of the bench's own goes through."""
+        collecting, self.collecting = self.collecting, False
+        end = side(flow, packet)
         self.collecting = collecting
+        return end
 
     def _turn(self, port: int, frame: bytes) -> Turn:
         turn = self.wires.feed(port, frame, self.now_ns)
@@ -375,22 +505,26 @@ class Player:
             assert self.out
             self.out.write(self.stamp_ns, frame)
 
-    def _verdict(self, turn: Turn) -> tuple[str, str]:
-        """The one end of the packet that was fed."""
+    def _verdict(self, turn: Turn, packets: int = 1) -> tuple[str, str]:
+        """The one end of the packet that was fed, and of those that waited for it."""
         moved, drops = turn.moved, self.wires.drops(turn.moved)
         ends = [("forwarded", "")] * (moved.get("to_rs", 0) + moved.get("to_client", 0))
         ends += [("passed", "")] * moved.get("passed", 0) + [
             ("skipped", n) for n in ("answered", "absorbed") if n in moved
         ]
         ends += [("dropped", name) for name, n in drops.items() for _ in range(n)]
-        if len(ends) == 1:
+        if len(ends) == packets and len(set(ends)) == 1:
             return ends[0]
-        self._fault(f"the packet has {len(ends)} ends: {ends}")
+        self._fault(f"{packets} packet(s) have {len(ends)} ends: {ends}")
         return ends[0] if ends else ("dropped", "unaccounted")
 
-    def _only(self, turn: Turn, port: int) -> bytes:
-        """The forwarded frame; b"" when there is not exactly one on that port."""
-        frames = [f for p, f in turn.sent if p == port]
+    def _only(self, fed: Fed, turn: Turn) -> bytes:
+        """The forwarded frame; b"" when there is not exactly one on that port (of that place in the datagram)."""
+        frames = [f for p, f in turn.sent if p == fed.port]
+        if fed.packet.piece and len(frames) == len(turn.sent):
+            left = [(f, segment.parse(f[14:])) for f in frames]
+            frames = [f for f, p in left if p and p.piece and p.piece.offset == fed.packet.piece.offset]
+            return frames[0] if len(frames) == 1 else b""
         return frames[0] if len(frames) == 1 == len(turn.sent) else b""
 
     def _fault(self, wrong: str) -> None:
@@ -398,10 +532,16 @@ class Player:
 
 
 def replay(
-    core: ModuleType, path: Path, *, verify: bool, out: Out | None = None, progress: Progress = lambda _: None
+    core: ModuleType,
+    path: Path,
+    *,
+    verify: bool,
+    out: Out | None = None,
+    progress: Progress = lambda _: None,
+    families: Families = AS_CAPTURED,
 ) -> tuple[Report, Layout]:
     """Play one file. Raises CaptureError."""
-    layout = survey(path, progress)
+    layout = survey(path, progress, families)
     report = Report(flows=len(layout.flows))
     wires = Wires(core, layout)
     try:
@@ -414,10 +554,11 @@ def replay(
                     player.now_ns += min(max(packet.time_ns - last, 0), JUMP_NS)
                 last = max(packet.time_ns, last or 0)
                 player.stamp_ns = packet.time_ns
-                player.play(prepare(packet))
+                player.play(prepare(packet, layout.datagrams.get(report.packets + 1)))
                 if report.packets % 256 == 0:
                     progress(capture.position())
             report.note = capture.note
+        player.finish()
     finally:
         wires.close()
     return report, layout
@@ -452,9 +593,9 @@ class _Loop:
         player.collecting = True
         held = 0
         with Capture(path) as capture:
-            for packet in capture:
-                ready = prepare(packet)
-                if not ready.ordinary or ready.parts[0].flags & (SYN | FIN | RST):
+            for number, packet in enumerate(capture, 1):
+                ready = prepare(packet, layout.datagrams.get(number))
+                if not ready.ordinary or ready.parts[0].piece or ready.parts[0].flags & (SYN | FIN | RST):
                     continue
                 player.now_ns = core.monotonic_ns()
                 player.play(ready)

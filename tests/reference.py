@@ -503,7 +503,7 @@ class Reference:
     def _completed(self, frame: bytes) -> bytes:
         """A TAP cannot say that hardware should do it: the host gets finished checksums."""
         f = wire.read(frame)
-        if f.proto not in (TCP, UDP) or is_fragment(f) or wire.is6(f.src) or not left_to_hardware(f):
+        if f.proto not in (TCP, UDP) or is_fragment(f) or not left_to_hardware(f):
             return frame
         self.count["checksums_completed"] += 1
         segment = bytearray(frame[f.l4 :])
