@@ -135,6 +135,12 @@ ROWS = [
     Row("a client's own header is data", "proxy-v1", lambda t: t.from_client(ACK, OTHER1), {"payload": V1 + OTHER1}, told=1),
     Row("full-sized first data: the header goes first, alone", "proxy-v2", lambda t: t.from_client(ACK | PSH, bytes(1460)), {"payload": bytes(1460), "seq": number(28)},
         told=1, frames=2),
+    # ---- a whole packet that may be fragmented further on ----
+    Row("without DF it brings TOA like any other", "toa", lambda t: t.from_client(ACK, bytes(1000), frag=0), {"toa": TOA, "frag": 0, "payload": bytes(1000)}, told=1),
+    Row("likewise the header", "proxy-v1", lambda t: t.from_client(ACK, bytes(1000), frag=0), {"payload": V1 + bytes(1000), "frag": 0}, told=1),
+    Row("full-sized, the header goes first", "proxy-v2", lambda t: t.from_client(ACK, bytes(1460), frag=0), {"payload": bytes(1460), "frag": 0}, told=1, frames=2),
+    Row("what the RS sends meanwhile passes", "proxy-v2", lambda t: t.from_rs(ACK, bytes(1000), ack=t.isn + 1, frag=0), {"payload": bytes(1000), "ack": 1001}, to_client=True),
+    Row("a large datagram that may be fragmented", "uoa-opp", lambda t: t.datagram(bytes(1000), frag=0), {"uoa": OPP, "payload": bytes(1000)}, lambda t: None, proto=UDP, told=1),
     # ---- a header that the client brings ----
     Row("insecure: the client's data is waited for", "proxy-v1-insecure", lambda t: t.ack(), {"payload": b"", "seq": number(0)}, begun),
     Row("insecure: its header of the same version passes", "proxy-v1-insecure", lambda t: t.from_client(ACK, OTHER1 + DATA), {"payload": OTHER1 + DATA, "seq": number(0)}),

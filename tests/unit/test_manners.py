@@ -143,6 +143,16 @@ def test_who_speaks_is_not_asked(side: str, make: Any) -> None:
 
 
 @MAKERS
+@SIDES
+def test_a_doubt_outlives_a_fin(side: str, make: Any) -> None:
+    """The new state's own timeout is longer than the time until the RS is asked, and shorter than that of the state before."""
+    t = opened(make)
+    speak(t, "client", RST, 100)
+    speak(t, side, FIN | ACK)
+    assert [(port, f.flags) for port, f in t.side.wait(5)] == [(LAN, ACK)]
+
+
+@MAKERS
 def test_a_reset_after_a_loss_is_confirmed_by_the_challenge(make: Any) -> None:
     """The client's last 100 bytes were lost before the balancer; its RST is beyond them. The RS challenges (RFC 5961 3.2), the
     client's stack answers the challenge with the number that the RS expects."""
