@@ -1680,7 +1680,7 @@ def malformed6(frame: bytes) -> str:
                 return ""
             fragmented = bool(struct.unpack_from("!H", packet, at + 2)[0] & 1)
         following, at = packet[at], at + size
-    if fragments and wire.read(frame).fragment != (0, False):
+    if fragmented:
         return ""
     body = packet[at:end]
     reason = malformed_l4(following, body, wire.ICMP6)

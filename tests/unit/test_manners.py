@@ -682,6 +682,8 @@ STRANGERS = [
     Stranger("a TCP header cut short", wire.ether(wire.ipv4(bytes(19), src=CLIENT, dst=VIP, proto=TCP)), "l4_header"),
     Stranger("a TCP offset of four words", syn(offset=4), "l4_header"),
     Stranger("an ICMP header cut short", wire.ether(wire.ipv4(bytes(7), src=CLIENT, dst=VIP, proto=1)), "l4_header"),
+    Stranger("a TCP header cut short behind a fragment header of one fragment",
+             wire.piece(wire.tcp("2001:db8:99::7", 9, "2001:db8:1::10", 80, SYN), 0, 3, 7, more=False), "l4_header"),
     Stranger("IP version 5", wire.ether(wire.ipv4(bytes(40), src=CLIENT, dst=VIP, proto=TCP, version_ihl=0x55)), "ip_header"),
     Stranger("an IP header of four words", wire.ether(wire.ipv4(bytes(40), src=CLIENT, dst=VIP, proto=TCP, version_ihl=0x44)), "ip_header"),
     Stranger("an IP header longer than the packet", wire.ether(wire.ipv4(bytes(20), src=CLIENT, dst=VIP, proto=TCP, version_ihl=0x4F)),
