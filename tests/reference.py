@@ -717,6 +717,7 @@ class Reference:
         macs = self.ports[hop[0]][0], neighbour.mac
         if change.ahead:
             self.count["own_packets"] += 1
+            change.ahead.alone = True
             self.late.append((hop[0], self._rewritten(alone(f), conn, sender, *macs, change.ahead)))
             self.late.append((hop[0], self._rewritten(f.raw, conn, sender, *macs, change)))
             return "to_rs"
@@ -926,7 +927,7 @@ class Reference:
             options, ident, frag = f.raw[34 : f.l4], f.ident, f.frag
             if not frag & wire.DF and f.total > min(576, mtu):  # it may be fragmented, here or further on
                 ident = self._name(conn, f.raw, sender)
-        elif came + 20 > 1260:
+        elif came + 20 > 1260 or change.alone:
             options, ident, frag = b"", 0, wire.DF
         else:
             options, ident, frag = b"", self._name(conn, f.raw, sender), 0

@@ -261,12 +261,12 @@ class Twin(Rig):
         raise Illegal(f"no packet left for {wire.describe(frame)}")
 
     def _identify(self, conn: Conn, frame: bytes, sender: int) -> int:
-        """The identification that the packet left with."""
+        """The identification that the packet left with. What nobody may fragment has none; one that goes ahead of it does not count."""
         sent = wire.read(frame)
         src, dst = (conn.lip, conn.rs) if sender == 0 else (conn.vip, conn.client)
         offset = offset_of(sent)
         for f in self.frames:
-            if (f.tos, f.src, f.dst, offset_of(f)) == (sent.tos, src[0], dst[0], offset):
+            if (f.tos, f.src, f.dst, offset_of(f)) == (sent.tos, src[0], dst[0], offset) and not f.frag & wire.DF:
                 return f.frag_id if wire.is6(f.src) else f.ident
         raise Illegal(f"no packet left for {wire.describe(frame)}")
 

@@ -250,6 +250,19 @@ def test_between_families(rs: str, cip: str, vip: str) -> None:
     assert bool(told.checksum) == wire.is6(rs)
 
 
+@pytest.mark.parametrize("make", [Core, Naive], ids=["core", "reference"])
+def test_between_families_what_goes_first_is_never_fragmented(make: Any) -> None:
+    """Of the two packets made of one the client's may be fragmented further on, as IPv6's minimum asks (RFC 7915 5.1); the balancer's own may not."""
+    side = make(mtu=600)
+    side.service(vip=VIP6, client_addr="proxy-v2", lips=[3])
+    syn = side.deliver(WAN, wire.tcp(CLIENT6, 5000, VIP6, 80, SYN, seq=1))[1][0][1]
+    side.deliver(LAN, wire.tcp(RS1, 8080, syn.src, syn.sport, SYN | ACK, seq=7, ack=syn.seq + 1, eth_dst=MACS[LAN]))
+    _, out = side.deliver(WAN, wire.tcp(CLIENT6, 5000, VIP6, 80, ACK, seq=2, ack=8, payload=bytes(536)))
+    (_, first), (_, second) = out
+    assert (len(first.payload), first.frag, first.ident) == (52, wire.DF, 0)
+    assert (second.payload, second.frag, bool(second.ident)) == (bytes(536), 0, True)
+
+
 def test_a_long_stream_costs_nothing_any_more() -> None:
     """Beyond 64 KiB the connection is like any other, and old acknowledgements of the header's time do not matter."""
     talk = Talk(Core(), ts=None, client_addr="proxy-v2").establish()
