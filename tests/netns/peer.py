@@ -2,7 +2,7 @@
 
 serve SINK ECHO               TCP sink on SINK: reads to the end, answers with the SHA-256; UDP echo on ECHO
 upload HOST PORT BYTES        send BYTES pseudo-random bytes, half-close, read the answer
-echo HOST PORT COUNT FLOWS    COUNT UDP request/answer pairs over FLOWS source ports
+echo HOST PORT COUNT FLOWS [SIZE]  COUNT UDP request/answer pairs over FLOWS source ports, of up to SIZE (1200) bytes
 connect HOST PORT             try to connect, report the error's name
 talk HOST PORT                one TCP connection; each line on stdin is an HTTP request on it, answered on stdout by a
 line with
@@ -76,7 +76,7 @@ def upload(host: str, port: int, size: int) -> dict[str, object]:
     return {"sent": digest.hexdigest(), "received": answer.decode()}
 
 
-def echo(host: str, port: int, count: int, flows: int) -> dict[str, object]:
+def echo(host: str, port: int, count: int, flows: int, size: int = 1200) -> dict[str, object]:
     """A window of one request per flow; an answer not seen within 2 s is lost."""
     socks = []
     for _ in range(flows):
@@ -90,7 +90,7 @@ def echo(host: str, port: int, count: int, flows: int) -> dict[str, object]:
     while answered + wrong < count:
         while idle and sent < count:
             sock = idle.pop()
-            waiting[sock] = f"{sent}:".encode() + b"x" * (sent % 1200)
+            waiting[sock] = f"{sent}:".encode() + b"x" * (sent * 97 % size)
             sock.send(waiting[sock])
             sent += 1
         ready, _, _ = select.select(list(waiting), [], [], 2.0)
@@ -184,7 +184,7 @@ def main(words: list[str]) -> None:
     elif verb == "upload":
         print(json.dumps(upload(rest[0], int(rest[1]), int(rest[2]))))
     elif verb == "echo":
-        print(json.dumps(echo(rest[0], int(rest[1]), int(rest[2]), int(rest[3]))))
+        print(json.dumps(echo(rest[0], *map(int, rest[1:]))))
     elif verb == "connect":
         print(json.dumps(connect(rest[0], int(rest[1]))))
     elif verb == "talk":
