@@ -110,6 +110,12 @@ def dns_udp(b: Bench) -> None:
     assert seen == WHO
 
 
+def dns_large(b: Bench) -> None:
+    """An answer in two fragments."""
+    out = b.run("dig", f"@{b.vip}", "large.test", "TXT", "+tries=1", "+bufsize=4096", "+ignore")
+    assert "(UDP)" in out and out.count("x" * 200) == 12, out
+
+
 def dns_tcp(b: Bench) -> None:
     out = b.run("dig", f"@{b.vip}", "large.test", "TXT", "+tries=1")  # cut short over UDP, so dig asks over TCP
     assert "(TCP)" in out and out.count("x" * 200) == 12, out
@@ -146,6 +152,12 @@ def echo_udp(b: Bench) -> None:
     assert b.top.peer("echo", b.vip, str(ECHO), "1000", "8") == {"sent": 1000, "answered": 1000, "wrong": 0}
 
 
+def large_datagrams(b: Bench) -> None:
+    """Questions and answers of up to 6 000 bytes."""
+    report = b.top.peer("echo", b.vip, str(ECHO), "200", "4", "6000")
+    assert report == {"sent": 200, "answered": 200, "wrong": 0}
+
+
 def upload(b: Bench) -> None:
     report = b.top.peer("upload", b.vip, str(SINK), str(MIB << 20))
     assert report["received"] == report["sent"]
@@ -180,22 +192,29 @@ def ping(b: Bench) -> None:
     assert "5 received" in b.run("ping", "-c5", "-i0.1", "-W2", b.vip)
 
 
+def large_ping(b: Bench) -> None:
+    assert "3 received" in b.run("ping", "-c3", "-i0.1", "-W2", "-s3000", b.vip)
+
+
 PROGRAMS: dict[str, Callable[[Bench], None]] = {
     "HTTP/1.1": http1,
     "HTTP/1.1 over TLS": https1,
     "HTTP/2 over TLS": http2,
     "HTTP/3": http3,
     "DNS over UDP": dns_udp,
+    "DNS over UDP in fragments": dns_large,
     "DNS over TCP": dns_tcp,
     "ssh": ssh,
     "iperf3 TCP": iperf_tcp,
     "iperf3 UDP": iperf_udp,
     "UDP echo": echo_udp,
+    "UDP echo in fragments": large_datagrams,
     "upload": upload,
     "download": download,
     "transfers with loss": lossy,
     "short connections": short_connections,
     "ping": ping,
+    "ping in fragments": large_ping,
 }
 
 APPLICATIONS: dict[tuple[str, str], Callable[[Bench], None]] = {
