@@ -360,14 +360,18 @@ class Twin(Rig):
             return
         lost = self.counters()["neigh_unresolved"] - r.count["neigh_unresolved"]
         for key, n in r.neighbours.items():
-            if not n.waiting:
+            if n.waiting:
+                self.silent_since.setdefault(key, self.now)
+            else:
                 self.silent_since.pop(key, None)
-                continue
-            silent = self.now - self.silent_since.setdefault(key, self.now)
+        asked = {(n.port, n.addr) for n in self.plane.neighbours() if n.state != "NONE"}
+        for key in sorted(self.silent_since, key=lambda key: (key in asked, self.silent_since[key])):
+            silent = self.now - self.silent_since[key]
             if lost > 0:
                 if silent < 3 * SECOND - 2 * TICK:
                     raise Illegal(f"gave up {key} after {silent / SECOND} s")
                 lost -= r.give_up(*key)
+                del self.silent_since[key]
             elif silent > 8 * SECOND:
                 raise Illegal(f"packets wait for {key} for {silent / SECOND} s")
 
