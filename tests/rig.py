@@ -242,7 +242,8 @@ class Twin(Rig):
         macs = {f.eth_dst for f in self.frames if f.flow == (conn.proto, *src, *dst)}
         if not macs:  # an ICMP error shows it, too
             known = {self.reference.neighbours[hop].mac for hop in hops}
-            macs = {f.eth_dst for f in self.frames if f.eth_dst in known and is_error_about(f, conn.proto, src, dst)}
+            passed_on = [f for f in self.frames if f.ttl != 64]  # the core's own go back the way that their cause came
+            macs = {f.eth_dst for f in passed_on if f.eth_dst in known and is_error_about(f, conn.proto, src, dst)}
         if not macs:
             return None
         chosen = [hop for hop in hops if {self.reference.neighbours[hop].mac} == macs]
