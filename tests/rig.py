@@ -193,6 +193,7 @@ class Twin(Rig):
         self.hosts: dict[tuple[int, str], str] = {}
         self.unanswered: dict[tuple[int, str], int] = {}  # ARP requests
         self.silent_since: dict[tuple[int, str], int] = {}
+        self.speechless_at = 0  # when there was no IPv6 address to ask from
         self.frames: list[wire.Frame] = []
         self.operations = 0
         self.broken = False  # both sides have parted
@@ -351,12 +352,17 @@ class Twin(Rig):
                 raise Illegal(f"{conn} should have ended {(r.tick - r.deadline(conn)) / 64:.2f} s ago")
 
     def _give_up_neighbours(self) -> None:
-        """A neighbour that has left three requests without an answer may be forgotten; then what waits for it is lost."""
+        """A neighbour that has left three requests without an answer may be forgotten; then what waits for it is lost. Without an address of
+        its own the core has no way to ask (RFC 4861 7.2.2: a solicitation has a source): that is as good as no answer."""
         r = self.reference
-        for key in [k for k, n in self.unanswered.items() if n >= 3]:
+        if not any(wire.is6(addr) for addr, _, _ in r.addresses.values()):
+            self.speechless_at = self.now
+        silent6 = self.now - self.speechless_at < 4 * SECOND
+        unasked = [k for k, n in r.neighbours.items() if silent6 and wire.is6(k[1]) and n.mac and not n.static]
+        for key in [*(k for k, n in self.unanswered.items() if n >= 3), *unasked]:
             if all((n.port, n.addr) != key or not n.mac for n in self.plane.neighbours()):
                 r.neighbours[key].mac = ""
-                del self.unanswered[key]
+                self.unanswered.pop(key, None)
         if not self.silent_since and not any(n.waiting for n in r.neighbours.values()):
             return
         lost = self.counters()["neigh_unresolved"] - r.count["neigh_unresolved"]
