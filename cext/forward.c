@@ -226,6 +226,11 @@ rare static enum verdict forward_slow(struct core *k, struct packet *p, u32 inde
     if (reason)
         return drop(k, p, reason);
 
+    if (c->flags & CONN_MARKED && !piece && leaving <= mtu) { /* it only may become fragments further on */
+        if (narrow)
+            rewrite_id4(p, (u16)id);
+        return forward_marked(k, p, index, dir);
+    }
     if (c->flags & CONN_MARKED && clientaddr_needs_whole(c, p, dir))
         return drop(k, p, DROP_client_addr_piece);
 
