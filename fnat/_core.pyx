@@ -64,7 +64,7 @@ cdef extern from "fnat.h" nogil:
         uint8_t id, flags
         uint16_t mtu
     struct fnat_settings:
-        uint32_t timeouts[15]
+        uint32_t timeouts[19]
         uint16_t lport_first, lport_last
         uint8_t unserved, own_sources, echo, announce, fragment_seconds
         uint32_t icmp_rate, echo_rate
@@ -476,7 +476,7 @@ cdef class Plane:
         cdef fnat_settings s
         memset(&s, 0, sizeof(s))
         s.own_sources = own_sources
-        defaults = (2, 7440, 10, 10, 600, 7, 3, 900, 30, 120, 30, 10, 300, 300, 2)
+        defaults = (2, 7440, 10, 10, 600, 7, 3, 900, 30, 120, 30, 10, 300, 300, 2, 900, 60, 60, 3)
         for i, name in enumerate(STATES):
             s.timeouts[i] = timeouts.get(name, defaults[i])
         s.fragment_seconds = timeouts.get("FRAGMENTS", 2)

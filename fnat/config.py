@@ -28,6 +28,7 @@ from fnat.errors import ChangeError, ConfigError
 from fnat.model import (
     CLIENT_ADDRS,
     MAX_SECONDS,
+    PROTOS,
     Address,
     Config,
     Host,
@@ -72,7 +73,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "host.timeouts": (*Timeouts.model_fields, *_SHORTHANDS),
     "service.*": _SERVICE_KEYS,
     "service.*.limits": ("half_open",),
-    "service.*.client_addr": ("tcp", "udp"),
+    "service.*.client_addr": PROTOS,
     "service.*.rs.*": ("weight",),
     "node.*.*": ("nic", "mac"),
 }
@@ -399,8 +400,8 @@ class _Reader:
                 problem = f"no {kind} LIP, so {name} cannot be reached"
                 self.fail("FN-1108", _join(f"{path}.rs", name), problem, f"add {kind} addresses to lips")
         for proto in self.texts(f"{path}.proto", table.get("proto", ["tcp"])):
-            if proto not in ("tcp", "udp"):
-                self.fail("FN-1104", f"{path}.proto", f"{proto!r} is not known", 'allowed: "tcp", "udp"')
+            if proto not in PROTOS:
+                self.fail("FN-1104", f"{path}.proto", f"{proto!r} is not known", 'allowed: "tcp", "udp", "sctp"')
             for listen in self.texts(f"{path}.listen", table["listen"]):
                 vip, vport = self.endpoint(f"{path}.listen", listen)
                 yield (
@@ -421,7 +422,7 @@ class _Reader:
                 )
 
     def client_addr(self, path: str, value: object) -> dict[str, str]:
-        """One word for all protocols of the service, or { tcp = …, udp = … }."""
+        """One word for all protocols of the service, or by protocol: { tcp = …, udp = … }."""
         told: dict[str, Any] = value if isinstance(value, dict) else dict.fromkeys(CLIENT_ADDRS, value)
         self.keys(path, told, "service.*.client_addr")
         for proto, how in told.items():

@@ -25,7 +25,8 @@ MAX_SECONDS = 31_535_999  # a year less a second, the range of DPVS timeouts
 LIP_PORTS = (1024, 65535)  # first and last port of a LIP
 HALF_OPEN_DEFAULT = 16_384  # half-open connections of a service over all workers, unless it says otherwise
 
-Proto = Literal["tcp", "udp"]
+Proto = Literal["tcp", "udp", "sctp"]
+PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
 Scheduler = Literal["rr", "wrr"]
 NoRs = Literal["drop", "reset"]
 ClientAddr = Literal[
@@ -34,6 +35,7 @@ ClientAddr = Literal[
 CLIENT_ADDRS: dict[str, tuple[str, ...]] = {
     "tcp": ("none", "toa", "proxy-v1", "proxy-v2", "proxy-v1-insecure", "proxy-v2-insecure"),
     "udp": ("none", "uoa-opp", "uoa-ipo", "proxy-v2", "proxy-v2-insecure"),
+    "sctp": ("none",),
 }
 """How a service can tell its servers the client's address, by protocol."""
 Scope = Literal["host", "link", "global", "kni_host"]
@@ -290,6 +292,10 @@ class Timeouts(Frozen):
     udp_oneway: Annotated[Seconds, Field(ge=1)] = 300  # RFC 4787 REQ-5: at least 2 min, 5 min recommended
     udp_normal: Annotated[Seconds, Field(ge=1)] = 300
     udp_last: Annotated[Seconds, Field(ge=1)] = 2
+    sctp_established: Annotated[Seconds, Field(ge=1)] = 900  # RFC 9260 8.3: heartbeats every 30 s
+    sctp_init: Annotated[Seconds, Field(ge=1)] = 60  # RFC 9260 16: a cookie is good for 60 s
+    sctp_shutdown: Annotated[Seconds, Field(ge=1)] = 60
+    sctp_closed: Annotated[Seconds, Field(ge=1)] = 3
     fragments: Annotated[Seconds, Field(ge=1, le=60)] = 2  # of a datagram, from the first one that came
 
     def by_state(self) -> dict[str, int]:
@@ -313,6 +319,10 @@ STATE_OF: dict[str, str] = {
     "udp_oneway": "UDP_ONEWAY",
     "udp_normal": "UDP_NORM",
     "udp_last": "UDP_LAST",
+    "sctp_established": "SCTP_EST",
+    "sctp_init": "SCTP_INIT",
+    "sctp_shutdown": "SCTP_SHUTDOWN",
+    "sctp_closed": "SCTP_CLOSED",
 }
 """Name in the configuration -> name in the core, in the order of the core's enum."""
 

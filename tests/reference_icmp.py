@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 
 import packets as wire
-from packets import ACK, ICMP, ICMP6, TCP, UDP
+from packets import ACK, ICMP, ICMP6, SCTP, TCP, UDP
 
 End = tuple[str, int]
 EXTENSIONS = (wire.HOP_BY_HOP, wire.ROUTING, wire.FRAGMENT, wire.DESTINATION)
@@ -78,7 +78,7 @@ def quoted(f: wire.Frame) -> Quote | str:
         if struct.unpack_from("!H", body, 6)[0] & 0x1FFF:
             return "icmp_no_conn"
     body = body[:total]
-    if proto not in (TCP, UDP):
+    if proto not in (TCP, UDP, SCTP):
         return "icmp_no_conn"
     if at + 8 > len(body):
         return "icmp_quote"
@@ -218,6 +218,8 @@ def _l4(quote: Quote, near: End, far: End, dseq: int, to_client: bool, room: int
     old = quote.body[quote.l4 :]
     new = bytearray(old)
     struct.pack_into("!HH", new, 0, far[1], near[1])
+    if quote.proto == SCTP:
+        return bytes(new)  # its checksum covers what is not quoted
     whole = min(len(old), room) >= 18
     if quote.proto == TCP and to_client:
         struct.pack_into("!I", new, 4, (struct.unpack_from("!I", new, 4)[0] - dseq) & 0xFFFFFFFF)

@@ -13,6 +13,7 @@ from fnat.model import CHANGES as MODEL
 WEB = {"proto": "tcp", "vip": "192.168.100.254", "vport": 80}
 DNS = {"proto": "udp", "vip": "192.168.100.253", "vport": 53}
 
+SIG = {"proto": "sctp", "vip": "192.168.100.252", "vport": 36412}
 WEB6 = {"proto": "tcp", "vip": "2001::1", "vport": 80}
 
 CHANGES: list[tuple[str, dict[str, Any]]] = [
@@ -71,6 +72,13 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("-E -t 192.168.100.254:80 -s rr", {"op": "service.set", **WEB, "scheduler": "rr"}),
     ("-E -t 192.168.100.254:80 --conn-timeout=0", {"op": "service.set", **WEB, "conn_timeout": 0}),
     ("-D -u 192.168.100.253:53", {"op": "service.del", **DNS}),
+    ("-A --sctp-service 192.168.100.252:36412", {"op": "service.add", **SIG, "scheduler": "wrr"}),
+    (
+        "-E --sctp-service=192.168.100.252:36412 --conn-timeout 60 --half-open 9",
+        {"op": "service.set", **SIG, "conn_timeout": 60, "half_open": 9},
+    ),
+    ("-E --sctp-service 192.168.100.252:36412 --proxy-protocol disable", {"op": "service.set", **SIG, "client_addr": "none"}),
+    ("-D --sctp-service 192.168.100.252:36412", {"op": "service.del", **SIG}),
     ("-C", {"op": "service.clear"}),
     ("--clear", {"op": "service.clear"}),
     (
@@ -184,9 +192,11 @@ REFUSED: list[tuple[str, str]] = [
     ("-A -t 10.0.0.1:80 -s wlc", "scheduler wlc is not in fnat; use -s rr or -s wrr"),
     ("-A -t 10.0.0.1:80 -s mh", "scheduler mh is not in fnat"),
     ("-A -f 1", "-f: fnat has no firewall marks"),
-    ("-A -q 10.0.0.1:0", "-q: fnat balances TCP and UDP services only"),
-    ("-A -1 10.0.0.1:0", "-1: fnat balances TCP and UDP services only"),
-    ("-A --sctp-service 10.0.0.1:80", "--sctp-service: fnat balances TCP and UDP services only"),
+    ("-A -q 10.0.0.1:0", "-q: fnat balances TCP, UDP and SCTP services only"),
+    ("-A -1 10.0.0.1:0", "-1: fnat balances TCP, UDP and SCTP services only"),
+    ("-A -t 10.0.0.1:80 --sctp-service 10.0.0.1:80", "-t and --sctp-service given; name one service"),
+    ("-A --sctp-service 10.0.0.1:80 --ops", "--ops is for UDP services only"),
+    ("-A --sctp-service 10.0.0.1:80 --proxy-protocol v2", "--proxy-protocol v2 is not for SCTP services; allowed: none"),
     ("-A -H proto=tcp,src-range=10.0.0.0-10.0.0.9,oif=dpdk0", "-H: fnat has no match services"),
     ("-A -6 -f 1", "-6: -6 is for firewall marks, which fnat has not; name an IPv6 service with -t [ADDRESS]:PORT"),
     ("-A -t [2001::1]", "service '[2001::1]' has no port; write [ADDRESS]:PORT"),
@@ -225,7 +235,7 @@ REFUSED: list[tuple[str, str]] = [
     ("-A -t 10.0.0.1:80 --conn-timeout soon", "--conn-timeout 'soon' is out of range"),
     ("-A -t 10.0.0.1:80 --no-rs maybe", "--no-rs maybe is unknown; say drop or reset"),
     ("-lnc --sockpair tcp:10.0.0.9:1:10.0.0.1", "is not a socket pair"),
-    ("-lnc --sockpair sctp:10.0.0.9:1:10.0.0.1:80", "is not a socket pair"),
+    ("-lnc --sockpair dccp:10.0.0.9:1:10.0.0.1:80", "is not a socket pair"),
     # bad shape
     ("-n", "no command given; give exactly one command"),
     ("-A -D -t 10.0.0.1:80", "--add-service and --delete-service given"),
@@ -408,11 +418,13 @@ def test_the_listing_of_connections() -> None:
         ),
         conn(0, "tcp", "FIN_WAIT", 7, "1.1.1.1:1", "2.2.2.2:2", "3.3.3.3:3", "4.4.4.4:4"),
         conn(0, "udp", "UDP_ONEWAY", 299, "1.1.1.1:1", "2.2.2.2:2", "3.3.3.3:3", "4.4.4.4:4"),
+        conn(0, "sctp", "SCTP_EST", 899, "1.1.1.1:1", "2.2.2.2:2", "3.3.3.3:3", "4.4.4.4:4"),
     ]
     assert ipvsadm.conns_text(conns) == (
         "[1]tcp 90s    TCP_EST     192.168.88.15:51540 192.168.88.100:80  192.168.88.241:1030 192.168.88.15:80\n"
         "[0]tcp 7s     FIN_WAIT    1.1.1.1:1          2.2.2.2:2          3.3.3.3:3          4.4.4.4:4\n"
         "[0]udp 299s   UDP_ONEWAY  1.1.1.1:1          2.2.2.2:2          3.3.3.3:3          4.4.4.4:4\n"
+        "[0]sctp 899s   SCTP_EST    1.1.1.1:1          2.2.2.2:2          3.3.3.3:3          4.4.4.4:4\n"
     )
 
 
@@ -499,6 +511,7 @@ def test_what_is_saved_can_be_restored() -> None:
             no_rs="reset",
             half_open=100,
         ),
+        service("sctp:192.168.100.252:36412", [server("192.168.100.2:36412", 1)], conn_timeout=60),
     ]
     saved = ipvsadm.save_text(services)
     assert saved == (
@@ -507,6 +520,8 @@ def test_what_is_saved_can_be_restored() -> None:
         "-a -t 192.168.100.254:80 -r 192.168.100.2:8080 -b -w 0\n"
         "-a -t 192.168.100.254:80 -r 192.168.100.3:80 -b -w 5\n"
         "-A -u 192.168.100.253:53 -s wrr --conn-timeout 30 --expire-quiescent --ops --no-rs reset --half-open 100\n"
+        "-A --sctp-service 192.168.100.252:36412 -s rr --conn-timeout 60\n"
+        "-a --sctp-service 192.168.100.252:36412 -r 192.168.100.2:36412 -b -w 1\n"
     )
     assert parse_rules("# all of it\n\n-C\n" + saved).changes == [
         {"op": "service.clear"},
@@ -518,6 +533,8 @@ def test_what_is_saved_can_be_restored() -> None:
             "op": "service.add", **DNS, "scheduler": "wrr", "conn_timeout": 30, "expire_quiescent": True,
             "one_packet": True, "no_rs": "reset", "half_open": 100,
         },
+        {"op": "service.add", **SIG, "scheduler": "rr", "conn_timeout": 60},
+        {"op": "server.add", "service": SIG, "rip": "192.168.100.2", "rport": 36412, "weight": 1},
     ]  # fmt: skip
 
 
