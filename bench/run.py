@@ -64,12 +64,18 @@ def count_of(conns: str) -> int:
     return {"k": 1000, "M": 1_000_000}[conns[-1]] * int(conns[:-1])
 
 
-def nat(conns: str, proto: str, must: float | None = None, aim: float | None = None, workers: int = 1) -> Figure:
+FAMILIES = {"4": "", "66": ", IPv6", "64": ", IPv6 clients of IPv4 servers", "46": ", IPv4 clients of IPv6 servers"}
+
+
+def nat(
+    conns: str, proto: str, must: float | None = None, aim: float | None = None, workers: int = 1, family: str = "4"
+) -> Figure:
     count = count_of(conns)
-    words = ("nat", "--conns", str(count), "--proto", proto, "--family", "4", "--workers", str(workers))
+    words = ("nat", "--conns", str(count), "--proto", proto, "--family", family, "--workers", str(workers))
     name, many = f"nat-{proto}-{conns}-{workers}", "" if workers == 1 else f", {workers} workers"
+    name += "" if family == "4" else f"-{family}"
     slow = count > 1_000_000
-    title = f"{conns} conns, {proto.upper()}{many}"
+    title = f"{conns} conns, {proto.upper()}{many}{FAMILIES[family]}"
     runs, stages = FEW if slow else RUNS, workers == 1
     return Figure(name, title, words, "ns_per_packet", "ns/packet", 0.5, runs, must, aim, slow=slow, stages=stages)
 
@@ -84,6 +90,8 @@ def figures() -> list[Figure]:
     rows = [nat("1k", "udp", 45, 25), nat("10k", "udp"), nat("100k", "udp"), nat("1M", "udp", 80, 50)]
     rows += [nat("10M", "udp", 100, 60), nat("1k", "tcp", 45, 25), nat("1M", "tcp", 80, 50)]
     rows += [nat("10M", "tcp", 100, 60)]
+    rows += [nat(conns, proto, family="66") for conns in ("1k", "1M") for proto in ("udp", "tcp")]
+    rows += [nat("1M", "udp", family=family) for family in ("64", "46")]
     rows += [nat("1k", "udp", 45, 25, workers=2), nat("1M", "udp", 80, 50, workers=2), lives(1), lives(2)]
     rows += [row for workers in (1, 2) for row in dpvs_tests(workers)]
     files = sorted(PCAPS.glob("*.pcap*")) if PCAPS.is_dir() else []

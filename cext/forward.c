@@ -651,23 +651,23 @@ __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, st
 
 /* ---- one packet, then a batch ---- */
 
-__attribute__((noinline)) static bool is_candidate6(const struct core *k, u32 ref, const struct packet *p)
+static always_inline bool is_candidate(const struct core *k, u32 ref, const struct packet *p, bool four)
 {
-    return conn_is(k, &k->conns[ref >> 1], ref & 1, 6, p->proto, get32(&p->sport), packet_src6(p), packet_dst6(p));
+    const struct conn *c = &k->conns[ref >> 1];
+    if (four)
+        return conn_is4(c, ref & 1, p);
+    return conn_is(k, c, ref & 1, 6, p->proto, get32(&p->sport), packet_src6(p), packet_dst6(p));
 }
 
-static always_inline bool is_candidate(const struct core *k, u32 ref, const struct packet *p)
-{
-    if (likely(p->family == 4))
-        return conn_is4(&k->conns[ref >> 1], ref & 1, p);
-    return is_candidate6(k, ref, p);
-}
+/* The first candidate was another's, or an earlier packet of the batch changed the table. */
+__attribute__((noinline)) static u32 find_again(const struct core *k, const struct packet *p) { return conn_find(k, p); }
 
-static always_inline enum verdict forward_flow(struct core *k, struct packet *p, struct stage_clock *clock)
+/* four: an IPv4 packet; a connection of its own may still have IPv6 on the other side. */
+static always_inline enum verdict forward_flow(struct core *k, struct packet *p, struct stage_clock *clock, bool four)
 {
     u32 ref = p->conn;
-    if (unlikely(!ref || !is_candidate(k, ref, p)))
-        ref = conn_find(k, p); /* the first candidate was another's, or an earlier packet of the batch changed the table */
+    if (unlikely(!ref || !is_candidate(k, ref, p, four)))
+        ref = find_again(k, p);
     p->conn = ref;
     if (unlikely(!ref))
         return forward_unknown(k, p);
@@ -679,6 +679,8 @@ static always_inline enum verdict forward_flow(struct core *k, struct packet *p,
     }
     if (unlikely(p->fragment))
         return forward_slow(k, p, index, ref & 1);
+    if (!four)
+        return forward_known(k, p, index, ref & 1, clock, false);
     return forward_hit(k, p, index, ref & 1, clock);
 }
 
@@ -694,12 +696,17 @@ rare static enum verdict forward_sctp(struct core *k, struct packet *p)
     return ref ? forward_slow(k, p, ref >> 1, ref & 1) : forward_unknown(k, p);
 }
 
+__attribute__((noinline)) static enum verdict forward_flow6(struct core *k, struct packet *p, struct stage_clock *clock)
+{
+    return forward_flow(k, p, clock, false);
+}
+
 static always_inline enum verdict forward_one(struct core *k, struct packet *p, struct stage_clock *clock)
 {
     switch (p->kind) {
     case KIND_TCP:
     case KIND_UDP:
-        return forward_flow(k, p, clock);
+        return likely(p->family == 4) ? forward_flow(k, p, clock, true) : forward_flow6(k, p, clock);
     case KIND_SCTP:
         return forward_sctp(k, p);
     case KIND_ARP:

@@ -191,7 +191,7 @@ def replay(
 
     Causes of skipped: answered and absorbed (the core itself was addressed: ping, ARP), link_type, truncated, oversize,
     no_first_fragment (its datagram's ports are not in the capture), unopened (the conversation's first packet was not
-    forwarded), too_many_services.
+    forwarded), icmp_error (about a conversation: the core translates it, nobody compares it here), too_many_services.
     """
     core = _core()
     total, rows = bench_replay.Report(), []

@@ -360,7 +360,7 @@ class Player:
                 same = turn.punted == [_completed(packet.frame or _framed(WAN, packet.parts[0]))]
                 self._fault("" if same else "what was passed is not what came")
             end = self._verdict(turn)
-            return ("skipped", "icmp_error") if end[0] == "forwarded" else end  # translated, and compared by nobody here
+            return ("skipped", "icmp_error") if end[0] == "forwarded" else end  # translated; nobody compares it
         if not flow.served:
             return "skipped", "too_many_services"
         for part in packet.parts:
