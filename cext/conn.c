@@ -7,6 +7,7 @@
 #include "answer.h"
 #include "clientaddr.h"
 #include "csum.h"
+#include "quic.h"
 #include "sched.h"
 #include "sctp.h"
 #include "track.h"
@@ -331,6 +332,15 @@ void conn_settle(struct core *k, u32 keep)
     }
 }
 
+static int member_for(struct core *k, const struct snap_service *svc, const struct packet *p)
+{
+    int known = unlikely(svc->flags & FNAT_SVC_QUIC) ? quic_member(svc, p) : -1;
+    if (likely(known < 0))
+        return sched_pick(svc, &k->services[svc->id]);
+    count(k, CNT_quic_moved);
+    return known;
+}
+
 enum counter conn_open(struct core *k, struct packet *p, const struct snap_service *svc, u16 vip_id, u32 *out)
 {
     enum counter reason;
@@ -340,7 +350,7 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
         return DROP_no_rs; /* before anything is evicted for its sake */
     if (svc->half_open && svc->proto != PROTO_UDP && k->services[svc->id].half_count >= svc->half_open && !conn_evict_half_open(k, svc->id))
         return DROP_half_open_quota;
-    int pick = sched_pick(svc, &k->services[svc->id]);
+    int pick = member_for(k, svc, p);
     if (pick < 0)
         return DROP_no_rs;
     const struct snap_member *m = &svc->members[pick];

@@ -63,6 +63,7 @@ enum { FNAT_NO_RS_DROP = 0, FNAT_NO_RS_RESET = 1 };
 enum {
     FNAT_SVC_EXPIRE_QUIESCENT = 1,
     FNAT_SVC_ONE_PACKET = 2, /* UDP: every datagram of a client is scheduled anew */
+    FNAT_SVC_QUIC = 4,       /* UDP: a client that moves goes on with the RS its connection ID names */
 };
 /* How a service tells its RSs the client's address and port (clientaddr.h). */
 enum {

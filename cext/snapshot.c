@@ -395,7 +395,8 @@ int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *s
     if (!b)
         return -ENOMEM;
     if (svc->id >= p->config.services || !is_family(svc->family) || !is_proto(svc->proto) || !svc->vport || svc->sched > FNAT_SCHED_WRR ||
-        svc->n_members > 65535 || svc->n_lips > 65535 || !is_client_addr(svc->client_addr, svc->proto))
+        svc->n_members > 65535 || svc->n_lips > 65535 || !is_client_addr(svc->client_addr, svc->proto) ||
+        (svc->flags & FNAT_SVC_QUIC && (svc->proto != PROTO_UDP || svc->flags & FNAT_SVC_ONE_PACKET)))
         return -EINVAL;
     for (u32 i = 0; i < svc->n_members; i++)
         if (members[i].id >= p->config.members || !is_family(members[i].family) || !members[i].rport)

@@ -63,6 +63,7 @@ _SERVICE_KEYS = (
     "expire_quiescent",
     "client_addr",
     "one_packet",
+    "quic",
     "limits",
     "lips",
     "rs",
@@ -385,7 +386,7 @@ class _Reader:
         limits = self.table(f"{path}.limits", table.get("limits", {}))
         self.keys(f"{path}.limits", limits, "service.*.limits")
         fields: dict[str, Any] = {
-            k: table[k] for k in ("scheduler", "no_rs", "expire_quiescent", "one_packet") if k in table
+            k: table[k] for k in ("scheduler", "no_rs", "expire_quiescent", "one_packet", "quic") if k in table
         }
         if "half_open" in limits:
             fields["half_open"] = self.count(f"{path}.limits.half_open", limits["half_open"])
@@ -624,6 +625,8 @@ def _dump_service(service: Service, port: str | None, all_lips: tuple[LocalAddre
         lines.append(f'client_addr = "{service.client_addr}"')
     if service.one_packet:
         lines.append("one_packet = true")
+    if service.quic:
+        lines.append("quic = true")
     if service.half_open is not None:
         lines.append(f"limits = {{ half_open = {service.half_open} }}")
     if service.lips != all_lips:

@@ -125,13 +125,15 @@ class ServiceRef(Frozen):
 
 class Shape(ServiceRef):
     """Names a service and says how it works. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only):
-    every datagram is scheduled anew."""
+    every datagram is scheduled anew. quic (UDP only): clients that move keep their RS, by the connection IDs of RFC 9000 in
+    DPVS's form."""
 
     scheduler: Scheduler = "wrr"
     conn_timeout: Seconds = 0
     no_rs: NoRs = "drop"
     expire_quiescent: bool = False
     one_packet: bool = False
+    quic: bool = False
     half_open: HalfOpen | None = None
     client_addr: ClientAddr = "none"
 
@@ -139,6 +141,10 @@ class Shape(ServiceRef):
     def _one_packet_is_udp(self) -> Self:
         if self.one_packet and self.proto != "udp":
             raise ValueError("one_packet is for UDP services only")
+        if self.quic and self.proto != "udp":
+            raise ValueError("quic is for UDP services only")
+        if self.quic and self.one_packet:
+            raise ValueError("quic and one_packet exclude each other")
         return self
 
     @model_validator(mode="after")
@@ -770,6 +776,7 @@ class ServiceView(TypedDict):
     no_rs: str
     expire_quiescent: bool
     one_packet: bool
+    quic: bool
     half_open: int | None
     client_addr: str
     stats: StatsView

@@ -15,7 +15,7 @@ Sequence numbers compare as serial numbers (RFC 1982). Time comes in as nanoseco
 A connection may have IPv4 on one side and IPv6 on the other: then the IP header is made anew (RFC 7915).
 How an RS is told the client's address is in `telling.py`.
 Fragments find their connection by what the first one of their datagram has told: datagrams.py remembers it.
-SCTP packets: `reference_sctp`.
+SCTP packets: `reference_sctp`; QUIC connection IDs: `reference_quic`.
 ICMP errors and neighbour discovery: `reference_icmp` takes them apart and builds them, here they meet connections and neighbours.
 Left out: several workers.
 """
@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 
 import packets as wire
 import reference_icmp as icmp
+import reference_quic as quic
 import reference_sctp as sctp
 from datagrams import Datagram, Datagrams, Piece, part_at
 from packets import ACK, FIN, RST, SCTP, SYN, TCP, UDP
@@ -128,6 +129,7 @@ class Service:
     lips: list[int]
     one_packet: bool
     client_addr: str = "none"
+    quic: bool = False
 
 
 @dataclass
@@ -333,6 +335,7 @@ class Reference:
         conn_timeout: int = 0,
         half_open: int = 0,
         one_packet: bool = False,
+        quic: bool = False,
         client_addr: str = "none",
         members: list[tuple[int, str, int, int]] | None = None,
         lips: list[int] | None = None,
@@ -351,6 +354,7 @@ class Reference:
             list(lips or []),
             one_packet and proto == UDP,
             client_addr,
+            quic,
         )
         self.schedulers.setdefault(id, Scheduler())
         for conn in self.conns:  # a shorter timeout counts from the next look at the connection: at its old deadline
@@ -1054,7 +1058,7 @@ class Reference:
             return self._reset(port, f) if service.no_rs_reset and f.proto == TCP and not d else "no_rs"
         if f.proto != UDP and service.half_open and len(self._half_open(service)) >= service.half_open:
             self._evict(service)
-        member = self.schedulers[service.id].pick(service)
+        member = self._named(f, service, d) or self.schedulers[service.id].pick(service)
         assert member is not None
         if len(self.conns) >= self.capacity and not self._evict(service) and not self._evict_expendable(f):
             return "table_full"
@@ -1111,6 +1115,17 @@ class Reference:
         self.count["conns_opened"] += 1
         self.member_count[member.id, "conns"] += 1
         return self._forward(port, f, conn, _CLIENT, d)
+
+    def _named(self, f: wire.Frame, service: Service, d: Datagram | None) -> Member | None:
+        """The RS that a QUIC connection ID names; one of weight 0 keeps its connections unless they expire with it."""
+        named = None
+        if service.quic and d is None:
+            named = quic.server(f.payload[: struct.unpack_from("!H", f.raw, f.l4 + 4)[0] - 8])
+        for m in service.members if named else []:
+            if named and named.is_at(m.rip, m.rport) and (m.weight or not service.expire_quiescent):
+                self.count["quic_moved"] += 1
+                return m
+        return None
 
     def _leaves_at_once(self, f: wire.Frame, member: Member) -> bool:
         hop, mtu = next(iter(self.hops(member.rip).items()), (None, 0))

@@ -188,6 +188,11 @@ def _shape(function: F) -> F:
             default=None,
             help="End connections of a server that is removed or has weight 0.",
         ),
+        click.option(
+            "--quic/--no-quic",
+            default=None,
+            help="UDP: a client that moves keeps its server, by QUIC connection IDs in DPVS's form.",
+        ),
         click.option("--no-rs", type=click.Choice(["drop", "reset"]), help="A first packet when no server is usable."),
         click.option(
             "--conn-timeout",

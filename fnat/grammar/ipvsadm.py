@@ -78,7 +78,6 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "u-threshold": _LIMIT, "l-threshold": _LIMIT, "thresholds": _LIMIT,
     "synproxy": ("the SYN proxy is not in fnat", "leave it out and limit half-open connections with --half-open"),
     "hash-target": ("hashing schedulers are not in fnat", "leave it out and use -s rr or -s wrr"),
-    "quic": ("QUIC server routing is not in fnat", "leave it out"),
     "dest-check": ("passive health checks are not in fnat", "leave it out or say disable"),
 }  # fmt: skip
 # What switches a refused option off is what fnat does anyway.
@@ -92,7 +91,7 @@ _OFF = {
 _NAMED_BY = {"tcp-service": "tcp", "udp-service": "udp", "sctp-service": "sctp"}
 _SHOWN = {"tcp-service": "-t", "udp-service": "-u", "sctp-service": "--sctp-service"}
 _SERVICE = set(_NAMED_BY)
-_SHAPE = {"scheduler", "conn-timeout", "expire-quiescent", "ops", "no-rs", "half-open"}
+_SHAPE = {"scheduler", "conn-timeout", "expire-quiescent", "ops", "quic", "no-rs", "half-open"}
 _SHAPE |= {"proxy-protocol", "client-addr"}
 _PROXY = ("disable", "v1", "v2", "v1-insecure", "v2-insecure")
 DEFAULT_CLIENT_ADDR = {"tcp": "toa", "udp": "none", "sctp": "none"}
@@ -266,6 +265,12 @@ def _shape(options: dict[str, str]) -> Change:
         fields["one_packet"] = True
         if "udp-service" not in options:
             raise Usage("--ops is for UDP services only", "leave it out, or name the service with -u")
+    if "quic" in options:
+        fields["quic"] = True
+        if "udp-service" not in options:
+            raise Usage("--quic is for UDP services only", "leave it out, or name the service with -u")
+        if "ops" in options:
+            raise Usage("--quic and --ops given", "give one of them")
     if "no-rs" in options:
         fields["no_rs"] = options["no-rs"]
         if options["no-rs"] not in ("drop", "reset"):
@@ -373,7 +378,7 @@ def _sockpair(text: str) -> Change:
 HELP = """\
 Usage: fnat-ipvsadm COMMAND [OPTIONS]      the FullNAT part of DPVS's ipvsadm
 
-  -A --add-service     SERVICE [-s SCHED] [-o] [--conn-timeout SEC] [--expire-quiescent] [--no-rs drop|reset]
+  -A --add-service     SERVICE [-s SCHED] [-o | --quic] [--conn-timeout SEC] [--expire-quiescent] [--no-rs drop|reset]
                        [--half-open N]
                        [--proxy-protocol disable|v1|v2|v1-insecure|v2-insecure | --client-addr none|toa|uoa-opp|uoa-ipo]
   -E --edit-service    SERVICE, and only what shall change
@@ -399,6 +404,7 @@ SCHED is rr or wrr; wrr when left out. WEIGHT is 0..65535, 1 when left out. -b (
 and may be left out.
 --conn-timeout replaces the established timeout of TCP and SCTP and all timeouts of UDP; 0 means the general ones.
 -o --ops: UDP only; every datagram of a client goes to a server chosen anew.
+--quic: UDP only; a client that moves keeps its server, which its connection ID names in DPVS's form.
 --no-rs: a SYN when no server is usable is dropped or answered with RST.
 --half-open: most half-open connections, 0 = no limit.
 --client-addr: how servers learn the client's address; TCP: toa when left out, others: none.
@@ -444,6 +450,7 @@ def _flags(service: Row) -> str:
     flags = " ops" if service.get("one_packet") else ""
     flags += f" conn-timeout {service['conn_timeout']}" if service.get("conn_timeout") else ""
     flags += " expire-quiescent" if service.get("expire_quiescent") else ""
+    flags += " quic" if service.get("quic") else ""
     flags += " no-rs reset" if service.get("no_rs") == "reset" else ""
     if told := _told(service):
         flags += f" pp{told.removeprefix('proxy-')}" if told.startswith("proxy-") else f" client-addr {told}"
@@ -508,6 +515,7 @@ def save_text(services: Iterable[Row]) -> str:
         shape = f" --conn-timeout {service['conn_timeout']}" if service.get("conn_timeout") else ""
         shape += " --expire-quiescent" if service.get("expire_quiescent") else ""
         shape += " --ops" if service.get("one_packet") else ""
+        shape += " --quic" if service.get("quic") else ""
         shape += f" --no-rs {service['no_rs']}" if service.get("no_rs", "drop") != "drop" else ""
         if told := _told(service):
             word = told.removeprefix("proxy-")

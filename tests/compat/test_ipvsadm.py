@@ -68,6 +68,7 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("-E -u 192.168.100.253:53 --proxy-protocol disable", {"op": "service.set", **DNS, "client_addr": "none"}),
     ("-E -t 192.168.100.254:80 --proxy-protocol disable", {"op": "service.set", **WEB, "client_addr": "toa"}),
     ("-A -ou 192.168.100.253:53 -s rr", {"op": "service.add", **DNS, "scheduler": "rr", "one_packet": True}),
+    ("-A -u 192.168.100.253:53 --quic", {"op": "service.add", **DNS, "scheduler": "wrr", "quic": True}),
     ("-E -u 192.168.100.253:53 --ops", {"op": "service.set", **DNS, "one_packet": True}),
     ("-E -t 192.168.100.254:80 -s rr", {"op": "service.set", **WEB, "scheduler": "rr"}),
     ("-E -t 192.168.100.254:80 --conn-timeout=0", {"op": "service.set", **WEB, "conn_timeout": 0}),
@@ -178,7 +179,8 @@ REFUSED: list[tuple[str, str]] = [
     ("-A -t 10.0.0.1:80 -p 300", "-p: persistence is not in fnat"),
     ("-A -t 10.0.0.1:80 -M 255.255.255.0", "-M: persistence is not in fnat"),
     ("-A -t 10.0.0.1:80 -j enable", "-j enable: the SYN proxy is not in fnat"),
-    ("-A -t 10.0.0.1:80 --quic", "--quic: QUIC server routing is not in fnat"),
+    ("-A -t 10.0.0.1:80 --quic", "--quic is for UDP services only"),
+    ("-A -u 10.0.0.1:80 --quic --ops", "--quic and --ops given; give one of them"),
     ("-A -t 10.0.0.1:80 --hash-target sip", "--hash-target: hashing schedulers are not in fnat"),
     ("-A -t 10.0.0.1:80 --proxy-protocol v3", "--proxy-protocol v3 is unknown"),
     ("-A -u 10.0.0.1:53 --proxy-protocol v1", "--proxy-protocol v1 is not for UDP services"),
@@ -512,6 +514,7 @@ def test_what_is_saved_can_be_restored() -> None:
             half_open=100,
         ),
         service("sctp:192.168.100.252:36412", [server("192.168.100.2:36412", 1)], conn_timeout=60),
+        service("udp:192.168.100.254:443", [], quic=True),
     ]
     saved = ipvsadm.save_text(services)
     assert saved == (
@@ -520,6 +523,7 @@ def test_what_is_saved_can_be_restored() -> None:
         "-a -t 192.168.100.254:80 -r 192.168.100.2:8080 -b -w 0\n"
         "-a -t 192.168.100.254:80 -r 192.168.100.3:80 -b -w 5\n"
         "-A -u 192.168.100.253:53 -s wrr --conn-timeout 30 --expire-quiescent --ops --no-rs reset --half-open 100\n"
+        "-A -u 192.168.100.254:443 -s rr --quic\n"
         "-A --sctp-service 192.168.100.252:36412 -s rr --conn-timeout 60\n"
         "-a --sctp-service 192.168.100.252:36412 -r 192.168.100.2:36412 -b -w 1\n"
     )
@@ -533,6 +537,7 @@ def test_what_is_saved_can_be_restored() -> None:
             "op": "service.add", **DNS, "scheduler": "wrr", "conn_timeout": 30, "expire_quiescent": True,
             "one_packet": True, "no_rs": "reset", "half_open": 100,
         },
+        {"op": "service.add", **WEB, "proto": "udp", "vport": 443, "scheduler": "rr", "quic": True},
         {"op": "service.add", **SIG, "scheduler": "rr", "conn_timeout": 60},
         {"op": "server.add", "service": SIG, "rip": "192.168.100.2", "rport": 36412, "weight": 1},
     ]  # fmt: skip

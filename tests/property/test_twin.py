@@ -16,6 +16,7 @@ from typing import Any
 import packets as wire
 import pytest
 import reference_icmp as icmp
+import reference_quic as quic
 import reference_sctp as sctp
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -207,7 +208,7 @@ class CoreAndReference(RuleBasedStateMachine):
             else:
                 self.members[id].append((id * 8 + 4, RS6, 8080, 1))
                 self.members[id].append((id * 8 + 7, LATE6, 8080, 1))
-            self.options[id] = {"lips": [3, 4, 6], "expire_quiescent": id > 1}
+            self.options[id] = {"lips": [3, 4, 6], "expire_quiescent": id > 1, "quic": id in (3, 5)}
             if id in telling:
                 self.options[id]["client_addr"] = TELLING[PROTOS[id]][telling[id] % len(TELLING[PROTOS[id]])]
             self.put(id)
@@ -626,6 +627,40 @@ class CoreAndReference(RuleBasedStateMachine):
         )
         self.give(LAN if from_rs else WAN, frame)
 
+    # ---- QUIC ----
+
+    @rule(
+        service=st.sampled_from([3, 5]),
+        client=st.sampled_from(CLIENTS),
+        port=ports,
+        rip=st.sampled_from([*RSS, LATE, LATE6, "10.0.0.77"]),
+        size=st.integers(1, 8),
+        rport=st.sampled_from([None, 8080, 8081]),
+        length=st.sampled_from([20, 20, 14, 8, 7, 6, 3, 0]),
+        first=st.sampled_from([0x41, 0x41, 0x01, 0xC1]),
+        rest=st.sampled_from([b"encrypted", b"", b"x"]),
+        hold=st.booleans(),
+    )
+    def quic_client(
+        self,
+        service: int,
+        client: str,
+        port: int,
+        rip: str,
+        size: int,
+        rport: int | None,
+        length: int,
+        first: int,
+        rest: bytes,
+        hold: bool,
+    ) -> None:
+        """A client speaks to a server of its choice, from wherever it is now."""
+        flow = Flow(UDP, (at_family(client, VIPS[service][0]), port), VIPS[service], self.twin.now)
+        self.flows = [f for f in self.flows if (f.client, f.vip) != (flow.client, flow.vip)][-30:] + [flow]
+        cid = quic.connection_id(rip, min(size, len(wire.addr_bytes(rip))), rport, length)
+        payload = quic.short_header(cid, rest, first)
+        self.give(WAN, wire.udp(*flow.client, *flow.vip, payload, **self.mark()), hold)
+
     # ---- associations ----
 
     @rule(
@@ -843,6 +878,7 @@ class CoreAndReference(RuleBasedStateMachine):
         client_addr=st.sampled_from(["none", *TELLING[TCP]]),
         lips=st.sampled_from([[3, 4, 6], [3, 6], [4], [6], []]),
         one_packet=st.booleans(),
+        quic=st.booleans(),
     )
     def change_service(self, id: int, **options: Any) -> None:
         self.settle()
@@ -855,6 +891,7 @@ class CoreAndReference(RuleBasedStateMachine):
                 else "none"
             )
         options["one_packet"] &= id == 2
+        options["quic"] &= id in (3, 5)
         self.options[id] = options
         self.put(id)
         self.twin.operations += 1

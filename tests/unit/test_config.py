@@ -56,6 +56,13 @@ def test_sctp_is_a_protocol_like_others():
     assert [s.client_addr for s in read(told).services[2:]] == ["none", "toa"]
 
 
+def test_quic_is_a_word_of_udp_services():
+    text = GOOD.replace('["udp", "tcp"]', '"udp"').replace('port = "lan"\n', 'port = "lan"\nquic = true\n')
+    assert read(text.replace('proto = "udp"', 'proto = ["udp"]')).services[2].quic
+    with pytest.raises(ConfigError, match="for UDP services only"):
+        read(GOOD.replace('port = "lan"\n', 'port = "lan"\nquic = true\n'))
+
+
 def test_good_file_means_what_it_says():
     c = read(GOOD)
     assert (c.node, c.mgmt) == ("lb1", "10.31.0.11")

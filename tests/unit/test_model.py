@@ -31,6 +31,8 @@ REFUSED = [
     ({"op": "service.add", **SERVICE, "scheduler": "wlc"}, "'rr' or 'wrr'"),
     ({"op": "service.add", **SERVICE, "conn_timeout": 31_536_000}, "too large"),
     ({"op": "service.add", **SERVICE, "one_packet": True}, "for UDP services only"),
+    ({"op": "service.add", **SERVICE, "quic": True}, "quic is for UDP services only"),
+    ({"op": "service.add", **SERVICE, "proto": "udp", "quic": True, "one_packet": True}, "exclude each other"),
     ({"op": "service.set", **SERVICE, "one_packet": True}, "for UDP services only"),
     ({"op": "service.add", **SERVICE, "schedular": "rr"}, "no such key"),
     ({"op": "service.add", "proto": "tcp", "vip": "10.0.0.1"}, "is missing"),
