@@ -125,7 +125,7 @@ class ServiceRef(Frozen):
 
 class Shape(ServiceRef):
     """Names a service and says how it works. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only):
-    every datagram is scheduled anew. quic (UDP only): clients that move keep their RS, by the connection IDs of RFC 9000 in
+    every datagram is scheduled anew. quic (UDP only): clients that move keep their RS, by connection IDs (RFC 9000) in
     DPVS's form."""
 
     scheduler: Scheduler = "wrr"

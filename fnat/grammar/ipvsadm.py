@@ -443,7 +443,7 @@ def services_text(status: Row, services: Iterable[Row], listing: Listing) -> str
 
 
 def service_name(service: Row) -> str:
-    return f"{service['proto'].upper():<4} {service_text(service)}"
+    return f"{service['proto'].upper()}  {service_text(service)}"
 
 
 def _flags(service: Row) -> str:

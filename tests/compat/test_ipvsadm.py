@@ -331,6 +331,8 @@ def test_the_listing_of_services() -> None:
             no_rs="reset",
             half_open=9,
         ),
+        service("sctp:192.168.88.3:36412", []),
+        service("udp:192.168.88.4:443", [], quic=True),
         service("tcp:192.168.88.1:80", servers),
     ]
     assert ipvsadm.services_text(STATUS, services, Listing("services")) == (
@@ -341,10 +343,14 @@ def test_the_listing_of_services() -> None:
         "  -> 192.168.88.30:80             FullNat 1      0          8         \n"
         "  -> 192.168.88.68:80             FullNat 65535  1234567890 8         \n"
         "UDP  192.168.88.2:53 wrr ops conn-timeout 30 expire-quiescent no-rs reset half-open 9\n"
+        "UDP  192.168.88.4:443 rr quic\n"
+        "SCTP  192.168.88.3:36412 rr\n"
     )
     unsorted = ipvsadm.services_text(STATUS, services, Listing("services", sort=False)).splitlines()
     assert [line.split()[1] for line in unsorted[3:]] == [
         "192.168.88.2:53",
+        "192.168.88.3:36412",
+        "192.168.88.4:443",
         "192.168.88.1:80",
         "192.168.88.68:80",
         "192.168.88.30:80",
