@@ -7,14 +7,16 @@
 #include "answer.h"
 #include "clientaddr.h"
 #include "csum.h"
+#include "quic.h"
 #include "sched.h"
+#include "sctp.h"
 #include "track.h"
 
 static u32 service_of(const struct core *k, const struct conn *c) { return k->plane_members[c->member].service - 1; }
 
 static u32 timeout_of(const struct core *k, const struct conn *c, u8 state)
 {
-    if (state == TCP_EST || state >= UDP_NONE) {
+    if (conn_state_is_services(state)) {
         u32 own = k->plane_services[service_of(k, c)].conn_timeout;
         if (own)
             return own * TICKS_PER_SECOND;
@@ -126,12 +128,14 @@ static u32 expendable(const struct conn *c, u32 tick)
     case TCP_SYN_RECV:
     case UDP_ONEWAY:
     case UDP_NONE:
+    case SCTP_INIT:
         return 2; /* never answered */
     case TCP_FIN_WAIT:
     case TCP_CLOSE_WAIT:
     case TCP_LAST_ACK:
     case TCP_TIME_WAIT:
     case TCP_CLOSED:
+    case SCTP_SHUTDOWN:
         return 1; /* one side at least has finished */
     default:
         return 0;
@@ -305,6 +309,15 @@ static void deltas_fill(const struct core *k, struct conn *c)
 
 /* ---- the whole ---- */
 
+static u8 first_state(u8 proto, const struct snap_service *svc)
+{
+    if (proto == PROTO_TCP)
+        return TCP_SYN_RECV;
+    if (unlikely(proto == PROTO_SCTP))
+        return SCTP_INIT;
+    return svc->flags & FNAT_SVC_ONE_PACKET ? UDP_NONE : UDP_ONEWAY;
+}
+
 void conn_settle(struct core *k, u32 keep)
 {
     while (k->unsettled_to - k->unsettled_from > keep) {
@@ -319,6 +332,15 @@ void conn_settle(struct core *k, u32 keep)
     }
 }
 
+static int member_for(struct core *k, const struct snap_service *svc, const struct packet *p)
+{
+    int known = unlikely(svc->flags & FNAT_SVC_QUIC) ? quic_member(svc, p) : -1;
+    if (likely(known < 0))
+        return sched_pick(svc, &k->services[svc->id]);
+    count(k, CNT_quic_moved);
+    return known;
+}
+
 enum counter conn_open(struct core *k, struct packet *p, const struct snap_service *svc, u16 vip_id, u32 *out)
 {
     enum counter reason;
@@ -326,9 +348,9 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
         return DROP_no_lip;
     if (!svc->usable)
         return DROP_no_rs; /* before anything is evicted for its sake */
-    if (svc->half_open && svc->proto == PROTO_TCP && k->services[svc->id].half_count >= svc->half_open && !conn_evict_half_open(k, svc->id))
+    if (svc->half_open && svc->proto != PROTO_UDP && k->services[svc->id].half_count >= svc->half_open && !conn_evict_half_open(k, svc->id))
         return DROP_half_open_quota;
-    int pick = sched_pick(svc, &k->services[svc->id]);
+    int pick = member_for(k, svc, p);
     if (pick < 0)
         return DROP_no_rs;
     const struct snap_member *m = &svc->members[pick];
@@ -353,7 +375,7 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
     }
     c->cport = p->sport, c->vport = p->dport, c->rport = m->rport;
     c->proto = p->proto, c->vip_id = vip_id, c->member = m->id;
-    c->state = p->proto == PROTO_TCP ? TCP_SYN_RECV : svc->flags & FNAT_SVC_ONE_PACKET ? UDP_NONE : UDP_ONEWAY;
+    c->state = first_state(p->proto, svc);
     c->flags = svc->flags & FNAT_SVC_EXPIRE_QUIESCENT ? CONN_QUIESCENT : 0;
     c->opened = c->last_seen = k->tick;
 
@@ -374,6 +396,8 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
     prefetch_write(&k->table.buckets[conntab_first(&k->table, answer_hash)]);
     if (p->proto == PROTO_TCP)
         identity_take(k, p, c, endpoint);
+    else if (unlikely(p->proto == PROTO_SCTP))
+        sctp_opens(c, p);
     clientaddr_opens(c, svc->client_addr);
     deltas_fill(k, c);
 
@@ -393,7 +417,7 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
     store_release(&c->gen, gen + 1);
     k->unsettled[k->unsettled_to++ % BATCH] = (struct unsettled){answer_hash, p, index, gen + 1};
     wheel_add(k->wheel, k->conns, index, k->tick + timeout_of(k, c, c->state));
-    if (p->proto == PROTO_TCP)
+    if (p->proto != PROTO_UDP)
         half_open_begins(k, index);
     gauges_take(k, c);
     k->members[c->member].conns++;
@@ -444,7 +468,7 @@ void conn_enter(struct core *k, u32 index, u8 state)
     c->state = state;
     if (c->flags & CONN_HALF_OPEN && state != TCP_SYN_RECV)
         conn_half_open_ends(k, index);
-    set_active(k, c, state == TCP_EST);
+    set_active(k, c, state == TCP_EST || state == SCTP_EST);
     u32 first = c->opened + k->timeouts[TCP_SYN_RECV];
     bool looks_in_time = c->flags & CONN_FIRST_LOOK && after_u32(first, k->tick) && !after_u32(first, k->tick + after);
     if (after < before && !looks_in_time) {

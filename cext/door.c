@@ -324,7 +324,7 @@ static u32 timeout_seconds(const struct fnat_plane *p, const struct conn *c)
     u64 word = load_acquire(&p->header->snapshot);
     u32 service = p->members[c->member].service;
     u32 own = service ? p->services[service - 1].conn_timeout : 0;
-    if (own && (c->state == TCP_EST || c->state >= UDP_NONE))
+    if (own && conn_state_is_services(c->state))
         return own;
     return word ? ((const struct snapshot *)snapshot_at(p->snapshots, (u32)word))->settings.timeouts[c->state] : 0;
 }

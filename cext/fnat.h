@@ -21,7 +21,7 @@ struct fnat_worker;
 struct io_queue;
 struct frame_pool;
 
-enum { FNAT_PORTS = 16, FNAT_WORKERS = 64, FNAT_NAME = 32, FNAT_TCP_STATES = 11, FNAT_UDP_STATES = 4, FNAT_STATES = 15 };
+enum { FNAT_PORTS = 16, FNAT_WORKERS = 64, FNAT_NAME = 32, FNAT_TCP_STATES = 11, FNAT_UDP_STATES = 4, FNAT_STATES = 19 };
 
 /* ---- the plane ---- */
 
@@ -63,6 +63,7 @@ enum { FNAT_NO_RS_DROP = 0, FNAT_NO_RS_RESET = 1 };
 enum {
     FNAT_SVC_EXPIRE_QUIESCENT = 1,
     FNAT_SVC_ONE_PACKET = 2, /* UDP: every datagram of a client is scheduled anew */
+    FNAT_SVC_QUIC = 4,       /* UDP: a client that moves goes on with the RS its connection ID names */
 };
 /* How a service tells its RSs the client's address and port (clientaddr.h). */
 enum {
@@ -90,7 +91,7 @@ struct fnat_service_spec {
     uint16_t vport;
     uint8_t family, proto;                    /* 4 | 6; 6 (TCP) | 17 (UDP) */
     uint8_t sched, no_rs, flags, client_addr; /* client_addr: FNAT_CLIENT_ADDR_* */
-    uint32_t conn_timeout;                    /* seconds, replaces ESTABLISHED (TCP) or all states (UDP); 0: the general timeouts */
+    uint32_t conn_timeout;                    /* seconds, replaces ESTABLISHED (TCP, SCTP) or all states (UDP); 0: the general timeouts */
     uint32_t half_open;                       /* most half-open connections of this service on one worker; 0: unlimited */
     uint32_t n_members, n_lips;
 };
@@ -279,7 +280,7 @@ int fnat_conns(const struct fnat_plane *plane, uint32_t worker, uint32_t *cursor
                struct fnat_conn_info *out, uint32_t n);
 /* How many connections of one worker pass the filter; all records are looked at (about 0.02 s for each million). */
 int64_t fnat_conn_count(const struct fnat_plane *plane, uint32_t worker, const struct fnat_conn_filter *filter);
-const char *fnat_state_name(uint32_t state); /* TCP_NONE … UDP_LAST, NULL beyond */
+const char *fnat_state_name(uint32_t state); /* TCP_NONE … SCTP_CLOSED, NULL beyond */
 
 /* ---- workers: only in the process that created the plane ---- */
 

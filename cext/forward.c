@@ -10,7 +10,7 @@
  *   neigh.h    the MAC of the next hop         (resolve.h: wait for it)
  * and for a first packet: snapshot.h (whose service?), conn.h (open), again from rewrite.h on.
  * icmp.h reads and translates errors about packets of connections; answer.h makes the packets that go back at once.
- * pieces.h is about datagrams in fragments: theirs is the slow way, as it is for what is larger than the MTU.
+ * pieces.h is about datagrams in fragments: theirs is the slow way, as it is for what is larger than the MTU and for SCTP (sctp.h).
  *
  * Rules: a packet leaves with one verdict; a drop moves one reason; hits never read the snapshot.
  */
@@ -24,6 +24,7 @@
 #include "pieces.h"
 #include "resolve.h"
 #include "rewrite.h"
+#include "sctp.h"
 #include "track.h"
 
 /* Frames lie 4 KiB apart, so their headers compete for the few lines of one set of the first cache level: each is fetched
@@ -106,6 +107,15 @@ static always_inline void follow_tcp(struct core *k, struct conn *c, u32 index, 
         track_advance(c, dir, be32(get32(&tcp->seq)) + p->payload);
     else
         follow_turn(k, c, index, p, dir);
+}
+
+static void follow_sctp(struct core *k, struct conn *c, u32 index, const struct packet *p, enum direction dir)
+{
+    u8 next = sctp_follow(c, dir, p);
+    if (next != c->state)
+        conn_enter(k, index, next);
+    if (next == SCTP_CLOSED)
+        c->flags |= CONN_FINISHED;
 }
 
 /* Bytes of the packet when it leaves: the headers of both families differ. */
@@ -200,15 +210,15 @@ static enum verdict explain(struct core *k, struct packet *p, enum error what, u
 }
 
 /* forward_hit for fragments, for what has to leave in fragments and for what may become fragments further on: all that cares about
- * the IP identification. */
+ * the IP identification; and for SCTP. */
 rare static enum verdict forward_slow(struct core *k, struct packet *p, u32 index, enum direction dir)
 {
     struct conn *c = &k->conns[index];
     struct neigh_entry *hop = &k->neigh.entries[c->next_hop[dir]];
     u64 word = load_relaxed(&hop->word);
     u8 port = neigh_word_port(word);
-    bool piece = p->kind == KIND_FRAGMENT, narrow = c->families == FAMILIES_44;
-    u32 leaving = narrow ? p->l3_len : leaving_len(c, p), mtu = k->link_mtu[neigh_word_link(word)], id;
+    bool piece = p->kind == KIND_FRAGMENT, sctp = p->kind == KIND_SCTP, narrow = c->families == FAMILIES_44;
+    u32 leaving = narrow ? p->l3_len : leaving_len(c, p), mtu = k->link_mtu[neigh_word_link(word)], id = 0;
     if (piece && p->family == 4 && conn_family(c, !dir) == 6)
         leaving += (u32)sizeof(struct ip6_fragment);
 
@@ -222,7 +232,8 @@ rare static enum verdict forward_slow(struct core *k, struct packet *p, u32 inde
         return drop(k, p, DROP_port_down);
     if (leaving > mtu && !may_split(c, p, leaving)) /* told in its own family's bytes: RFC 1191, RFC 8201 */
         return explain(k, p, ERROR_TOO_BIG, mtu + p->l3_len - leaving, DROP_mtu);
-    enum counter reason = pieces_name(k, p, c, dir, &id);
+    bool named = !sctp || p->fragment || leaving > mtu;
+    enum counter reason = named ? pieces_name(k, p, c, dir, &id) : 0;
     if (reason)
         return drop(k, p, reason);
 
@@ -237,12 +248,18 @@ rare static enum verdict forward_slow(struct core *k, struct packet *p, u32 inde
     }
 
     account(k, c, p, dir, narrow);
-    if (p->proto != PROTO_TCP) {
+    if (sctp)
+        follow_sctp(k, c, index, p, dir);
+    else if (p->proto != PROTO_TCP) {
         if (c->state != UDP_NORM && dir == TO_CLIENT)
             follow_answer(k, index);
     } else if (p->fragment != FRAGMENT_LATER)
         follow_tcp(k, c, index, p, dir);
-    rewrite_piece(k, p, c, dir, id);
+    if (sctp) {
+        rewrite_addresses(k, p, c, dir, named, id);
+        sctp_rewrite(k, p, c, dir);
+    } else
+        rewrite_piece(k, p, c, dir, id);
     count_n(k, CNT_fragments, piece);
 
     if (!neigh_word_usable(word))
@@ -337,7 +354,7 @@ static enum counter unwelcome(const struct core *k, const struct packet *p)
         return DROP_martian;
     if (p->kind == KIND_ROUTED)
         return DROP_source_route;
-    return p->kind == KIND_TCP || p->kind == KIND_UDP ? unwelcome_l4(p) : 0;
+    return p->kind == KIND_TCP || p->kind == KIND_UDP || p->kind == KIND_SCTP ? unwelcome_l4(p) : 0;
 }
 
 static enum verdict pass(struct core *k, struct packet *p, enum counter otherwise)
@@ -346,6 +363,8 @@ static enum verdict pass(struct core *k, struct packet *p, enum counter otherwis
         return drop(k, p, otherwise);
     if (p->kind == KIND_TCP || p->kind == KIND_UDP)
         rewrite_complete_if_partial(k, p); /* a TAP has no way to say that hardware should do it */
+    else if (p->kind == KIND_SCTP)
+        sctp_complete_if_absent(k, p);
     count(k, CNT_passed);
     return VERDICT_PASS;
 }
@@ -376,10 +395,18 @@ static enum verdict hand_off(struct core *k, struct packet *p, u32 to)
     return VERDICT_HELD;
 }
 
+/* Is it a SYN, an INIT or a datagram? */
+static bool is_opening(const struct packet *p)
+{
+    if (p->proto == PROTO_TCP)
+        return track_is_first(p->tcp_flags);
+    return p->proto == PROTO_UDP || p->tcp_flags == PACKET_OPENS_SCTP;
+}
+
 /* May this unknown packet open a connection? */
 static bool may_open(const struct packet *p, const struct snap_address_slot *owned)
 {
-    return p->proto == PROTO_TCP ? track_is_first(p->tcp_flags) : owned->kind != FNAT_ADDR_LIP;
+    return p->proto == PROTO_UDP ? owned->kind != FNAT_ADDR_LIP : is_opening(p);
 }
 
 /* May packets of one flow come to any worker? Fragments may, unless it is known where whole packets go. */
@@ -468,7 +495,7 @@ static enum verdict forward_first(struct core *k, struct packet *p, const struct
     struct addr16 vip = packet_dst(p);
     const struct snap_service *svc = snapshot_service(k->snap, k->area, &k->secret, vip.b, p->dport, p->proto, p->family);
     u32 index;
-    if (p->proto == PROTO_TCP && !track_is_first(p->tcp_flags))
+    if (!is_opening(p))
         return drop(k, p, DROP_no_conn);
     if (!svc && p->proto == PROTO_UDP && owned->kind == FNAT_ADDR_LIP)
         return drop(k, p, DROP_no_conn);
@@ -478,7 +505,8 @@ static enum verdict forward_first(struct core *k, struct packet *p, const struct
     conn_settle(k, UNSETTLED);
     if (likely(!reason)) {
         u64 forwarded = k->counters[CNT_to_rs];
-        enum verdict verdict = likely(!p->fragment) ? forward_hit(k, p, index, TO_RS, NULL) : forward_slow(k, p, index, TO_RS);
+        enum verdict verdict =
+            likely(!p->fragment && p->kind != KIND_SCTP) ? forward_hit(k, p, index, TO_RS, NULL) : forward_slow(k, p, index, TO_RS);
         if (unlikely(k->counters[CNT_to_rs] == forwarded)) /* answered, or it waits */
             k->unsettled[(k->unsettled_to - 1) % BATCH].packet = NULL;
         return verdict;
@@ -613,6 +641,7 @@ __attribute__((noinline)) static enum verdict forward_unknown(struct core *k, st
     switch (p->kind) {
     case KIND_TCP:
     case KIND_UDP:
+    case KIND_SCTP:
         return forward_stranger(k, p, mine);
     case KIND_ICMP:
         return forward_icmp(k, p, mine);
@@ -662,6 +691,18 @@ static always_inline enum verdict forward_flow(struct core *k, struct packet *p,
     return forward_hit(k, p, index, ref & 1, clock);
 }
 
+/* An association that is over gives way to a new one from the same port (RFC 9260 8.4, 5.2.4). */
+rare static enum verdict forward_sctp(struct core *k, struct packet *p)
+{
+    p->hash = hash_of(k, p);
+    u32 ref = p->conn = conn_find(k, p);
+    if (ref && k->conns[ref >> 1].state == SCTP_CLOSED && !(ref & 1) && p->tcp_flags == PACKET_OPENS_SCTP) {
+        conn_close(k, ref >> 1);
+        ref = p->conn = 0;
+    }
+    return ref ? forward_slow(k, p, ref >> 1, ref & 1) : forward_unknown(k, p);
+}
+
 __attribute__((noinline)) static enum verdict forward_flow6(struct core *k, struct packet *p, struct stage_clock *clock)
 {
     return forward_flow(k, p, clock, false);
@@ -673,6 +714,8 @@ static always_inline enum verdict forward_one(struct core *k, struct packet *p, 
     case KIND_TCP:
     case KIND_UDP:
         return likely(p->family == 4) ? forward_flow(k, p, clock, true) : forward_flow6(k, p, clock);
+    case KIND_SCTP:
+        return forward_sctp(k, p);
     case KIND_ARP:
         return answer_arp(k, p);
     case KIND_INVALID:

@@ -114,7 +114,7 @@ enum counter icmp_read(const struct packet *p, struct icmp_quote *q)
     q->end = (u16)min_u32(q->end, q->l3 + whole); /* what is behind it was padding */
     if (q->answer.proto == PROTO_UOA && !skip_uoa(data, q, &at))
         return at + 4 > q->end ? DROP_icmp_quote : DROP_icmp_no_conn;
-    if (q->answer.proto != PROTO_TCP && q->answer.proto != PROTO_UDP)
+    if (q->answer.proto != PROTO_TCP && q->answer.proto != PROTO_UDP && q->answer.proto != PROTO_SCTP)
         return DROP_icmp_no_conn;
     if (at + 8 > q->end)
         return DROP_icmp_quote; /* RFC 792 and RFC 4443 both promise more */
@@ -242,6 +242,8 @@ static void restore_l4(const struct conn *c, enum direction dir, u8 *l4, u32 len
 {
     u64 delta = c->delta_l4 ^ (u16)-dir;
     put32(l4, get32(dir == TO_CLIENT ? &c->cport : &c->rport));
+    if (c->proto == PROTO_SCTP)
+        return; /* RFC 9260 10: receivers look at the tag; its sum covers what is not quoted */
     if (c->proto == PROTO_UDP) {
         struct udp_header *udp = (struct udp_header *)l4;
         if (udp->csum) {

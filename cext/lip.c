@@ -31,7 +31,7 @@ static void set_rule(struct lip_table *t, struct lip_rule *rule, const struct st
 
 void lip_all_follow(struct lip_table *t)
 {
-    for (u32 i = 0; i < LIP_MAPS; i++) {
+    for (u32 i = 0; i < LIP_RULES; i++) {
         if (t->rules[i].before != t->rules[i].map)
             drop_map(t, t->rules[i].before);
         t->rules[i].before = NULL;
@@ -47,15 +47,15 @@ void lip_init(struct lip_table *t, u32 worker, u32 workers)
     t->last = 65535;
     t->worker = worker, t->workers = workers;
     steer_make(&t->by_mask, NULL, 0, worker, workers);
-    for (u32 i = 0; i < LIP_MAPS; i++)
-        set_rule(t, &t->rules[i], &t->by_mask, false);
+    for (u32 i = 0; i < LIP_RULES; i++)
+        set_rule(t, &t->rules[i], &t->by_mask, i == LIP_MAPS);
     lip_all_follow(t);
 }
 
 void lip_close(struct lip_table *t)
 {
     lip_all_follow(t);
-    for (u32 i = 0; i < LIP_MAPS; i++)
+    for (u32 i = 0; i < LIP_RULES; i++)
         drop_map(t, t->rules[i].map);
 }
 

@@ -15,7 +15,8 @@
 #include "steer.h"
 
 enum { LIP_PORT_FIRST = 1024, LIP_CHUNK = STEER_SLOTS, LIP_DIRS = 8, LIP_DIR_CHUNKS = 16 };
-enum { LIP_MAPS = FNAT_PORTS * FNAT_FLOWS };
+/* A rule for each NIC port and flow, and the last one for other protocols, which NICs hash as they like: by mask, and flows may come anywhere. */
+enum { LIP_MAPS = FNAT_PORTS * FNAT_FLOWS, LIP_RULES };
 
 struct endpoint {
     u8 rip[16];
@@ -59,7 +60,7 @@ struct lip_table {
         const struct steer_map *map, *before; /* before: the rule until now, while a worker may still go by it */
         u32 number;
         bool loose; /* flows may change their queue */
-    } rules[LIP_MAPS];
+    } rules[LIP_RULES];
     u32 rule_numbers;                    /* given out */
     bool changing;                       /* a rule has a `before` */
     bool contested;                      /* connections may hold ports that by the rules are another worker's: ask its map too */
@@ -76,6 +77,8 @@ void lip_all_follow(struct lip_table *t);
 int lip_steer(struct lip_table *t, u8 port, u32 flow, const struct fnat_steering_spec *spec);
 static inline const struct lip_rule *lip_rule(const struct lip_table *t, u8 port, u8 proto, u8 family)
 {
+    if (unlikely(proto != 6 && proto != 17))
+        return &t->rules[LIP_MAPS];
     return &t->rules[port % FNAT_PORTS * FNAT_FLOWS + steer_flow(proto, family)];
 }
 /* The endpoint of this tuple, made when absent; 0: no room. */

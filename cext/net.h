@@ -58,7 +58,7 @@ struct ip4_header {
 } __attribute__((packed, aligned(2)));
 enum { IP4_DF = 0x4000, IP4_MF = 0x2000, IP4_OFFSET = 0x1fff };
 enum { IP4_OPT_END = 0, IP4_OPT_NOP = 1, IP4_OPT_LSRR = 131, IP4_OPT_SSRR = 137 };
-enum { PROTO_ICMP = 1, PROTO_TCP = 6, PROTO_UDP = 17, PROTO_ICMP6 = 58, PROTO_UOA = 248 };
+enum { PROTO_ICMP = 1, PROTO_TCP = 6, PROTO_UDP = 17, PROTO_ICMP6 = 58, PROTO_SCTP = 132, PROTO_UOA = 248 };
 
 /* RFC 8200 */
 struct ip6_header {
@@ -94,6 +94,35 @@ enum { TCP_OPT_END = 0, TCP_OPT_NOP = 1, TCP_OPT_MSS = 2, TCP_OPT_WSCALE = 3, TC
 struct udp_header {
     u16 sport, dport, len, csum;
 } __attribute__((packed, aligned(2)));
+
+/* RFC 9260 3, 3.2, 3.3.2 */
+struct sctp_header {
+    u16 sport, dport;
+    u32 tag, sum; /* sum: CRC32c, least significant byte first */
+} __attribute__((packed, aligned(2)));
+struct sctp_chunk {
+    u8 type, flags;
+    u16 len; /* padding to 4 bytes not counted */
+} __attribute__((packed, aligned(2)));
+struct sctp_init { /* of an INIT ACK, too; parameters behind it */
+    struct sctp_chunk chunk;
+    u32 tag, window;
+    u16 streams_out, streams_in;
+    u32 tsn;
+} __attribute__((packed, aligned(2)));
+enum {
+    SCTP_CHUNK_INIT = 1,
+    SCTP_CHUNK_INIT_ACK = 2,
+    SCTP_CHUNK_ABORT = 6,
+    SCTP_CHUNK_SHUTDOWN = 7,
+    SCTP_CHUNK_SHUTDOWN_ACK = 8,
+    SCTP_CHUNK_COOKIE_ECHO = 10,
+    SCTP_CHUNK_COOKIE_ACK = 11,
+    SCTP_CHUNK_SHUTDOWN_COMPLETE = 14,
+};
+enum { SCTP_REFLECTED = 1 }; /* the T bit of ABORT and SHUTDOWN COMPLETE */
+/* Parameters: RFC 9260 3.3.2.1, RFC 4820 4, RFC 5061 4.2.4 */
+enum { SCTP_PARAM_IP4 = 5, SCTP_PARAM_IP6 = 6, SCTP_PARAM_PADDING = 0x8005, SCTP_PARAM_PRIMARY = 0xc004 };
 
 /* RFC 792 */
 struct icmp_header {
@@ -162,6 +191,7 @@ _Static_assert(sizeof(struct ip6_header) == 40, "RFC 8200 header");
 _Static_assert(sizeof(struct ip6_fragment) == 8, "RFC 8200 fragment header");
 _Static_assert(sizeof(struct tcp_header) == 20, "RFC 9293 header");
 _Static_assert(sizeof(struct udp_header) == 8, "RFC 768 header");
+_Static_assert(sizeof(struct sctp_header) == 12 && sizeof(struct sctp_init) == 20, "RFC 9260 header and INIT");
 _Static_assert(sizeof(struct icmp_header) == 8, "RFC 792 header");
 _Static_assert(sizeof(struct nd_message) == 24, "RFC 4861 message");
 _Static_assert(sizeof(struct arp_header) == 28, "RFC 826 header");

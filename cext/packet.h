@@ -33,6 +33,7 @@ enum packet_kind {
     KIND_INVALID, /* reason is set */
     KIND_TCP,
     KIND_UDP,
+    KIND_SCTP,     /* tcp_flags: PACKET_OPENS_SCTP or 0 */
     KIND_ICMP,     /* any ICMP of its family */
     KIND_FRAGMENT, /* of a datagram, the first one included */
     KIND_OTHER_IP, /* another IP protocol */
@@ -40,6 +41,8 @@ enum packet_kind {
     KIND_ARP,
     KIND_OTHER, /* neither IP nor ARP */
 };
+
+enum { PACKET_OPENS_SCTP = 1 }; /* begins with an INIT as RFC 9260 8.5.1 wants it */
 
 enum direction { TO_RS = 0, TO_CLIENT = 1 };
 
@@ -65,12 +68,12 @@ struct packet {
     u8 l3, l4;  /* offsets of the headers from data */
     u8 proto;
     u8 hops;          /* workers this packet has already visited */
-    u16 payload;      /* bytes after the TCP or UDP header */
+    u16 payload;      /* bytes after the TCP, UDP or SCTP header */
     u32 saddr, daddr; /* network order; IPv6 addresses stay in the header: packet_src, packet_dst */
     u16 sport, dport; /* network order */
     u64 hash;         /* of the flow key */
     u32 conn;         /* index<<1 | direction; 0 while none is found */
-    u16 l4_len;       /* bytes of the TCP segment or UDP datagram, header included */
+    u16 l4_len;       /* bytes of the TCP segment, UDP datagram or SCTP packet, header included */
     u16 frag_offset;  /* host order, in bytes; valid for fragments */
     u32 frag_id;      /* network order; likewise */
     u8 family;        /* 4 | 6; 0: not IP */

@@ -1,6 +1,6 @@
 /* parse.h: read the headers of one frame. Inline, because it runs for every packet.
  *
- * Invariant: whatever the bytes, kind is set, and no byte beyond data[len) is read. With KIND_TCP and KIND_UDP the whole L4 header lies
+ * Invariant: whatever the bytes, kind is set, and no byte beyond data[len) is read. With KIND_TCP, KIND_UDP and KIND_SCTP the whole L4 header lies
  * within the IP packet and the IP packet within the frame.
  */
 #ifndef FNAT_PARSE_H
@@ -13,6 +13,22 @@ static inline void parse_invalid(struct packet *p, enum counter reason)
 {
     p->kind = KIND_INVALID;
     p->reason = (u8)reason;
+}
+
+/* RFC 9260 3; chunks are read where a connection is known. */
+__attribute__((noinline)) static void parse_sctp(struct packet *p, const u8 *l4, u32 room)
+{
+    const struct sctp_header *sctp = (const struct sctp_header *)l4;
+    const struct sctp_init *init = (const struct sctp_init *)(sctp + 1);
+    if (room < sizeof *sctp)
+        return parse_invalid(p, DROP_l4_header);
+    p->kind = KIND_SCTP;
+    p->l4_len = (u16)room;
+    p->payload = (u16)(room - sizeof *sctp);
+    memcpy(&p->sport, l4, 4);
+    if (p->payload >= sizeof *init && !sctp->tag && init->chunk.type == SCTP_CHUNK_INIT && be16(init->chunk.len) >= sizeof *init &&
+        be16(init->chunk.len) <= p->payload && init->tag)
+        p->tcp_flags = PACKET_OPENS_SCTP;
 }
 
 static inline void parse_l4(struct packet *p, const u8 *l4, u32 room)
@@ -44,6 +60,8 @@ static inline void parse_l4(struct packet *p, const u8 *l4, u32 room)
         return;
     } else {
         p->kind = KIND_OTHER_IP;
+        if (p->proto == PROTO_SCTP)
+            parse_sctp(p, l4, room);
         return;
     }
     memcpy(&p->sport, l4, 4);

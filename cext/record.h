@@ -28,6 +28,10 @@ enum conn_state {
     UDP_ONEWAY,
     UDP_NORM,
     UDP_LAST,
+    SCTP_EST,
+    SCTP_INIT, /* half open */
+    SCTP_SHUTDOWN,
+    SCTP_CLOSED,
     CONN_STATES
 };
 
@@ -81,7 +85,7 @@ struct conn {
     u16 vip_id, lip_id; /* address ids */
     u32 wheel_next, wheel_prev;
     u32 opened; /* ticks */
-    u32 dseq;   /* added to the client's sequence numbers */
+    u32 dseq;   /* added to the client's sequence numbers; SCTP: sctp.c */
     union {
         u32 dseq_client; /* added to the RS's sequence numbers; unused while half open */
         u32 half_prev;
@@ -102,6 +106,9 @@ struct conn {
 _Static_assert(sizeof(struct conn) == 2 * CACHE_LINE, "a connection is two cache lines");
 _Static_assert(offsetof(struct conn, cport) == 32 && offsetof(struct conn, last_seen) == 48, "line 0");
 _Static_assert(offsetof(struct conn, gen) == 60 && offsetof(struct conn, vip_id) == 64, "line 1 begins with the address ids");
+
+/* States whose timeout a service may replace. */
+static inline bool conn_state_is_services(u8 state) { return state == TCP_EST || (state >= UDP_NONE && state <= SCTP_EST); }
 
 static inline bool conn_live(const struct conn *c) { return c->gen & 1; }
 /* One datagram of a one-packet service: only answers find it, the client's next datagram does not. */

@@ -218,6 +218,25 @@ static void put_id4(struct ip4_header *ip, u16 id)
 
 void rewrite_id4(struct packet *p, u32 id) { put_id4((struct ip4_header *)(p->data + p->l3), (u16)id); }
 
+void rewrite_addresses(struct core *k, struct packet *p, const struct conn *c, enum direction dir, bool named, u32 id)
+{
+    if (c->families == FAMILIES_44) {
+        struct ip4_header *ip = (struct ip4_header *)(p->data + p->l3);
+        rewrite_header4(ip, c, dir);
+        if (named)
+            put_id4(ip, (u16)id);
+        return;
+    }
+    struct ends e = ends_of(k, c, dir);
+    if (c->families == FAMILIES_66)
+        return same_header6(p, e);
+    if (p->family == 6)
+        header_6_to_4(k, p, e);
+    else
+        header_4_to_6(p, e, false);
+    pad(p);
+}
+
 /* The place of the fragment in its datagram, as both families write it in their way. */
 struct place {
     u16 offset;

@@ -78,6 +78,8 @@ static inline void rewrite_complete_if_partial(struct core *k, struct packet *p)
 u64 rewrite_clamp_mss(struct tcp_header *tcp, u16 most);
 /* What an IPv6 header on either side needs: rewrite.c. The packet may begin elsewhere in its frame afterwards. */
 void rewrite_wide(struct core *k, struct packet *p, const struct conn *c, enum direction dir);
+/* Addresses alone, of a whole packet; with this identification where it is IPv4 on both sides and `named`. */
+rare void rewrite_addresses(struct core *k, struct packet *p, const struct conn *c, enum direction dir, bool named, u32 id);
 /* A fragment, or an IPv4 packet that may become some: with this identification. Of a later fragment only the IP header changes. */
 rare void rewrite_piece(struct core *k, struct packet *p, const struct conn *c, enum direction dir, u32 id);
 /* A whole IPv4 packet, not rewritten yet, gets this identification. */

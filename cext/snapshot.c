@@ -55,6 +55,7 @@ void snapshot_default_settings(struct fnat_settings *s)
         [TCP_NONE] = 2,      [TCP_EST] = 7440, [TCP_SYN_SENT] = 10,    [TCP_SYN_RECV] = 10, [TCP_FIN_WAIT] = 600,
         [TCP_TIME_WAIT] = 7, [TCP_CLOSED] = 3, [TCP_CLOSE_WAIT] = 600, [TCP_LAST_ACK] = 30, [TCP_LISTEN] = 120,
         [TCP_SYNACK] = 30,   [UDP_NONE] = 2,   [UDP_ONEWAY] = 300,     [UDP_NORM] = 300,    [UDP_LAST] = 2,
+        [SCTP_EST] = 900,    [SCTP_INIT] = 60, [SCTP_SHUTDOWN] = 60,   [SCTP_CLOSED] = 3,
     };
     memset(s, 0, sizeof *s);
     memcpy(s->timeouts, seconds, sizeof seconds);
@@ -365,14 +366,17 @@ static void forget_unpublished(struct fnat_plane *p, struct snapshot_builder *b,
 
 static bool is_family(u8 family) { return family == 4 || family == 6; }
 
+static bool is_proto(u8 proto) { return proto == PROTO_TCP || proto == PROTO_UDP || proto == PROTO_SCTP; }
+
 /* TOA and PROXY v1 are for TCP, UOA for UDP; a client's own header is a matter of PROXY only. */
 static bool is_client_addr(u8 how, u8 proto)
 {
     switch (how) {
     case FNAT_CLIENT_ADDR_NONE:
+        return true;
     case FNAT_CLIENT_ADDR_PROXY_V2:
     case FNAT_CLIENT_ADDR_PROXY_V2 | FNAT_CLIENT_ADDR_INSECURE:
-        return true;
+        return proto != PROTO_SCTP;
     case FNAT_CLIENT_ADDR_TOA:
     case FNAT_CLIENT_ADDR_PROXY_V1:
     case FNAT_CLIENT_ADDR_PROXY_V1 | FNAT_CLIENT_ADDR_INSECURE:
@@ -390,8 +394,9 @@ int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *s
     struct snapshot_builder *b = builder_of(p);
     if (!b)
         return -ENOMEM;
-    if (svc->id >= p->config.services || !is_family(svc->family) || (svc->proto != PROTO_TCP && svc->proto != PROTO_UDP) || !svc->vport ||
-        svc->sched > FNAT_SCHED_WRR || svc->n_members > 65535 || svc->n_lips > 65535 || !is_client_addr(svc->client_addr, svc->proto))
+    if (svc->id >= p->config.services || !is_family(svc->family) || !is_proto(svc->proto) || !svc->vport || svc->sched > FNAT_SCHED_WRR ||
+        svc->n_members > 65535 || svc->n_lips > 65535 || !is_client_addr(svc->client_addr, svc->proto) ||
+        (svc->flags & FNAT_SVC_QUIC && (svc->proto != PROTO_UDP || svc->flags & FNAT_SVC_ONE_PACKET)))
         return -EINVAL;
     for (u32 i = 0; i < svc->n_members; i++)
         if (members[i].id >= p->config.members || !is_family(members[i].family) || !members[i].rport)

@@ -207,8 +207,8 @@ u8 track_follow(struct conn *c, enum direction dir, const struct packet *p)
 const char *track_name(u32 state)
 {
     static const char *const names[CONN_STATES] = {
-        "TCP_NONE", "TCP_EST", "SYN_SENT", "SYN_RECV", "FIN_WAIT",   "TIME_WAIT", "TCP_CLOSE", "CLOSE_WAIT",
-        "LAST_ACK", "LISTEN",  "SYNACK",   "UDP_NONE", "UDP_ONEWAY", "UDP_NORM",  "UDP_LAST",
+        "TCP_NONE", "TCP_EST",  "SYN_SENT",   "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "TCP_CLOSE", "CLOSE_WAIT",    "LAST_ACK",    "LISTEN",
+        "SYNACK",   "UDP_NONE", "UDP_ONEWAY", "UDP_NORM", "UDP_LAST", "SCTP_EST",  "SCTP_INIT", "SCTP_SHUTDOWN", "SCTP_CLOSED",
     };
     return state < CONN_STATES ? names[state] : NULL;
 }

@@ -209,6 +209,7 @@ class Plane:
         no_rs_reset: bool = False,
         expire_quiescent: bool = False,
         one_packet: bool = False,
+        quic: bool = False,
         conn_timeout: int = 0,
         half_open: int = 0,
         client_addr: str = "none",

@@ -17,7 +17,7 @@ cdef extern from "<arpa/inet.h>" nogil:
 
 cdef extern from "fnat.h" nogil:
     enum: FNAT_PORTS, FNAT_STATES, FNAT_NAME, FNAT_ANON, FNAT_FRESH
-    enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT, FNAT_SVC_ONE_PACKET
+    enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT, FNAT_SVC_ONE_PACKET, FNAT_SVC_QUIC
     enum: FNAT_CLIENT_ADDR_NONE, FNAT_CLIENT_ADDR_TOA, FNAT_CLIENT_ADDR_UOA_OPP, FNAT_CLIENT_ADDR_UOA_IPO
     enum: FNAT_CLIENT_ADDR_PROXY_V1, FNAT_CLIENT_ADDR_PROXY_V2, FNAT_CLIENT_ADDR_INSECURE
     enum: FNAT_ADDR_VIP, FNAT_ADDR_LIP, FNAT_ADDR_SERVED, FNAT_ECHO_ALWAYS, FNAT_ECHO_SERVED, FNAT_ROUTE_UNICAST, FNAT_ROUTE_HOST, FNAT_ROUTE_UNREACHABLE
@@ -64,7 +64,7 @@ cdef extern from "fnat.h" nogil:
         uint8_t id, flags
         uint16_t mtu
     struct fnat_settings:
-        uint32_t timeouts[15]
+        uint32_t timeouts[19]
         uint16_t lport_first, lport_last
         uint8_t unserved, own_sources, echo, announce, fragment_seconds
         uint32_t icmp_rate, echo_rate
@@ -476,7 +476,7 @@ cdef class Plane:
         cdef fnat_settings s
         memset(&s, 0, sizeof(s))
         s.own_sources = own_sources
-        defaults = (2, 7440, 10, 10, 600, 7, 3, 900, 30, 120, 30, 10, 300, 300, 2)
+        defaults = (2, 7440, 10, 10, 600, 7, 3, 900, 30, 120, 30, 10, 300, 300, 2, 900, 60, 60, 3)
         for i, name in enumerate(STATES):
             s.timeouts[i] = timeouts.get(name, defaults[i])
         s.fragment_seconds = timeouts.get("FRAGMENTS", 2)
@@ -499,7 +499,7 @@ cdef class Plane:
         spec.flags = (FNAT_PORT_UP if up else 0) | (FNAT_PORT_EXCLUSIVE if exclusive else 0)
         check(fnat_put_port(self.handle(), &spec), f"port {name} (id {id}, mtu {mtu})")
 
-    def put_service(self, id, vip, vport, proto, *, scheduler="rr", no_rs_reset=False, expire_quiescent=False, one_packet=False, conn_timeout=0,
+    def put_service(self, id, vip, vport, proto, *, scheduler="rr", no_rs_reset=False, expire_quiescent=False, one_packet=False, quic=False, conn_timeout=0,
                     half_open=0, client_addr="none", members=(), lips=()):
         cdef fnat_service_spec s
         cdef fnat_member_spec *m = NULL
@@ -509,6 +509,7 @@ cdef class Plane:
         s.id, s.vport, s.proto, s.sched = id, vport, proto, SCHEDULERS[scheduler]
         s.no_rs = FNAT_NO_RS_RESET if no_rs_reset else FNAT_NO_RS_DROP
         s.flags = (FNAT_SVC_EXPIRE_QUIESCENT if expire_quiescent else 0) | (FNAT_SVC_ONE_PACKET if one_packet else 0)
+        s.flags |= FNAT_SVC_QUIC if quic else 0
         s.client_addr = CLIENT_ADDRS[client_addr]
         s.conn_timeout, s.half_open, s.n_members, s.n_lips = conn_timeout, half_open, len(members), len(lips)
         m = <fnat_member_spec *>calloc(len(members) + 1, sizeof(fnat_member_spec))

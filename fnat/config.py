@@ -28,6 +28,7 @@ from fnat.errors import ChangeError, ConfigError
 from fnat.model import (
     CLIENT_ADDRS,
     MAX_SECONDS,
+    PROTOS,
     Address,
     Config,
     Host,
@@ -62,6 +63,7 @@ _SERVICE_KEYS = (
     "expire_quiescent",
     "client_addr",
     "one_packet",
+    "quic",
     "limits",
     "lips",
     "rs",
@@ -72,7 +74,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "host.timeouts": (*Timeouts.model_fields, *_SHORTHANDS),
     "service.*": _SERVICE_KEYS,
     "service.*.limits": ("half_open",),
-    "service.*.client_addr": ("tcp", "udp"),
+    "service.*.client_addr": PROTOS,
     "service.*.rs.*": ("weight",),
     "node.*.*": ("nic", "mac"),
 }
@@ -384,7 +386,7 @@ class _Reader:
         limits = self.table(f"{path}.limits", table.get("limits", {}))
         self.keys(f"{path}.limits", limits, "service.*.limits")
         fields: dict[str, Any] = {
-            k: table[k] for k in ("scheduler", "no_rs", "expire_quiescent", "one_packet") if k in table
+            k: table[k] for k in ("scheduler", "no_rs", "expire_quiescent", "one_packet", "quic") if k in table
         }
         if "half_open" in limits:
             fields["half_open"] = self.count(f"{path}.limits.half_open", limits["half_open"])
@@ -399,8 +401,8 @@ class _Reader:
                 problem = f"no {kind} LIP, so {name} cannot be reached"
                 self.fail("FN-1108", _join(f"{path}.rs", name), problem, f"add {kind} addresses to lips")
         for proto in self.texts(f"{path}.proto", table.get("proto", ["tcp"])):
-            if proto not in ("tcp", "udp"):
-                self.fail("FN-1104", f"{path}.proto", f"{proto!r} is not known", 'allowed: "tcp", "udp"')
+            if proto not in PROTOS:
+                self.fail("FN-1104", f"{path}.proto", f"{proto!r} is not known", 'allowed: "tcp", "udp", "sctp"')
             for listen in self.texts(f"{path}.listen", table["listen"]):
                 vip, vport = self.endpoint(f"{path}.listen", listen)
                 yield (
@@ -421,7 +423,7 @@ class _Reader:
                 )
 
     def client_addr(self, path: str, value: object) -> dict[str, str]:
-        """One word for all protocols of the service, or { tcp = …, udp = … }."""
+        """One word for all protocols of the service, or by protocol: { tcp = …, udp = … }."""
         told: dict[str, Any] = value if isinstance(value, dict) else dict.fromkeys(CLIENT_ADDRS, value)
         self.keys(path, told, "service.*.client_addr")
         for proto, how in told.items():
@@ -623,6 +625,8 @@ def _dump_service(service: Service, port: str | None, all_lips: tuple[LocalAddre
         lines.append(f'client_addr = "{service.client_addr}"')
     if service.one_packet:
         lines.append("one_packet = true")
+    if service.quic:
+        lines.append("quic = true")
     if service.half_open is not None:
         lines.append(f"limits = {{ half_open = {service.half_open} }}")
     if service.lips != all_lips:

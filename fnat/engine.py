@@ -64,8 +64,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fnat.engine")
 
-PROTOS = {"tcp": 6, "udp": 17}
-PROTO_NAMES = {6: "tcp", 17: "udp"}
+PROTOS = {"tcp": 6, "udp": 17, "sctp": 132}
+PROTO_NAMES = {number: name for name, number in PROTOS.items()}
 ADDRESS_IDS = 65536
 PAGE_TIME = 0.1  # seconds to look for connections before a page that is not full is handed over
 NO_RATE = RateView(cps=0, in_pps=0, out_pps=0, in_bps=0, out_bps=0)
@@ -602,6 +602,7 @@ class Engine:
             "no_rs_reset": service.no_rs == "reset",
             "expire_quiescent": service.expire_quiescent,
             "one_packet": service.one_packet,
+            "quic": service.quic,
             "conn_timeout": service.conn_timeout,
             "half_open": max(64, half_open // self._info["workers"]) if half_open else 0,
             "client_addr": service.client_addr,
@@ -766,6 +767,7 @@ class Engine:
             no_rs=service.no_rs,
             expire_quiescent=service.expire_quiescent,
             one_packet=service.one_packet,
+            quic=service.quic,
             half_open=service.half_open,
             client_addr=service.client_addr,
             stats=stats,

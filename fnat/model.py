@@ -25,7 +25,8 @@ MAX_SECONDS = 31_535_999  # a year less a second, the range of DPVS timeouts
 LIP_PORTS = (1024, 65535)  # first and last port of a LIP
 HALF_OPEN_DEFAULT = 16_384  # half-open connections of a service over all workers, unless it says otherwise
 
-Proto = Literal["tcp", "udp"]
+Proto = Literal["tcp", "udp", "sctp"]
+PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
 Scheduler = Literal["rr", "wrr"]
 NoRs = Literal["drop", "reset"]
 ClientAddr = Literal[
@@ -34,6 +35,7 @@ ClientAddr = Literal[
 CLIENT_ADDRS: dict[str, tuple[str, ...]] = {
     "tcp": ("none", "toa", "proxy-v1", "proxy-v2", "proxy-v1-insecure", "proxy-v2-insecure"),
     "udp": ("none", "uoa-opp", "uoa-ipo", "proxy-v2", "proxy-v2-insecure"),
+    "sctp": ("none",),
 }
 """How a service can tell its servers the client's address, by protocol."""
 Scope = Literal["host", "link", "global", "kni_host"]
@@ -123,13 +125,15 @@ class ServiceRef(Frozen):
 
 class Shape(ServiceRef):
     """Names a service and says how it works. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only):
-    every datagram is scheduled anew."""
+    every datagram is scheduled anew. quic (UDP only): clients that move keep their RS, by connection IDs (RFC 9000) in
+    DPVS's form."""
 
     scheduler: Scheduler = "wrr"
     conn_timeout: Seconds = 0
     no_rs: NoRs = "drop"
     expire_quiescent: bool = False
     one_packet: bool = False
+    quic: bool = False
     half_open: HalfOpen | None = None
     client_addr: ClientAddr = "none"
 
@@ -137,6 +141,10 @@ class Shape(ServiceRef):
     def _one_packet_is_udp(self) -> Self:
         if self.one_packet and self.proto != "udp":
             raise ValueError("one_packet is for UDP services only")
+        if self.quic and self.proto != "udp":
+            raise ValueError("quic is for UDP services only")
+        if self.quic and self.one_packet:
+            raise ValueError("quic and one_packet exclude each other")
         return self
 
     @model_validator(mode="after")
@@ -290,6 +298,10 @@ class Timeouts(Frozen):
     udp_oneway: Annotated[Seconds, Field(ge=1)] = 300  # RFC 4787 REQ-5: at least 2 min, 5 min recommended
     udp_normal: Annotated[Seconds, Field(ge=1)] = 300
     udp_last: Annotated[Seconds, Field(ge=1)] = 2
+    sctp_established: Annotated[Seconds, Field(ge=1)] = 900  # RFC 9260 8.3: heartbeats every 30 s
+    sctp_init: Annotated[Seconds, Field(ge=1)] = 60  # RFC 9260 16: a cookie is good for 60 s
+    sctp_shutdown: Annotated[Seconds, Field(ge=1)] = 60
+    sctp_closed: Annotated[Seconds, Field(ge=1)] = 3
     fragments: Annotated[Seconds, Field(ge=1, le=60)] = 2  # of a datagram, from the first one that came
 
     def by_state(self) -> dict[str, int]:
@@ -313,6 +325,10 @@ STATE_OF: dict[str, str] = {
     "udp_oneway": "UDP_ONEWAY",
     "udp_normal": "UDP_NORM",
     "udp_last": "UDP_LAST",
+    "sctp_established": "SCTP_EST",
+    "sctp_init": "SCTP_INIT",
+    "sctp_shutdown": "SCTP_SHUTDOWN",
+    "sctp_closed": "SCTP_CLOSED",
 }
 """Name in the configuration -> name in the core, in the order of the core's enum."""
 
@@ -760,6 +776,7 @@ class ServiceView(TypedDict):
     no_rs: str
     expire_quiescent: bool
     one_packet: bool
+    quic: bool
     half_open: int | None
     client_addr: str
     stats: StatsView

@@ -54,7 +54,16 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V", bound=Keyed[Any])
 
 MANY = 2000  # names above which the nearest one is not looked for
-SERVICE_FIELDS = ("scheduler", "conn_timeout", "no_rs", "expire_quiescent", "one_packet", "half_open", "client_addr")
+SERVICE_FIELDS = (
+    "scheduler",
+    "conn_timeout",
+    "no_rs",
+    "expire_quiescent",
+    "one_packet",
+    "quic",
+    "half_open",
+    "client_addr",
+)
 
 
 def apply(config: Config, changes: Iterable[Change], *, lenient: Callable[[str], None] | None = None) -> Config:

@@ -15,7 +15,7 @@ import struct
 from dataclasses import dataclass, field
 
 ETH_IP4, ETH_ARP, ETH_IP6 = 0x0800, 0x0806, 0x86DD
-ICMP, TCP, UDP, ICMP6, UOA = 1, 6, 17, 58, 248
+ICMP, TCP, UDP, ICMP6, SCTP, UOA = 1, 6, 17, 58, 132, 248
 HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION = 0, 43, 44, 60  # IPv6 extension headers, RFC 8200
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 DF, MF = 0x4000, 0x2000
@@ -311,6 +311,84 @@ def udp(
     return ether(packet, dst=eth_dst, src=eth_src, ethertype=ethertype_of(src)) + trailer
 
 
+def _crc32c_table() -> list[int]:
+    out = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        out.append(value)
+    return out
+
+
+_CRC32C = _crc32c_table()
+
+
+def crc32c(data: bytes) -> int:
+    """RFC 3309, a byte at a time."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _CRC32C[(crc ^ byte) & 0xFF]
+    return crc ^ 0xFFFFFFFF
+
+
+def sctp_checksum(packet: bytes) -> int:
+    """What the checksum field of this SCTP packet should be, read as a little-endian number; RFC 9260 6.8."""
+    return crc32c(packet[:8] + bytes(4) + packet[12:])
+
+
+def sctp_chunk(kind: int, body: bytes = b"", flags: int = 0, length: int | None = None) -> bytes:
+    """RFC 9260 3.2, padded. `length` allows a lie."""
+    return struct.pack("!BBH", kind, flags, 4 + len(body) if length is None else length) + body + bytes(-len(body) % 4)
+
+
+def sctp_parameter(kind: int, body: bytes, length: int | None = None) -> bytes:
+    """RFC 9260 3.2.1, padded. `length` allows a lie."""
+    return struct.pack("!HH", kind, 4 + len(body) if length is None else length) + body + bytes(-len(body) % 4)
+
+
+def sctp_init(tag: int, parameters: bytes = b"", *, kind: int = 1, length: int | None = None) -> bytes:
+    """INIT, or INIT ACK with kind=2: RFC 9260 3.3.2."""
+    return sctp_chunk(kind, struct.pack("!IIHHI", tag, 65536, 10, 10, 1) + parameters, length=length)
+
+
+def sctp(
+    src: str,
+    sport: int,
+    dst: str,
+    dport: int,
+    chunks: bytes = b"",
+    *,
+    tag: int = 0,
+    checksum: int | None = None,
+    ttl: int = 64,
+    ident: int = 0,
+    frag: int = DF,
+    tos: int = 0,
+    ip_options: bytes = b"",
+    label: int = 0,
+    extensions: tuple[int, ...] = (),
+    eth_dst: str = ROUTER_MAC,
+    eth_src: str = CLIENT_MAC,
+) -> bytes:
+    """An Ethernet frame with an SCTP packet; checksum=0: left to hardware."""
+    packet = struct.pack("!HHI", sport, dport, tag) + bytes(4) + chunks
+    packet = packet[:8] + struct.pack("<I", sctp_checksum(packet) if checksum is None else checksum) + packet[12:]
+    whole = ip(
+        packet,
+        src=src,
+        dst=dst,
+        proto=SCTP,
+        ttl=ttl,
+        ident=ident,
+        frag=frag,
+        tos=tos,
+        options=ip_options,
+        label=label,
+        extensions=extensions,
+    )
+    return ether(whole, dst=eth_dst, src=eth_src, ethertype=ethertype_of(src))
+
+
 def icmp_message(kind: int, code: int, rest: bytes, payload: bytes = b"", pseudo: bytes = b"") -> bytes:
     """ICMP message, RFC 792, RFC 4443; rest is the 4 bytes after the checksum; pseudo: the pseudo-header of ICMPv6."""
     body = struct.pack("!BBH", kind, code, 0) + rest + payload
@@ -473,6 +551,7 @@ class Frame:
     flags: int = 0
     window: int = 0
     checksum: int = 0
+    tag: int = 0  # of SCTP
     ts: tuple[int, int] | None = None
     sack: list[tuple[int, int]] = field(default_factory=list)
     toa: bytes = b""  # TCP option 254
@@ -515,7 +594,7 @@ def read(raw: bytes) -> Frame:
         f.payload = body
         return f
     if f.frag & MF or f.fragment[1]:
-        whole = {TCP: 20, UDP: 8, ICMP: 8, ICMP6: 8}.get(f.proto, 0)
+        whole = {TCP: 20, UDP: 8, ICMP: 8, ICMP6: 8, SCTP: 12}.get(f.proto, 0)
         if len(body) < whole or (f.proto == TCP and len(body) < (body[12] >> 4) * 4):
             f.payload = body
             return f
@@ -533,6 +612,9 @@ def read(raw: bytes) -> Frame:
     elif f.proto == UDP:
         f.sport, f.dport, _, f.checksum = struct.unpack_from("!HHHH", body)
         f.payload = body[8:]
+    elif f.proto == SCTP:
+        f.sport, f.dport, f.tag = struct.unpack_from("!HHI", body)
+        (f.checksum,), f.payload = struct.unpack_from("<I", body, 8), body[12:]
     elif f.proto in (ICMP, ICMP6):
         f.icmp_type, f.icmp_code, f.checksum = struct.unpack_from("!BBH", body)
         f.icmp_rest, f.payload = body[4:8], body[8:]
@@ -609,6 +691,8 @@ def faults(raw: bytes) -> list[str]:
             out.append("UDP length")
         elif (residue(pseudo_header(src, dst, proto, length)) + residue(body[:length])) % 0xFFFF != 0:
             out.append("UDP checksum")
+    if proto == SCTP and struct.unpack_from("<I", body, 8)[0] != sctp_checksum(body):
+        out.append("SCTP checksum")
     if proto == ICMP and residue(body) != 0:
         out.append("ICMP checksum")
     if proto == ICMP6 and (pseudo + residue(body)) % 0xFFFF != 0:
@@ -634,4 +718,6 @@ def describe(raw: bytes) -> str:
         return f"UDP {head} csum {f.checksum:#06x} +{len(f.payload)}"
     if f.proto in (ICMP, ICMP6):
         return f"ICMP {head} type {f.icmp_type} code {f.icmp_code} rest {f.icmp_rest.hex()} +{len(f.payload)}"
+    if f.proto == SCTP:
+        return f"SCTP {head} tag {f.tag:#x} csum {f.checksum:#010x} chunks {f.payload.hex()}"
     return f"proto {f.proto} {head}"

@@ -15,6 +15,7 @@ Sequence numbers compare as serial numbers (RFC 1982). Time comes in as nanoseco
 A connection may have IPv4 on one side and IPv6 on the other: then the IP header is made anew (RFC 7915).
 How an RS is told the client's address is in `telling.py`.
 Fragments find their connection by what the first one of their datagram has told: datagrams.py remembers it.
+SCTP packets: `reference_sctp`; QUIC connection IDs: `reference_quic`.
 ICMP errors and neighbour discovery: `reference_icmp` takes them apart and builds them, here they meet connections and neighbours.
 Left out: several workers.
 """
@@ -30,8 +31,10 @@ from dataclasses import dataclass, field, replace
 
 import packets as wire
 import reference_icmp as icmp
+import reference_quic as quic
+import reference_sctp as sctp
 from datagrams import Datagram, Datagrams, Piece, part_at
-from packets import ACK, FIN, RST, SYN, TCP, UDP
+from packets import ACK, FIN, RST, SCTP, SYN, TCP, UDP
 from telling import Change, Telling, with_first, without
 
 TICKS = 64
@@ -51,7 +54,7 @@ TCP_STATES = (
     "LISTEN",
     "SYNACK",
 )
-STATES = (*TCP_STATES, "UDP_NONE", "UDP_ONEWAY", "UDP_NORM", "UDP_LAST")
+STATES = (*TCP_STATES, "UDP_NONE", "UDP_ONEWAY", "UDP_NORM", "UDP_LAST", *sctp.STATES)
 
 # What a packet that counts does to a connection: (sender, first of RST SYN FIN ACK) -> {state: next state}; states left out stay.
 _CLIENT, _RS = 0, 1
@@ -69,7 +72,7 @@ _LIVING = ("TCP_EST", "FIN_WAIT", "CLOSE_WAIT")
 ONE_PACKET = ("UDP_NONE", "UDP_LAST")  # states of a datagram of a one-packet service: waits for its answer, has one
 
 
-_CLOSING = ("FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "TCP_CLOSE")
+_CLOSING = ("FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "TCP_CLOSE", "SCTP_SHUTDOWN")
 
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -126,6 +129,7 @@ class Service:
     lips: list[int]
     one_packet: bool
     client_addr: str = "none"
+    quic: bool = False
 
 
 @dataclass
@@ -196,6 +200,7 @@ class Conn:
     finished: bool = False  # both sides have closed; its local port may be taken when none is free
     next_seq: list[int] = field(default_factory=lambda: [0, 0])  # by sender, in the sender's own numbers
     telling: Telling | None = None
+    tags: sctp.Tags = field(default_factory=sctp.Tags)
     # By sender: the hop towards the other end, and those it was chosen from.
     ways: list[tuple[Hop, frozenset[Hop]] | None] = field(default_factory=lambda: [None, None])
     packets: list[int] = field(default_factory=lambda: [0, 0])
@@ -203,7 +208,7 @@ class Conn:
 
     @property
     def half_open(self) -> bool:
-        return self.state == "SYN_RECV"
+        return self.state in ("SYN_RECV", "SCTP_INIT")
 
     def at_rs(self, seq: int) -> int:
         """A number of the client's end of stream, as the RS knows it."""
@@ -340,6 +345,7 @@ class Reference:
         conn_timeout: int = 0,
         half_open: int = 0,
         one_packet: bool = False,
+        quic: bool = False,
         client_addr: str = "none",
         members: list[tuple[int, str, int, int]] | None = None,
         lips: list[int] | None = None,
@@ -358,6 +364,7 @@ class Reference:
             list(lips or []),
             one_packet and proto == UDP,
             client_addr,
+            quic,
         )
         self.schedulers.setdefault(id, Scheduler())
         for conn in self.conns:  # a shorter timeout counts from the next look at the connection: at its old deadline
@@ -435,7 +442,7 @@ class Reference:
 
     def deadline(self, conn: Conn) -> int:
         """Tick after which an idle connection ends."""
-        own = self.conn_timeouts[conn.service] if conn.proto == UDP or conn.state == "TCP_EST" else 0
+        own = self.conn_timeouts[conn.service] if conn.proto == UDP or conn.state in ("TCP_EST", "SCTP_EST") else 0
         seconds = own or self.timeouts[conn.state]
         return conn.last_seen + seconds * TICKS
 
@@ -444,7 +451,7 @@ class Reference:
         conns = self.conns
         return {
             "conns": len(conns),
-            "half_open": sum([c.state == "SYN_RECV" for c in conns]),
+            "half_open": sum([c.half_open for c in conns]),
             "lip_ports": len(conns),
             "endpoints": len({(c.proto, c.lip[0], c.rs) for c in conns}),
             "held": self.datagrams.held,
@@ -476,7 +483,7 @@ class Reference:
             return self._pass(port, frame, reason)
         f = wire.read(frame)
         fragment = is_fragment(f)
-        if f.proto in (TCP, UDP) and not fragment and not source_routed(frame):
+        if f.proto in (TCP, UDP, SCTP) and not fragment and not source_routed(frame):
             known = self.by_key.get(f.flow)
             if known:
                 outcome = self._hit(port, f, *known)
@@ -498,7 +505,7 @@ class Reference:
             if f.icmp_type == (128 if wire.is6(f.src) else 8):
                 return self._echo(port, f)
             return self._icmp_error(port, f) if icmp.is_error(f) else "icmp"
-        if f.proto not in (TCP, UDP):
+        if f.proto not in (TCP, UDP, SCTP):
             return "protocol"
         return self._miss(port, f)
 
@@ -513,9 +520,12 @@ class Reference:
     def _completed(self, frame: bytes) -> bytes:
         """A TAP cannot say that hardware should do it: the host gets finished checksums."""
         f = wire.read(frame)
-        if f.proto not in (TCP, UDP) or is_fragment(f) or not left_to_hardware(f):
+        if f.proto not in (TCP, UDP, SCTP) or is_fragment(f) or not left_to_hardware(f):
             return frame
         self.count["checksums_completed"] += 1
+        if f.proto == SCTP:
+            end = 14 + f.total
+            return frame[: f.l4] + sctp.completed(frame[f.l4 : end]) + frame[end:]
         segment = bytearray(frame[f.l4 :])
         self._checksum(f, segment, f.src, f.dst)
         return frame[: f.l4] + bytes(segment)
@@ -717,6 +727,7 @@ class Reference:
         self.member_count[conn.member, "in_packets" if sender == _CLIENT else "out_packets"] += 1
         self.member_count[conn.member, "in_bytes" if sender == _CLIENT else "out_bytes"] += f.total
         self.count["checksums_completed"] += d is None and left_to_hardware(f)
+        self.count["sctp_addresses_hidden"] += f.proto == SCTP and sctp.hides(f.raw[f.l4 : 14 + f.total])
         neighbour = self.neighbours.setdefault(hop, Neighbour())
         change = self._tell(f, conn, sender, mtu - leaving, *before, known=bool(neighbour.mac))
         if not neighbour.mac:
@@ -774,6 +785,10 @@ class Reference:
                 conn.state, conn.finished = "UDP_LAST", True
             elif sender == _RS:
                 conn.state = "UDP_NORM"
+            return
+        if conn.proto == SCTP:
+            conn.state = sctp.next_state(f, conn.tags, sender, conn.state)
+            conn.finished |= conn.state == "SCTP_CLOSED"
             return
         before, conn.state = conn.state, self._next_state(f, conn, sender)
         last_ack = before == conn.state == "TIME_WAIT" and not f.flags & FIN
@@ -902,7 +917,10 @@ class Reference:
             if wire.is6(f.src) != wire.is6(src[0]) and f.flags & SYN:
                 self._clamp(segment, conn)
         changed(segment, f.proto, change)
-        self._checksum(f, segment, src[0], dst[0], needed=wire.is6(src[0]))
+        if f.proto == SCTP:
+            segment = bytearray(sctp.rewritten(frame[f.l4 : 14 + f.total], src[1], dst[1]))
+        else:
+            self._checksum(f, segment, src[0], dst[0], needed=wire.is6(src[0]))
         if change.layer and not wire.is6(src[0]):
             segment[6:8] = b"\0\0"  # DPVS sends it so
         header = self._ip_header(f, conn, sender, src[0], dst[0], change, len(change.layer) + len(segment), mtu)
@@ -1029,7 +1047,7 @@ class Reference:
         )
         if reason := unwelcome(f.proto, f.sport, f.dport, f.flags):
             return reason
-        if f.proto == TCP and not is_first(f.flags):
+        if (f.proto == TCP and not is_first(f.flags)) or (f.proto == SCTP and not sctp.is_opening(f)):
             return "no_conn"
         if service is not None:
             return self._open(port, f, service, d)
@@ -1048,9 +1066,9 @@ class Reference:
             return "no_lip"
         if not any(m.weight for m in service.members):
             return self._reset(port, f) if service.no_rs_reset and f.proto == TCP and not d else "no_rs"
-        if f.proto == TCP and service.half_open and len(self._half_open(service)) >= service.half_open:
+        if f.proto != UDP and service.half_open and len(self._half_open(service)) >= service.half_open:
             self._evict(service)
-        member = self.schedulers[service.id].pick(service)
+        member = self._named(f, service, d) or self.schedulers[service.id].pick(service)
         assert member is not None
         if len(self.conns) >= self.capacity and not self._evict(service) and not self._evict_expendable(f):
             return "table_full"
@@ -1064,7 +1082,7 @@ class Reference:
             (member.rip, member.rport),
             service.id,
             member.id,
-            "SYN_RECV" if f.proto == TCP else "UDP_NONE" if service.one_packet else "UDP_ONEWAY",
+            {TCP: "SYN_RECV", SCTP: "SCTP_INIT"}.get(f.proto, "UDP_NONE" if service.one_packet else "UDP_ONEWAY"),
             self.tick,
             self.tick,
             service.expire_quiescent,
@@ -1073,6 +1091,8 @@ class Reference:
             conn.stamped = f.ts is not None
             conn.dseq, conn.dts = None, None if conn.stamped else 0
             conn.windows[_RS] = window_in(f)
+        if conn.proto == SCTP:
+            conn.tags = sctp.opened(f)
         if service.client_addr != "none":
             conn.telling = Telling(service.client_addr, conn.proto, conn.client, conn.vip, conn.rs[0])
         if not self._free_ports(conn, service):
@@ -1105,6 +1125,17 @@ class Reference:
         self.count["conns_opened"] += 1
         self.member_count[member.id, "conns"] += 1
         return self._forward(port, f, conn, _CLIENT, d)
+
+    def _named(self, f: wire.Frame, service: Service, d: Datagram | None) -> Member | None:
+        """The RS that a QUIC connection ID names; one of weight 0 keeps its connections unless they expire with it."""
+        named = None
+        if service.quic and d is None:
+            named = quic.server(f.payload[: struct.unpack_from("!H", f.raw, f.l4 + 4)[0] - 8])
+        for m in service.members if named else []:
+            if named and named.is_at(m.rip, m.rport) and (m.weight or not service.expire_quiescent):
+                self.count["quic_moved"] += 1
+                return m
+        return None
 
     def _leaves_at_once(self, f: wire.Frame, member: Member) -> bool:
         hop, mtu = next(iter(self.hops(member.rip).items()), (None, 0))
@@ -1187,7 +1218,7 @@ class Reference:
     def _evict_expendable(self, f: wire.Frame) -> bool:
         """Close the connection with which least is lost: finished, never answered, half-closed, in this order; of equal
         ones the longest idle, and of those any. Nobody who said something in the last second goes."""
-        ranks = dict.fromkeys(("SYN_RECV", "UDP_ONEWAY", "UDP_NONE"), 1) | dict.fromkeys(_CLOSING, 2)
+        ranks = dict.fromkeys(("SYN_RECV", "UDP_ONEWAY", "UDP_NONE", "SCTP_INIT"), 1) | dict.fromkeys(_CLOSING, 2)
         idle = [c for c in self.conns if self.tick - c.last_seen >= 64 and (c.finished or c.state in ranks)]
         if not idle:
             return False
@@ -1529,7 +1560,9 @@ def unwelcome(proto: int, sport: int, dport: int, flags: int) -> str:
 
 
 def reborn(f: wire.Frame, conn: Conn, sender: int) -> bool:
-    """RFC 9293 3.6.1: the connection is history, this SYN begins a new one."""
+    """RFC 9293 3.6.1: the connection is history, this SYN begins a new one; likewise an INIT."""
+    if conn.proto == SCTP:
+        return conn.state == "SCTP_CLOSED" and sender == _CLIENT and sctp.is_opening(f)
     history = conn.proto == TCP and conn.state in ("TIME_WAIT", "TCP_CLOSE")
     return history and sender == _CLIENT and is_first(f.flags)
 
@@ -1616,7 +1649,9 @@ def source_routed(frame: bytes) -> bool:
 
 
 def left_to_hardware(f: wire.Frame) -> bool:
-    """Does the checksum field hold just the folded pseudo-header sum?"""
+    """Does the checksum field hold just the folded pseudo-header sum? Of SCTP: nothing?"""
+    if f.proto == SCTP:
+        return f.checksum == 0
     length = struct.unpack_from("!H", f.raw, f.l4 + 4)[0] if f.proto == UDP else 14 + f.total - f.l4
     return f.checksum == (wire.residue(wire.pseudo_header(f.src, f.dst, f.proto, length)) or 0xFFFF)
 
@@ -1657,7 +1692,7 @@ def malformed(frame: bytes) -> str:
 def malformed_l4(proto: int, body: bytes, icmp: int) -> str:
     if proto == TCP and (len(body) < 20 or not 20 <= (body[12] >> 4) * 4 <= len(body)):
         return "l4_header"
-    if proto == UDP and len(body) < 8:
+    if (proto == UDP and len(body) < 8) or (proto == SCTP and len(body) < 12):
         return "l4_header"
     if proto == UDP and not 8 <= struct.unpack_from("!H", body, 4)[0] <= len(body):
         return "udp_length"

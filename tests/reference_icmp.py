@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import packets as wire
-from packets import ACK, ICMP, ICMP6, TCP, UDP
+from packets import ACK, ICMP, ICMP6, SCTP, TCP, UDP
 
 End = tuple[str, int]
 Number = Callable[[int], int]  # a sequence number of the receiver of the quoted packet -> its sender's
@@ -89,7 +89,7 @@ def quoted(f: wire.Frame) -> Quote | str:
         if body[at + 1] != UDP or size not in (12, 24):
             return "icmp_no_conn"
         layer, proto = body[at : at + size], UDP
-    if proto not in (TCP, UDP):
+    if proto not in (TCP, UDP, SCTP):
         return "icmp_no_conn"
     if at + len(layer) + 8 > len(body):
         return "icmp_quote"
@@ -175,7 +175,9 @@ def lowered(f: wire.Frame, less: int) -> int:
     return rest - mtu + max(mtu - less, least)
 
 
-def translated(f: wire.Frame, quote: Quote, near: End, far: End, number: Number, to_client: bool, mtu: int, less: int = 0) -> bytes | str:
+def translated(
+    f: wire.Frame, quote: Quote, near: End, far: End, number: Number, to_client: bool, mtu: int, less: int = 0
+) -> bytes | str:
     """The IP packet that goes to `far`, from `near`, quoting what far sent to near; or the drop reason. less: what an MTU is lowered by."""
     six, came6 = wire.is6(far[0]), wire.is6(f.src)
     before = (80 if six else 40) + 8 if six != came6 else f.l4 - 14 + 8 + quote.l4
@@ -214,7 +216,9 @@ def translated(f: wire.Frame, quote: Quote, near: End, far: End, number: Number,
     return wire.ipv4(message, src=near[0], dst=far[0], proto=ICMP, ttl=f.ttl - 1, tos=f.tos)
 
 
-def _same_family(f: wire.Frame, quote: Quote, near: End, far: End, number: Number, to_client: bool, mtu: int, less: int) -> bytes:
+def _same_family(
+    f: wire.Frame, quote: Quote, near: End, far: End, number: Number, to_client: bool, mtu: int, less: int
+) -> bytes:
     """All stays but addresses, ports, numbers and what follows from them. What is longer than the link allows loses its end."""
     message, six = bytearray(message_of(f)), wire.is6(far[0])
     struct.pack_into("!I", message, 4, lowered(f, less))
@@ -263,6 +267,8 @@ def _l4(quote: Quote, near: End, far: End, number: Number, to_client: bool, room
     old = quote.body[quote.l4 :]
     new = bytearray(old)
     struct.pack_into("!HH", new, 0, far[1], near[1])
+    if quote.proto == SCTP:
+        return bytes(new)  # its checksum covers what is not quoted
     whole = min(len(old), room) >= 18
     if quote.proto == TCP and to_client:
         struct.pack_into("!I", new, 4, number(struct.unpack_from("!I", new, 4)[0]))

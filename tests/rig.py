@@ -52,6 +52,10 @@ TIMEOUTS = {
     "UDP_ONEWAY": 12,
     "UDP_NORM": 30,
     "UDP_LAST": 2,
+    "SCTP_EST": 40,
+    "SCTP_INIT": 10,
+    "SCTP_SHUTDOWN": 8,
+    "SCTP_CLOSED": 3,
 }
 
 DROPS = tuple(name for name, kind, _ in COUNTERS if kind == "drop")
@@ -433,7 +437,7 @@ class Twin(Rig):
             assert (c.in_packets, c.out_packets, c.in_bytes, c.out_bytes) == (*conn.packets, *conn.bytes), key
             assert abs(c.remaining - max(0, r.deadline(conn) - r.tick) / 64) <= 1, (key, c.remaining)
             assert abs(c.age - (r.tick - conn.opened) / 64) <= 1, (key, c.age)
-            active[conn.member][0 if conn.state in ("TCP_EST",) else 1] += 1
+            active[conn.member][0 if conn.state in ("TCP_EST", "SCTP_EST") else 1] += 1
         for member in {m for m, _ in r.member_count}:
             wanted = [
                 r.member_count[member, k] for k in ("conns", "in_packets", "out_packets", "in_bytes", "out_bytes")

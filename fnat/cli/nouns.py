@@ -21,7 +21,7 @@ from fnat.client import Client
 from fnat.grammar import Change, Row, address, endpoint, family_of_default, mac, network, number, prefix, split
 from fnat.grammar.dpip import SCOPES
 from fnat.grammar.ipvsadm import CLIENT_ADDRS, SCHEDULERS
-from fnat.model import ServiceView
+from fnat.model import PROTOS, ServiceView
 
 PAGE = 8192  # connections asked for at a time
 F = TypeVar("F", bound=Callable[..., Any])
@@ -131,7 +131,7 @@ def _server(name: str) -> Change:
     return {"rip": rip, "rport": rport}
 
 
-proto_argument = click.argument("proto", type=click.Choice(["tcp", "udp"]))
+proto_argument = click.argument("proto", type=click.Choice(PROTOS))
 service_argument = click.argument("service", metavar="VIP:PORT")
 server_argument = click.argument("server", metavar="RIP:PORT")
 port_option = click.option("--port", required=True, metavar="PORT", help="The balancer's port, by its name.")
@@ -143,7 +143,7 @@ weight_option = click.option(
 def _only(function: F) -> F:
     """[PROTO VIP:PORT] of a listing."""
     function = click.argument("service", metavar="[VIP:PORT]", required=False)(function)
-    return click.argument("proto", metavar="[PROTO]", type=click.Choice(["tcp", "udp"]), required=False)(function)
+    return click.argument("proto", metavar="[PROTO]", type=click.Choice(PROTOS), required=False)(function)
 
 
 def _services(proto: str | None, service: str | None) -> list[ServiceView]:
@@ -187,6 +187,11 @@ def _shape(function: F) -> F:
             "--expire-quiescent/--keep-quiescent",
             default=None,
             help="End connections of a server that is removed or has weight 0.",
+        ),
+        click.option(
+            "--quic/--no-quic",
+            default=None,
+            help="UDP: a client that moves keeps its server, by QUIC connection IDs in DPVS's form.",
         ),
         click.option("--no-rs", type=click.Choice(["drop", "reset"]), help="A first packet when no server is usable."),
         click.option(
@@ -530,7 +535,7 @@ def _filters(function: F) -> F:
         click.option("--client", metavar="CIP[/PLEN][:PORT]", help="Only of this client, or of a network of them."),
         click.option("--rs", metavar="RIP[:PORT]", help="Only to this server."),
         click.option("--service", "--vip", metavar="VIP[:PORT]", help="Only of this service."),
-        click.option("--proto", type=click.Choice(["tcp", "udp"])),
+        click.option("--proto", type=click.Choice(PROTOS)),
         click.option("--worker", type=click.IntRange(0, 63), help="Only of this worker."),
     ):
         function = option(function)

@@ -90,7 +90,7 @@ def services(rows: Iterable[Row]) -> Table:
             bad.add(len(lines))
         rate, stats = row["rate"], row["stats"]
         timeout = f"{row['conn_timeout']}s" if row["conn_timeout"] else None
-        scheduler = row["scheduler"] + (" ops" if row.get("one_packet") else "")
+        scheduler = row["scheduler"] + (" ops" if row.get("one_packet") else "") + (" quic" if row.get("quic") else "")
         lines.append((*_name(row), scheduler, len(row["servers"]), usable, len(row["lips"]), stats["active"],
                       stats["inactive"], rate["cps"], rate["in_pps"], rate["out_pps"], rate["in_bps"], rate["out_bps"],
                       stats["conns"], timeout, row["no_rs"]))  # fmt: skip

@@ -105,8 +105,8 @@ def mac(text: str) -> str:
 
 
 def service_key(row: Row) -> tuple[int, tuple[int, int], int]:
-    """Order of a listing: TCP before UDP, then address, IPv4 first, then port."""
-    return (0 if row["proto"] == "tcp" else 1, order(row["vip"]), int(row["vport"]))
+    """Order of a listing: TCP, UDP, SCTP, then address, IPv4 first, then port."""
+    return (("tcp", "udp", "sctp").index(row["proto"]), order(row["vip"]), int(row["vport"]))
 
 
 def server_key(row: Row) -> tuple[tuple[int, int], int]:

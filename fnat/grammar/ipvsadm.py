@@ -47,9 +47,9 @@ _FLAGS = """
     p/persistent g/gatewaying i/ipip m/masquerading J/snat o/ops -/quic -/thresholds -/persistent-conn
 """
 _VALUED = """
-    t/tcp-service u/udp-service r/real-server w/weight s/scheduler z/local-address F/ifname -/conn-timeout -/no-rs
-    -/half-open -/client-addr -/cpu -/sockpair
-    k/blklst 2/whtlst -/start-daemon -/stop-daemon -/sctp-service q/icmp-service 1/icmpv6-service f/fwmark-service
+    t/tcp-service u/udp-service -/sctp-service r/real-server w/weight s/scheduler z/local-address F/ifname
+    -/conn-timeout -/no-rs -/half-open -/client-addr -/cpu -/sockpair
+    k/blklst 2/whtlst -/start-daemon -/stop-daemon q/icmp-service 1/icmpv6-service f/fwmark-service
     H/match M/netmask x/u-threshold y/l-threshold j/synproxy -/hash-target -/proxy-protocol -/dest-check -/pe
     -/mcast-interface -/syncid
 """
@@ -59,7 +59,7 @@ _TAKES = {name: False for _, name in _NAMES} | {name.split("/")[1]: True for nam
 
 _ACL = ("fnat has no per-service access lists", "filter in front of the balancer")
 _MODE = ("fnat forwards in FullNAT mode only", "give -b or leave the mode out")
-_PROTO = ("fnat balances TCP and UDP services only", "use -t or -u")
+_PROTO = ("fnat balances TCP, UDP and SCTP services only", "use -t, -u or --sctp-service")
 _PERSIST = ("persistence is not in fnat", "leave it out")
 _LIMIT = ("fnat has no connection thresholds", "leave it out")
 _DAEMON = ("fnat has no session sync daemon", "leave it out")
@@ -69,7 +69,7 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "set": ("timeouts are not set here", "put them in the file, [host] timeouts, or give a service --conn-timeout"),
     "timeout": ("timeouts are not shown here", "look in the file, [host] timeouts"),
     "start-daemon": _DAEMON, "stop-daemon": _DAEMON, "daemon": _DAEMON, "mcast-interface": _DAEMON, "syncid": _DAEMON,
-    "sctp-service": _PROTO, "icmp-service": _PROTO, "icmpv6-service": _PROTO,
+    "icmp-service": _PROTO, "icmpv6-service": _PROTO,
     "fwmark-service": ("fnat has no firewall marks", "name the service with -t or -u"),
     "match": ("fnat has no match services (they are for SNAT)", "name the service with -t or -u"),
     "ipv6": ("-6 is for firewall marks, which fnat has not", "name an IPv6 service with -t [ADDRESS]:PORT"),
@@ -78,7 +78,6 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "u-threshold": _LIMIT, "l-threshold": _LIMIT, "thresholds": _LIMIT,
     "synproxy": ("the SYN proxy is not in fnat", "leave it out and limit half-open connections with --half-open"),
     "hash-target": ("hashing schedulers are not in fnat", "leave it out and use -s rr or -s wrr"),
-    "quic": ("QUIC server routing is not in fnat", "leave it out"),
     "dest-check": ("passive health checks are not in fnat", "leave it out or say disable"),
 }  # fmt: skip
 # What switches a refused option off is what fnat does anyway.
@@ -89,11 +88,13 @@ _OFF = {
     "l-threshold": "0",
 }
 
-_SERVICE = {"tcp-service", "udp-service"}
-_SHAPE = {"scheduler", "conn-timeout", "expire-quiescent", "ops", "no-rs", "half-open"}
+_NAMED_BY = {"tcp-service": "tcp", "udp-service": "udp", "sctp-service": "sctp"}
+_SHOWN = {"tcp-service": "-t", "udp-service": "-u", "sctp-service": "--sctp-service"}
+_SERVICE = set(_NAMED_BY)
+_SHAPE = {"scheduler", "conn-timeout", "expire-quiescent", "ops", "quic", "no-rs", "half-open"}
 _SHAPE |= {"proxy-protocol", "client-addr"}
 _PROXY = ("disable", "v1", "v2", "v1-insecure", "v2-insecure")
-DEFAULT_CLIENT_ADDR = {"tcp": "toa", "udp": "none"}
+DEFAULT_CLIENT_ADDR = {"tcp": "toa", "udp": "none", "sctp": "none"}
 _READS: dict[str, set[str]] = {
     "add-service": _SERVICE | _SHAPE,
     "edit-service": _SERVICE | _SHAPE,
@@ -116,6 +117,7 @@ SCHEDULERS = ("rr", "wrr")
 CLIENT_ADDRS = {
     "tcp": ("none", "toa", "proxy-v1", "proxy-v2", "proxy-v1-insecure", "proxy-v2-insecure"),
     "udp": ("none", "uoa-opp", "uoa-ipo", "proxy-v2", "proxy-v2-insecure"),
+    "sctp": ("none",),
 }
 
 
@@ -230,10 +232,10 @@ def _split(words: Sequence[str]) -> dict[str, str]:
 
 
 def _service(options: dict[str, str], command: str) -> Change | None:
-    """The service that -t or -u names, if any."""
-    if len(_SERVICE & options.keys()) > 1:
-        raise Usage("-t and -u given", "name one service")
-    for name, proto in (("tcp-service", "tcp"), ("udp-service", "udp")):
+    """The service that -t, -u or --sctp-service names, if any."""
+    if len(given := [word for name, word in _SHOWN.items() if name in options]) > 1:
+        raise Usage(f"{' and '.join(given)} given", "name one service")
+    for name, proto in _NAMED_BY.items():
         if name in options:
             vip, vport = endpoint(options[name], "service")
             return {"proto": proto, "vip": vip, "vport": vport}
@@ -263,6 +265,12 @@ def _shape(options: dict[str, str]) -> Change:
         fields["one_packet"] = True
         if "udp-service" not in options:
             raise Usage("--ops is for UDP services only", "leave it out, or name the service with -u")
+    if "quic" in options:
+        fields["quic"] = True
+        if "udp-service" not in options:
+            raise Usage("--quic is for UDP services only", "leave it out, or name the service with -u")
+        if "ops" in options:
+            raise Usage("--quic and --ops given", "give one of them")
     if "no-rs" in options:
         fields["no_rs"] = options["no-rs"]
         if options["no-rs"] not in ("drop", "reset"):
@@ -276,7 +284,7 @@ def _shape(options: dict[str, str]) -> Change:
 
 def _client_addr(options: dict[str, str]) -> str:
     """How the servers learn the client's address; "" when nothing is said."""
-    proto = "udp" if "udp-service" in options else "tcp"
+    proto = next((proto for name, proto in _NAMED_BY.items() if name in options), "tcp")
     word, told = options.get("proxy-protocol"), options.get("client-addr", "")
     if word is not None:
         if told:
@@ -356,11 +364,11 @@ _END = r"(?:\[[^\]]*\]|[^:\[\]]*):[^:]*"  # ADDRESS:PORT
 
 def _sockpair(text: str) -> Change:
     """PROTO:CIP:CPORT:VIP:VPORT."""
-    match = re.fullmatch(rf"(tcp|udp):({_END}):({_END})", text)
+    match = re.fullmatch(rf"(tcp|udp|sctp):({_END}):({_END})", text)
     if match is None:
         raise Usage(
             f"--sockpair {text!r} is not a socket pair",
-            "write tcp:CLIENT:PORT:VIP:PORT or udp:…, IPv6 addresses in brackets",
+            "write tcp:CLIENT:PORT:VIP:PORT, udp:… or sctp:…, IPv6 addresses in brackets",
         )
     cip, cport = endpoint(match[2], "client")
     vip, vport = endpoint(match[3], "service")
@@ -370,7 +378,7 @@ def _sockpair(text: str) -> Change:
 HELP = """\
 Usage: fnat-ipvsadm COMMAND [OPTIONS]      the FullNAT part of DPVS's ipvsadm
 
-  -A --add-service     SERVICE [-s SCHED] [-o] [--conn-timeout SEC] [--expire-quiescent] [--no-rs drop|reset]
+  -A --add-service     SERVICE [-s SCHED] [-o | --quic] [--conn-timeout SEC] [--expire-quiescent] [--no-rs drop|reset]
                        [--half-open N]
                        [--proxy-protocol disable|v1|v2|v1-insecure|v2-insecure | --client-addr none|toa|uoa-opp|uoa-ipo]
   -E --edit-service    SERVICE, and only what shall change
@@ -389,15 +397,17 @@ Usage: fnat-ipvsadm COMMAND [OPTIONS]      the FullNAT part of DPVS's ipvsadm
   -R --restore         read rules on standard input: all of them or none; a first line -C replaces what is there
   -h --help   -v --version
 
-SERVICE is -t VIP:PORT (TCP) or -u VIP:PORT (UDP); an IPv6 address stands in brackets: -t [2001:db8::1]:80.
+SERVICE is -t VIP:PORT (TCP), -u VIP:PORT (UDP) or --sctp-service VIP:PORT (SCTP); an IPv6 address stands in brackets:
+-t [2001:db8::1]:80.
 Servers may be of the other family than the VIP; each family of servers needs local addresses of its own.
 SCHED is rr or wrr; wrr when left out. WEIGHT is 0..65535, 1 when left out. -b (FullNAT) is the only mode
 and may be left out.
---conn-timeout replaces the established timeout of TCP and all timeouts of UDP; 0 means the general ones.
+--conn-timeout replaces the established timeout of TCP and SCTP and all timeouts of UDP; 0 means the general ones.
 -o --ops: UDP only; every datagram of a client goes to a server chosen anew.
+--quic: UDP only; a client that moves keeps its server, which its connection ID names in DPVS's form.
 --no-rs: a SYN when no server is usable is dropped or answered with RST.
 --half-open: most half-open connections, 0 = no limit.
---client-addr: how servers learn the client's address; TCP: toa when left out, UDP: none.
+--client-addr: how servers learn the client's address; TCP: toa when left out, others: none.
 Addresses are always printed as numbers, with or without -n. -lnc shows the seconds left; its [N] is the worker.
 The environment variable FNAT_SOCKET names the socket of another fnat.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 fnat is not running.
@@ -433,13 +443,14 @@ def services_text(status: Row, services: Iterable[Row], listing: Listing) -> str
 
 
 def service_name(service: Row) -> str:
-    return f"{service['proto'].upper():<5}{service_text(service)}"
+    return f"{service['proto'].upper()}  {service_text(service)}"
 
 
 def _flags(service: Row) -> str:
     flags = " ops" if service.get("one_packet") else ""
     flags += f" conn-timeout {service['conn_timeout']}" if service.get("conn_timeout") else ""
     flags += " expire-quiescent" if service.get("expire_quiescent") else ""
+    flags += " quic" if service.get("quic") else ""
     flags += " no-rs reset" if service.get("no_rs") == "reset" else ""
     if told := _told(service):
         flags += f" pp{told.removeprefix('proxy-')}" if told.startswith("proxy-") else f" client-addr {told}"
@@ -500,10 +511,11 @@ def save_text(services: Iterable[Row]) -> str:
     """-S: the commands that make these services, local addresses and servers again."""
     lines = []
     for service in sorted(services, key=service_key):
-        name = f"-{service['proto'][0]} {service_text(service)}"
+        name = f"{_SHOWN[service['proto'] + '-service']} {service_text(service)}"
         shape = f" --conn-timeout {service['conn_timeout']}" if service.get("conn_timeout") else ""
         shape += " --expire-quiescent" if service.get("expire_quiescent") else ""
         shape += " --ops" if service.get("one_packet") else ""
+        shape += " --quic" if service.get("quic") else ""
         shape += f" --no-rs {service['no_rs']}" if service.get("no_rs", "drop") != "drop" else ""
         if told := _told(service):
             word = told.removeprefix("proxy-")

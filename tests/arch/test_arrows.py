@@ -12,7 +12,7 @@ C_FILES = {p.name: p for p in [*(ROOT / "cext").glob("*.[ch]"), *(ROOT / "cext/d
 PY_FILES = {str(p.relative_to(ROOT / "fnat")): p for p in (ROOT / "fnat").rglob("*.py")}
 
 TABLES = {"conntab", "wheel", "lip", "neigh", "fib", "frag", "arena"}
-STEPS = {"sched", "track", "rewrite", "parse", "icmp", "clientaddr"}
+STEPS = {"sched", "track", "rewrite", "parse", "icmp", "clientaddr", "sctp", "quic"}
 STORY = {"conn", "forward", "resolve", "answer", "announce", "pieces", "worker", "door", "bench"}
 
 

@@ -371,8 +371,8 @@ FAILED: list[tuple[str, int, str]] = [
     ("fnat-dpip vlan show", 2,
      "fnat-dpip: vlan is not in fnat; make the VLAN device with `ip link` and give it to fnat as a port\n"),
     ("fnat frob", 2, "fnat: No such command 'frob'; see `fnat --help`\n"),
-    ("fnat service add sctp 10.0.0.1:80", 2,
-     "fnat: Invalid value for '{tcp|udp}': 'sctp' is not one of 'tcp', 'udp'; see `fnat service add --help`\n"),
+    ("fnat service add icmp 10.0.0.1:80", 2,
+     "fnat: Invalid value for '{tcp|udp|sctp}': 'icmp' is not one of 'tcp', 'udp', 'sctp'; see `fnat service add --help`\n"),
     ("fnat service add tcp 10.0.0.1", 2,
      "fnat: service '10.0.0.1' has no port; write ADDRESS:PORT with a port from 1 to 65535 "
      "(port 0 does not exist in fnat)\n"),

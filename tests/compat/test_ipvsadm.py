@@ -13,6 +13,7 @@ from fnat.model import CHANGES as MODEL
 WEB = {"proto": "tcp", "vip": "192.168.100.254", "vport": 80}
 DNS = {"proto": "udp", "vip": "192.168.100.253", "vport": 53}
 
+SIG = {"proto": "sctp", "vip": "192.168.100.252", "vport": 36412}
 WEB6 = {"proto": "tcp", "vip": "2001::1", "vport": 80}
 
 CHANGES: list[tuple[str, dict[str, Any]]] = [
@@ -67,10 +68,21 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("-E -u 192.168.100.253:53 --proxy-protocol disable", {"op": "service.set", **DNS, "client_addr": "none"}),
     ("-E -t 192.168.100.254:80 --proxy-protocol disable", {"op": "service.set", **WEB, "client_addr": "toa"}),
     ("-A -ou 192.168.100.253:53 -s rr", {"op": "service.add", **DNS, "scheduler": "rr", "one_packet": True}),
+    ("-A -u 192.168.100.253:53 --quic", {"op": "service.add", **DNS, "scheduler": "wrr", "quic": True}),
     ("-E -u 192.168.100.253:53 --ops", {"op": "service.set", **DNS, "one_packet": True}),
     ("-E -t 192.168.100.254:80 -s rr", {"op": "service.set", **WEB, "scheduler": "rr"}),
     ("-E -t 192.168.100.254:80 --conn-timeout=0", {"op": "service.set", **WEB, "conn_timeout": 0}),
     ("-D -u 192.168.100.253:53", {"op": "service.del", **DNS}),
+    ("-A --sctp-service 192.168.100.252:36412", {"op": "service.add", **SIG, "scheduler": "wrr"}),
+    (
+        "-E --sctp-service=192.168.100.252:36412 --conn-timeout 60 --half-open 9",
+        {"op": "service.set", **SIG, "conn_timeout": 60, "half_open": 9},
+    ),
+    (
+        "-E --sctp-service 192.168.100.252:36412 --proxy-protocol disable",
+        {"op": "service.set", **SIG, "client_addr": "none"},
+    ),
+    ("-D --sctp-service 192.168.100.252:36412", {"op": "service.del", **SIG}),
     ("-C", {"op": "service.clear"}),
     ("--clear", {"op": "service.clear"}),
     (
@@ -170,7 +182,8 @@ REFUSED: list[tuple[str, str]] = [
     ("-A -t 10.0.0.1:80 -p 300", "-p: persistence is not in fnat"),
     ("-A -t 10.0.0.1:80 -M 255.255.255.0", "-M: persistence is not in fnat"),
     ("-A -t 10.0.0.1:80 -j enable", "-j enable: the SYN proxy is not in fnat"),
-    ("-A -t 10.0.0.1:80 --quic", "--quic: QUIC server routing is not in fnat"),
+    ("-A -t 10.0.0.1:80 --quic", "--quic is for UDP services only"),
+    ("-A -u 10.0.0.1:80 --quic --ops", "--quic and --ops given; give one of them"),
     ("-A -t 10.0.0.1:80 --hash-target sip", "--hash-target: hashing schedulers are not in fnat"),
     ("-A -t 10.0.0.1:80 --proxy-protocol v3", "--proxy-protocol v3 is unknown"),
     ("-A -u 10.0.0.1:53 --proxy-protocol v1", "--proxy-protocol v1 is not for UDP services"),
@@ -184,9 +197,14 @@ REFUSED: list[tuple[str, str]] = [
     ("-A -t 10.0.0.1:80 -s wlc", "scheduler wlc is not in fnat; use -s rr or -s wrr"),
     ("-A -t 10.0.0.1:80 -s mh", "scheduler mh is not in fnat"),
     ("-A -f 1", "-f: fnat has no firewall marks"),
-    ("-A -q 10.0.0.1:0", "-q: fnat balances TCP and UDP services only"),
-    ("-A -1 10.0.0.1:0", "-1: fnat balances TCP and UDP services only"),
-    ("-A --sctp-service 10.0.0.1:80", "--sctp-service: fnat balances TCP and UDP services only"),
+    ("-A -q 10.0.0.1:0", "-q: fnat balances TCP, UDP and SCTP services only"),
+    ("-A -1 10.0.0.1:0", "-1: fnat balances TCP, UDP and SCTP services only"),
+    ("-A -t 10.0.0.1:80 --sctp-service 10.0.0.1:80", "-t and --sctp-service given; name one service"),
+    ("-A --sctp-service 10.0.0.1:80 --ops", "--ops is for UDP services only"),
+    (
+        "-A --sctp-service 10.0.0.1:80 --proxy-protocol v2",
+        "--proxy-protocol v2 is not for SCTP services; allowed: none",
+    ),
     ("-A -H proto=tcp,src-range=10.0.0.0-10.0.0.9,oif=dpdk0", "-H: fnat has no match services"),
     ("-A -6 -f 1", "-6: -6 is for firewall marks, which fnat has not; name an IPv6 service with -t [ADDRESS]:PORT"),
     ("-A -t [2001::1]", "service '[2001::1]' has no port; write [ADDRESS]:PORT"),
@@ -225,7 +243,7 @@ REFUSED: list[tuple[str, str]] = [
     ("-A -t 10.0.0.1:80 --conn-timeout soon", "--conn-timeout 'soon' is out of range"),
     ("-A -t 10.0.0.1:80 --no-rs maybe", "--no-rs maybe is unknown; say drop or reset"),
     ("-lnc --sockpair tcp:10.0.0.9:1:10.0.0.1", "is not a socket pair"),
-    ("-lnc --sockpair sctp:10.0.0.9:1:10.0.0.1:80", "is not a socket pair"),
+    ("-lnc --sockpair dccp:10.0.0.9:1:10.0.0.1:80", "is not a socket pair"),
     # bad shape
     ("-n", "no command given; give exactly one command"),
     ("-A -D -t 10.0.0.1:80", "--add-service and --delete-service given"),
@@ -319,6 +337,8 @@ def test_the_listing_of_services() -> None:
             no_rs="reset",
             half_open=9,
         ),
+        service("sctp:192.168.88.3:36412", []),
+        service("udp:192.168.88.4:443", [], quic=True),
         service("tcp:192.168.88.1:80", servers),
     ]
     assert ipvsadm.services_text(STATUS, services, Listing("services")) == (
@@ -329,10 +349,14 @@ def test_the_listing_of_services() -> None:
         "  -> 192.168.88.30:80             FullNat 1      0          8         \n"
         "  -> 192.168.88.68:80             FullNat 65535  1234567890 8         \n"
         "UDP  192.168.88.2:53 wrr ops conn-timeout 30 expire-quiescent no-rs reset half-open 9\n"
+        "UDP  192.168.88.4:443 rr quic\n"
+        "SCTP  192.168.88.3:36412 rr\n"
     )
     unsorted = ipvsadm.services_text(STATUS, services, Listing("services", sort=False)).splitlines()
     assert [line.split()[1] for line in unsorted[3:]] == [
         "192.168.88.2:53",
+        "192.168.88.3:36412",
+        "192.168.88.4:443",
         "192.168.88.1:80",
         "192.168.88.68:80",
         "192.168.88.30:80",
@@ -408,11 +432,13 @@ def test_the_listing_of_connections() -> None:
         ),
         conn(0, "tcp", "FIN_WAIT", 7, "1.1.1.1:1", "2.2.2.2:2", "3.3.3.3:3", "4.4.4.4:4"),
         conn(0, "udp", "UDP_ONEWAY", 299, "1.1.1.1:1", "2.2.2.2:2", "3.3.3.3:3", "4.4.4.4:4"),
+        conn(0, "sctp", "SCTP_EST", 899, "1.1.1.1:1", "2.2.2.2:2", "3.3.3.3:3", "4.4.4.4:4"),
     ]
     assert ipvsadm.conns_text(conns) == (
         "[1]tcp 90s    TCP_EST     192.168.88.15:51540 192.168.88.100:80  192.168.88.241:1030 192.168.88.15:80\n"
         "[0]tcp 7s     FIN_WAIT    1.1.1.1:1          2.2.2.2:2          3.3.3.3:3          4.4.4.4:4\n"
         "[0]udp 299s   UDP_ONEWAY  1.1.1.1:1          2.2.2.2:2          3.3.3.3:3          4.4.4.4:4\n"
+        "[0]sctp 899s   SCTP_EST    1.1.1.1:1          2.2.2.2:2          3.3.3.3:3          4.4.4.4:4\n"
     )
 
 
@@ -499,6 +525,8 @@ def test_what_is_saved_can_be_restored() -> None:
             no_rs="reset",
             half_open=100,
         ),
+        service("sctp:192.168.100.252:36412", [server("192.168.100.2:36412", 1)], conn_timeout=60),
+        service("udp:192.168.100.254:443", [], quic=True),
     ]
     saved = ipvsadm.save_text(services)
     assert saved == (
@@ -507,6 +535,9 @@ def test_what_is_saved_can_be_restored() -> None:
         "-a -t 192.168.100.254:80 -r 192.168.100.2:8080 -b -w 0\n"
         "-a -t 192.168.100.254:80 -r 192.168.100.3:80 -b -w 5\n"
         "-A -u 192.168.100.253:53 -s wrr --conn-timeout 30 --expire-quiescent --ops --no-rs reset --half-open 100\n"
+        "-A -u 192.168.100.254:443 -s rr --quic\n"
+        "-A --sctp-service 192.168.100.252:36412 -s rr --conn-timeout 60\n"
+        "-a --sctp-service 192.168.100.252:36412 -r 192.168.100.2:36412 -b -w 1\n"
     )
     assert parse_rules("# all of it\n\n-C\n" + saved).changes == [
         {"op": "service.clear"},
@@ -518,6 +549,9 @@ def test_what_is_saved_can_be_restored() -> None:
             "op": "service.add", **DNS, "scheduler": "wrr", "conn_timeout": 30, "expire_quiescent": True,
             "one_packet": True, "no_rs": "reset", "half_open": 100,
         },
+        {"op": "service.add", **WEB, "proto": "udp", "vport": 443, "scheduler": "rr", "quic": True},
+        {"op": "service.add", **SIG, "scheduler": "rr", "conn_timeout": 60},
+        {"op": "server.add", "service": SIG, "rip": "192.168.100.2", "rport": 36412, "weight": 1},
     ]  # fmt: skip
 
 

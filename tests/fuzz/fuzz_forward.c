@@ -95,7 +95,7 @@ static void put_service6(uint32_t id)
 static void start(void)
 {
     struct fnat_plane_config config = {
-        .workers = 1, .conns = CONNS, .services = 4, .members = 8, .endpoints = 16, .neighbours = 32, .frames = FRAMES, .snapshot_mib = 1};
+        .workers = 1, .conns = CONNS, .services = 6, .members = 12, .endpoints = 16, .neighbours = 32, .frames = FRAMES, .snapshot_mib = 1};
     struct fnat_settings settings = {.unserved = FNAT_UNSERVED_RESET, .icmp_rate = 1000, .echo_rate = 1000, .announce = 1};
     struct fnat_address_spec addrs[4] = {{.id = 1, .family = 4, .kind = FNAT_ADDR_VIP, .port = WAN},
                                          {.id = 2, .family = 4, .kind = FNAT_ADDR_LIP, .port = LAN},
@@ -137,6 +137,8 @@ static void start(void)
     CHECK(fnat_neigh_set(plane, WAN, 4, (const uint8_t[16]){0xc6, 0x33, 0x64, 7}, mac, FNAT_NEIGH_REACHABLE | FNAT_NEIGH_STATIC) == 0);
     put_service(0, PROTO_TCP, 80, 2, 0, 0, 1);
     put_service(1, PROTO_UDP, 80, 2, 0, 0, 1);
+    put_service(4, PROTO_SCTP, 80, 2, 0, 0, 1);
+    put_service(5, PROTO_UDP, 443, 2, FNAT_SVC_QUIC, 0, 1);
     put_service6(2);
     put_service6(3);
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import packets as wire
 import reference_icmp as icmp
+import reference_quic as quic
 
 CLIENT, VIP, LIP, RS = "198.51.100.7", "192.0.2.10", "10.0.0.11", "10.0.0.101"
 CLIENT6, VIP6, LIP6, RS6 = "2001:db8:99::7", "2001:db8:1::10", "fd00::11", "fd00::101"
@@ -34,6 +35,12 @@ def frames() -> list[bytes]:
         *wire.pieces(wire.udp(CLIENT, 1, VIP, 80, b"x" * 56, frag=0), 5, 32),
         *wire.pieces(wire.echo_request(CLIENT, VIP, bytes(56)), 6, 32),
         *wire.pieces(wire.tcp("2001:db8::7", 1, "2001:db8::10", 80, wire.ACK, payload=bytes(40)), 7, 32),
+        wire.sctp(
+            CLIENT, 1, VIP, 80, wire.sctp_init(9, wire.sctp_parameter(5, b"abcd") + wire.sctp_parameter(6, bytes(16)))
+        ),
+        wire.sctp(CLIENT, 1, VIP, 80, wire.sctp_chunk(10, bytes(9)) + wire.sctp_chunk(0, bytes(14)), tag=9),
+        wire.sctp(CLIENT, 1, VIP, 80, wire.sctp_chunk(3, bytes(12)) + wire.sctp_chunk(6, b"", 1), tag=9, checksum=0),
+        wire.udp(CLIENT, 1, VIP, 443, quic.short_header(quic.connection_id(RS, 2, 8081))),
         wire.echo_request(CLIENT, VIP),
         wire.icmp(CLIENT, LIP, 3, 4, payload=wire.udp(LIP, 1, RS, 80)[14:]),
         wire.arp(1, wire.CLIENT_MAC, CLIENT, "00:00:00:00:00:00", VIP),
@@ -63,6 +70,8 @@ def programs() -> list[bytes]:
     ]
     opened = [op(SYN, 3, options), op(DATAGRAM, 5, b"query")]
     opened += [op(FIXED, 0, frame) * 2 for frame in frames() if frame[12:14] == b"\x86\xdd" and frame[20] in (0, 6)]
+    plain = [frame for frame in frames() if frame[23] == wire.SCTP or frame[36:38] == b"\1\xbb"]
+    opened += [b"".join(op(FIXED, 0, frame) for frame in plain)]
     piece = [(0x2000, bytes(24)), (0x2004, bytes(32)), (8, bytes(16))]  # flags and place, bytes
     there = [bytes([FRAGMENT + TURN, 3, len(b)]) + struct.pack("!H", at) + b for at, b in piece]
     back = [bytes([FRAGMENT + TURN, 67, len(b)]) + struct.pack("!H", at) + b for at, b in piece]

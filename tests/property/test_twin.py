@@ -16,6 +16,8 @@ from typing import Any
 import packets as wire
 import pytest
 import reference_icmp as icmp
+import reference_quic as quic
+import reference_sctp as sctp
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -26,7 +28,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from packets import ACK, FIN, PARTIAL, PSH, RST, SYN, TCP, UDP
+from packets import ACK, FIN, PARTIAL, PSH, RST, SCTP, SYN, TCP, UDP
 from reference import MASK, ONE_PACKET, Conn
 from rig import (
     ADDRESSES,
@@ -55,8 +57,17 @@ from rig import (
 from telling import SIGNATURE
 
 OPERATIONS = int(os.environ.get("FNAT_PROPERTY_OPS", "0"))
-PROTOS = {0: TCP, 1: TCP, 2: UDP, 3: UDP, 4: TCP, 5: UDP}
-VIPS = {0: (VIP, 80), 1: (VIP2, 443), 2: (VIP, 53), 3: (VIP2, 53), 4: (VIP6, 80), 5: (VIP6, 53)}
+PROTOS = {0: TCP, 1: TCP, 2: UDP, 3: UDP, 4: TCP, 5: UDP, 6: SCTP, 7: SCTP}
+VIPS = {
+    0: (VIP, 80),
+    1: (VIP2, 443),
+    2: (VIP, 53),
+    3: (VIP2, 53),
+    4: (VIP6, 80),
+    5: (VIP6, 53),
+    6: (VIP, 36412),
+    7: (VIP6, 36412),
+}
 ids = st.sampled_from(list(PROTOS))
 RSS = [RS1, RS2, RS3, RS4, RS6, RS6B]
 LATE = "10.0.0.150"  # an RS whose MAC is learned by ARP
@@ -116,6 +127,42 @@ OWN_HEADERS = [
 ]
 
 
+# What an end of an association may say: chunks, and the tag that belongs to them ("": none, "own": with the T bit).
+SCTP_WORDS = [
+    (wire.sctp_chunk(sctp.COOKIE_ECHO, bytes(30)), "other"),
+    (wire.sctp_chunk(sctp.COOKIE_ACK), "other"),
+    (wire.sctp_chunk(0, bytes(14)), "other"),
+    (wire.sctp_chunk(0, bytes(1000)), "other"),
+    (wire.sctp_chunk(0, bytes(1440)), "other"),
+    (wire.sctp_chunk(sctp.COOKIE_ECHO, bytes(33)) + wire.sctp_chunk(0, bytes(13)), "other"),
+    (wire.sctp_chunk(sctp.SHUTDOWN, bytes(4)), "other"),
+    (wire.sctp_chunk(sctp.SHUTDOWN_ACK) + wire.sctp_chunk(sctp.COOKIE_ACK), "other"),
+    (wire.sctp_chunk(sctp.SHUTDOWN_COMPLETE), "other"),
+    (wire.sctp_chunk(sctp.SHUTDOWN_COMPLETE, flags=1), "own"),
+    (wire.sctp_chunk(3, bytes(12)) + wire.sctp_chunk(sctp.ABORT, b"why"), "other"),
+    (wire.sctp_chunk(sctp.ABORT, flags=1), "own"),
+    (wire.sctp_chunk(0, b"x", length=2) + wire.sctp_chunk(sctp.ABORT), "other"),
+    (b"\6\0", "other"),
+]
+SCTP_NAMES = [
+    b"",
+    b"",
+    wire.sctp_parameter(5, b"\1\2\3\4") + wire.sctp_parameter(12, b"\0\5\0\6"),
+    wire.sctp_parameter(7, bytes(61)) + wire.sctp_parameter(6, bytes(range(16))) + wire.sctp_parameter(5, b"\1\2\3\4"),
+    wire.sctp_parameter(0xC004, bytes(12))
+    + wire.sctp_parameter(0x8000, b"", length=3)
+    + wire.sctp_parameter(5, b"\1\2\3\4"),
+    wire.sctp_parameter(5, b"\1\2\3\4", length=9),
+]
+
+
+@dataclass(eq=False)
+class Association:
+    client: tuple[str, int]
+    vip: tuple[str, int]
+    tags: list[int]  # that packets of the client and of the RS carry
+
+
 @dataclass(eq=False)
 class Flow:
     """One conversation as both ends see it; numbers are the senders' own."""
@@ -144,6 +191,7 @@ class Flow:
 
 class CoreAndReference(RuleBasedStateMachine):
     flows: list[Flow]
+    associations: list[Association]
 
     @initialize(
         punt=st.booleans(),
@@ -159,6 +207,7 @@ class CoreAndReference(RuleBasedStateMachine):
             for side in self.twin.both():
                 side.neigh_set(WAN, gateway, f"02:00:00:00:02:{i:02x}", static=True)
         self.flows = []
+        self.associations = []
         self.held: list[tuple[int, bytes]] = []
         self.ident = 0
         self.members: dict[int, list[tuple[int, str, int, int]]] = {}
@@ -170,7 +219,7 @@ class CoreAndReference(RuleBasedStateMachine):
             else:
                 self.members[id].append((id * 8 + 4, RS6, 8080, 1))
                 self.members[id].append((id * 8 + 7, LATE6, 8080, 1))
-            self.options[id] = {"lips": [3, 4, 6], "expire_quiescent": id > 1}
+            self.options[id] = {"lips": [3, 4, 6], "expire_quiescent": id > 1, "quic": id in (3, 5)}
             if id in telling:
                 self.options[id]["client_addr"] = TELLING[PROTOS[id]][telling[id] % len(TELLING[PROTOS[id]])]
             self.put(id)
@@ -589,6 +638,127 @@ class CoreAndReference(RuleBasedStateMachine):
         )
         self.give(LAN if from_rs else WAN, frame)
 
+    # ---- QUIC ----
+
+    @rule(
+        service=st.sampled_from([3, 5]),
+        client=st.sampled_from(CLIENTS),
+        port=ports,
+        rip=st.sampled_from([*RSS, LATE, LATE6, "10.0.0.77"]),
+        size=st.integers(1, 8),
+        rport=st.sampled_from([None, 8080, 8081]),
+        length=st.sampled_from([20, 20, 14, 8, 7, 6, 3, 0]),
+        first=st.sampled_from([0x41, 0x41, 0x01, 0xC1]),
+        rest=st.sampled_from([b"encrypted", b"", b"x"]),
+        hold=st.booleans(),
+    )
+    def quic_client(
+        self,
+        service: int,
+        client: str,
+        port: int,
+        rip: str,
+        size: int,
+        rport: int | None,
+        length: int,
+        first: int,
+        rest: bytes,
+        hold: bool,
+    ) -> None:
+        """A client speaks to a server of its choice, from wherever it is now."""
+        flow = Flow(UDP, (at_family(client, VIPS[service][0]), port), VIPS[service], self.twin.now)
+        self.flows = [f for f in self.flows if (f.client, f.vip) != (flow.client, flow.vip)][-30:] + [flow]
+        cid = quic.connection_id(rip, min(size, len(wire.addr_bytes(rip))), rport, length)
+        payload = quic.short_header(cid, rest, first)
+        self.give(WAN, wire.udp(*flow.client, *flow.vip, payload, **self.mark()), hold)
+
+    # ---- associations ----
+
+    @rule(
+        service=st.sampled_from([6, 7]),
+        client=st.sampled_from(CLIENTS),
+        port=ports,
+        tag=st.sampled_from([1, 2, 0, MASK]),
+        names=st.sampled_from(SCTP_NAMES),
+        sum=st.sampled_from([None, None, 0, 0x1234]),
+        hold=st.booleans(),
+    )
+    def open_sctp(
+        self, service: int, client: str, port: int, tag: int, names: bytes, sum: int | None, hold: bool
+    ) -> None:
+        """A new association, or one that begins again."""
+        a = Association((at_family(client, VIPS[service][0]), port), VIPS[service], [0, tag])
+        known = [x for x in self.associations if (x.client, x.vip) == (a.client, a.vip)]
+        if not known:
+            self.associations = [*self.associations[-30:], a]
+        self.give(WAN, wire.sctp(*a.client, *a.vip, wire.sctp_init(tag, names), checksum=sum, **self.mark()), hold)
+
+    def sctp_conn(self, a: Association) -> Conn | None:
+        self.settle()
+        known = self.twin.reference.by_key.get((SCTP, *a.client, *a.vip))
+        return known[0] if known and known[0].lip[0] else None
+
+    @precondition(lambda self: self.associations)
+    @rule(data=st.data(), tag=st.sampled_from([5, 6]), names=st.sampled_from(SCTP_NAMES), upto=st.integers(1, 3))
+    def sctp_handshake(self, data: st.DataObject, tag: int, names: bytes, upto: int) -> None:
+        a = data.draw(st.sampled_from(self.associations))
+        conn = self.sctp_conn(a)
+        if conn is None:
+            return
+        a.tags = [tag, conn.tags.offered[1]]
+        answer = wire.sctp_init(tag, names, kind=sctp.INIT_ACK)
+        said = [(1, answer), (0, SCTP_WORDS[0][0]), (1, SCTP_WORDS[1][0])]
+        for sender, chunks in said[:upto]:
+            ends = (*conn.rs, *conn.lip) if sender else (*a.client, *a.vip)
+            self.give(LAN if sender else WAN, wire.sctp(*ends, chunks, tag=a.tags[sender], **self.mark()), True)
+        self.settle()
+
+    @precondition(lambda self: self.associations)
+    @rule(
+        data=st.data(),
+        word=st.sampled_from(SCTP_WORDS),
+        from_rs=st.booleans(),
+        guess=st.sampled_from([None, None, None, None, 0, 1, 5]),
+        sum=st.sampled_from([None, None, 0, 0x1234]),
+        ttl=st.sampled_from([64, 64, 64, 1]),
+        frag=st.sampled_from([wire.DF, wire.DF, 0]),
+        hold=st.booleans(),
+    )
+    def sctp_says(
+        self,
+        data: st.DataObject,
+        word: tuple[bytes, str],
+        from_rs: bool,
+        guess: int | None,
+        sum: int | None,
+        ttl: int,
+        frag: int,
+        hold: bool,
+    ) -> None:
+        a = data.draw(st.sampled_from(self.associations))
+        conn = self.sctp_conn(a)
+        if from_rs and conn is None:
+            return
+        ends = (*conn.rs, *conn.lip) if from_rs and conn else (*a.client, *a.vip)
+        tag = a.tags[from_rs ^ (word[1] == "own")] if guess is None else guess
+        frame = wire.sctp(*ends, word[0], tag=tag, checksum=sum, ttl=ttl, frag=frag, **self.mark())
+        self.give(LAN if from_rs else WAN, frame, hold and ttl > 1)
+
+    @precondition(lambda self: self.associations)
+    @rule(data=st.data(), from_rs=st.booleans(), cut=st.sampled_from([2000, 200, 60, 48, 28, 27]), big=st.booleans())
+    def sctp_error(self, data: st.DataObject, from_rs: bool, cut: int, big: bool) -> None:
+        a = data.draw(st.sampled_from(self.associations))
+        conn = self.sctp_conn(a)
+        if conn is None:
+            return
+        near, far = (conn.lip, conn.rs) if from_rs else (conn.vip, conn.client)
+        six = wire.is6(near[0])
+        quote = wire.sctp(*near, *far, SCTP_WORDS[2 + big][0], tag=a.tags[not from_rs])[14:][:cut]
+        kind, code = ((2, 0) if big else (4, 1)) if six else ((3, 4) if big else (3, 2))
+        sender = "2001:db8:5::1" if six else "192.0.2.254"
+        frame = wire.icmp(sender, near[0], kind, code, struct.pack("!I", 1400), quote, **self.mark())
+        self.give(LAN if from_rs else WAN, frame)
+
     # ---- fragments ----
 
     @precondition(lambda self: self.flows)
@@ -719,16 +889,20 @@ class CoreAndReference(RuleBasedStateMachine):
         client_addr=st.sampled_from(["none", *TELLING[TCP]]),
         lips=st.sampled_from([[3, 4, 6], [3, 6], [4], [6], []]),
         one_packet=st.booleans(),
+        quic=st.booleans(),
     )
     def change_service(self, id: int, **options: Any) -> None:
         self.settle()
-        if options["client_addr"] not in TELLING[PROTOS[id]]:
+        if PROTOS[id] == SCTP:
+            options["client_addr"] = "none"
+        elif options["client_addr"] not in TELLING[PROTOS[id]]:
             options["client_addr"] = (
                 TELLING[PROTOS[id]][TELLING[TCP].index(options["client_addr"]) % 4]
                 if options["client_addr"] != "none"
                 else "none"
             )
         options["one_packet"] &= id == 2
+        options["quic"] &= id in (3, 5)
         self.options[id] = options
         self.put(id)
         self.twin.operations += 1
@@ -810,7 +984,7 @@ class CoreAndReference(RuleBasedStateMachine):
         dst=st.sampled_from([VIP, VIP2, LIP, LIP2, GATEWAY, "192.0.2.77"]),
         port=st.sampled_from([53, 80, 443, 9, 65535, 0]),
         sport=st.sampled_from([7, 7, 7, 0]),
-        kind=st.sampled_from([TCP, UDP, 1, 47]),
+        kind=st.sampled_from([TCP, UDP, SCTP, 1, 47]),
         flags=st.integers(0, 63),
         n=small,
         side=st.sampled_from([WAN, LAN]),
@@ -826,6 +1000,9 @@ class CoreAndReference(RuleBasedStateMachine):
             frame = wire.tcp(src, sport, dst, port, flags, payload=bytes(n), frag=frag, **mark)
         elif kind == UDP:
             frame = wire.udp(src, sport, dst, port, bytes(n), frag=frag, **mark)
+        elif kind == SCTP:
+            chunks = wire.sctp_init(flags, bytes(n)) if flags & 1 else bytes(n)
+            frame = wire.sctp(src, sport, dst, port, chunks, tag=flags >> 4, frag=frag, **mark)
         elif kind == 1:
             frame = wire.icmp(src, dst, flags, flags & 1, b"abcd", bytes(n), frag=frag, **mark)
         else:
@@ -836,7 +1013,7 @@ class CoreAndReference(RuleBasedStateMachine):
         src=st.sampled_from([*CLIENTS6, "::", "::1", "ff02::5", "fe80::1", "::ffff:1.2.3.4", VIP6, LIP6]),
         dst=st.sampled_from([VIP6, LIP6, GATEWAY6, "2001:db8:1::77"]),
         port=st.sampled_from([53, 80, 9]),
-        kind=st.sampled_from([TCP, UDP, wire.ICMP6, 47]),
+        kind=st.sampled_from([TCP, UDP, SCTP, wire.ICMP6, 47]),
         flags=st.integers(0, 63),
         n=small,
         side=st.sampled_from([WAN, LAN]),
@@ -1027,6 +1204,10 @@ class CoreAndReference(RuleBasedStateMachine):
                     wire.udp(CLIENT, 5000, VIP, 53, b"0123456789", **self.mark()),
                     wire.echo_request(CLIENT, VIP, b"0123456789", ip_ident=self.next_ident()),
                     wire.arp(1, wire.CLIENT_MAC, "10.0.0.200", MACS[side], VIP),
+                    wire.sctp(CLIENT, 5000, *VIPS[6], wire.sctp_init(9, SCTP_NAMES[2]), **self.mark()),
+                    wire.sctp(
+                        CLIENT6, 5000, *VIPS[7], wire.sctp_init(9, SCTP_NAMES[3]), extensions=(60,), **self.mark()
+                    ),
                     wire.tcp(CLIENT6, 5000, VIP6, 80, SYN, payload=b"0123456789", extensions=(0, 60), **self.mark()),
                     wire.udp(CLIENT6, 5000, VIP6, 53, b"0123456789", extensions=(43,), **self.mark()),
                 ]

@@ -47,6 +47,22 @@ def read(text: str, node: str | None = "lb1") -> Config:
     return config.parse(text, "f.toml", node).config
 
 
+def test_sctp_is_a_protocol_like_others():
+    text = GOOD.replace('["udp", "tcp"]', '["sctp", "tcp"]').replace("syn = 5", 'syn = 5, sctp_established = "20m"')
+    c = read(text)
+    assert [str(s.key) for s in c.services[2:]] == ["sctp 198.51.100.53:53", "tcp 198.51.100.53:53"]
+    assert c.host.timeouts.by_state()["SCTP_EST"] == 1200
+    told = text.replace('port = "lan"\n', 'port = "lan"\nclient_addr = { tcp = "toa", sctp = "none" }\n')
+    assert [s.client_addr for s in read(told).services[2:]] == ["none", "toa"]
+
+
+def test_quic_is_a_word_of_udp_services():
+    text = GOOD.replace('["udp", "tcp"]', '"udp"').replace('port = "lan"\n', 'port = "lan"\nquic = true\n')
+    assert read(text.replace('proto = "udp"', 'proto = ["udp"]')).services[2].quic
+    with pytest.raises(ConfigError, match="for UDP services only"):
+        read(GOOD.replace('port = "lan"\n', 'port = "lan"\nquic = true\n'))
+
+
 def test_good_file_means_what_it_says():
     c = read(GOOD)
     assert (c.node, c.mgmt) == ("lb1", "10.31.0.11")
@@ -145,7 +161,7 @@ WRONG = [
     ('port = "lan"', 'port = "lam"', "FN-1110", ":23:", "use one of: wan, lan"),
     ('lips = ["10.31.102.1"]\n', 'lips = ["10.31.109.1"]\n', "FN-1104", ":24:", "not a LIP of the node"),
     ('listen = "198.51.100.53:53"\n', "", "FN-1105", ":20: service.dns", "listen"),
-    ('["udp", "tcp"]', '["icmp"]', "FN-1104", ":22:", '"tcp", "udp"'),
+    ('["udp", "tcp"]', '["icmp"]', "FN-1104", ":22:", '"tcp", "udp", "sctp"'),
     ('["udp", "tcp"]', "[17]", "FN-1104", ":22:", "list of texts"),
     ("10.31.101.1-", "10.31.101.9-", "FN-1104", ":6: node.lb1.lips", "empty or too large"),
     ("10.31.101.1-", "10.0.0.0-", "FN-1104", ":6:", "at most 4096"),

@@ -90,6 +90,7 @@ def test_config_becomes_specs(house):
         "no_rs_reset": False,
         "expire_quiescent": False,
         "one_packet": False,
+        "quic": False,
         "conn_timeout": 0,
         "half_open": 8192,
         "client_addr": "none",

@@ -351,8 +351,7 @@ def test_a_half_closed_connection_lives_while_data_flows(closer: str, make: Any)
 def test_ten_minutes_of_silence_after_the_clients_fin_are_nothing_by_default() -> None:
     core = Core()
     words = Timeouts().model_dump()
-    names = {"established": "TCP_EST", "close": "TCP_CLOSE", "udp_normal": "UDP_NORM", "none": "TCP_NONE"}
-    core.plane.put_settings({names.get(k, k.upper()): v for k, v in words.items()}, True)
+    core.plane.put_settings(Timeouts().by_state(), True)
     core.plane.publish()
     t = opened(lambda: core)
     t.from_client(FIN | ACK, b"a long question")
