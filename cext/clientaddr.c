@@ -18,7 +18,7 @@
 
 #include "csum.h"
 
-enum { TOA_KIND = 254, UOA_KIND = 31, UOA_PROTO = 248, SETTLED = 65536, OPTIONS_MOST = 40 };
+enum { TOA_KIND = 254, UOA_KIND = 31, SETTLED = 65536, OPTIONS_MOST = 40 };
 
 static u8 mode_of(const struct conn *c) { return c->marks & MARK_MODE; }
 static bool is_proxy(const struct conn *c) { return mode_of(c) >= FNAT_CLIENT_ADDR_PROXY_V1; }
@@ -297,12 +297,12 @@ static enum clientaddr uoa_header(struct packet *p, const struct conn *c, u32 mt
     if (p->data[p->l3] >> 4 == 4) {
         struct ip4_header *ip = (struct ip4_header *)(p->data + p->l3);
         u16 from = get16(&ip->ttl);
-        ip->proto = UOA_PROTO;
+        ip->proto = PROTO_UOA;
         ip->csum = csum_apply(ip->csum, csum_delta16(from, get16(&ip->ttl)));
         put16(p->data + p->l4 + size + offsetof(struct udp_header, csum),
               0); /* as DPVS: what lies between it and its pseudo-header is not UDP */
     } else
-        *next_header(p) = UOA_PROTO;
+        *next_header(p) = PROTO_UOA;
     p->l4 = (u8)(p->l4 + size);
     lengthen(p, (s32)size);
     return CLIENTADDR_TOLD;
@@ -709,19 +709,6 @@ static enum clientaddr proxy_to_rs(struct core *k, struct packet *p, struct conn
     return CLIENTADDR_NOTHING;
 }
 
-/* A number of the RS, of which dseq is taken off, as the client knows it. */
-static u32 client_number(const struct conn *c, u32 number)
-{
-    u32 at = number - c->insertion;
-    if (c->marks & MARK_ACKED) { /* the shift is taken off, too: what is inside the header has come to lie before its end */
-        u32 short_of = c->insertion + c->replaced - number;
-        return short_of - 1 < c->insertion_len ? c->insertion : number;
-    }
-    if ((s32)at <= 0)
-        return number;
-    return at < c->insertion_len ? c->insertion : number - shift_of(c);
-}
-
 static void proxy_sack(struct packet *p, const struct conn *c, bool header_missing)
 {
     u8 *options = (u8 *)(tcp_of(p) + 1);
@@ -730,7 +717,7 @@ static void proxy_sack(struct packet *p, const struct conn *c, bool header_missi
         return strip(options, len, TCP_OPT_SACK); /* what the RS has begins with the byte that it still asks for */
     for (u32 at = 0, size; (size = option_at(options, len, at)); at += size)
         for (u32 i = 2; options[at] == TCP_OPT_SACK && size % 8 == 2 && i < size; i += 4)
-            put32(options + at + i, be32(client_number(c, be32(get32(options + at + i)))));
+            put32(options + at + i, be32(conn_client_number(c, be32(get32(options + at + i)))));
 }
 
 static void proxy_to_client(struct packet *p, struct conn *c)
@@ -742,7 +729,7 @@ static void proxy_to_client(struct packet *p, struct conn *c)
     u32 ack = be32(get32(&tcp->ack)), at = ack - c->insertion;
     bool short_of = !(c->marks & MARK_ACKED) && (s32)at < c->insertion_len;
     proxy_sack(p, c, short_of);
-    ack = client_number(c, ack);
+    ack = conn_client_number(c, ack);
     put32(&tcp->ack, be32(ack));
     mend_checksum(p, b);
     if (!(c->marks & MARK_ACKED) && !short_of) {

@@ -37,9 +37,10 @@ static u32 quote_len(u8 family, const struct icmp_header *icmp)
 }
 
 /* The L4 protocol behind an IPv6 header that is perhaps cut short; *at moves there. 0: out of sight, or a later fragment. */
-static u8 skip_extensions(const u8 *data, u32 *at, u32 end)
+static u8 skip_extensions(const u8 *data, u32 *at, u32 end, u16 *named)
 {
     u8 next = ((const struct ip6_header *)(data + *at))->next;
+    *named = (u16)(*at + offsetof(struct ip6_header, next));
     *at += sizeof(struct ip6_header);
     while (next == IP6_HOP_BY_HOP || next == IP6_ROUTING || next == IP6_FRAGMENT || next == IP6_DESTINATION) {
         const struct ip6_routing *ext = (const struct ip6_routing *)(data + *at);
@@ -47,10 +48,26 @@ static u8 skip_extensions(const u8 *data, u32 *at, u32 end)
             return 0;
         if (next == IP6_FRAGMENT && be16(((const struct ip6_fragment *)ext)->frag) & IP6_OFFSET)
             return 0;
+        *named = (u16)*at;
         *at += next == IP6_FRAGMENT ? 8 : (ext->len + 1) * 8u;
         next = ext->next;
     }
     return next;
+}
+
+/* What tells the RS the client's address (clientaddr.h) is not of the datagram that the client sent. It stands before the UDP header. */
+static bool skip_uoa(const u8 *data, struct icmp_quote *q, u32 *at)
+{
+    if (*at + 4 > q->end)
+        return false;
+    u32 size = be16(get16(data + *at + 2));
+    if (data[*at + 1] != PROTO_UDP || (size != 12 && size != 24))
+        return false;
+    q->uoa = (u16)*at;
+    q->uoa_len = (u16)size;
+    q->answer.proto = PROTO_UDP;
+    *at += size;
+    return true;
 }
 
 static enum counter read_addresses(const struct packet *p, struct icmp_quote *q)
@@ -73,6 +90,7 @@ enum counter icmp_read(const struct packet *p, struct icmp_quote *q)
     const struct icmp_header *icmp = (const struct icmp_header *)(data + p->l4);
     u32 given = quote_len(p->family, icmp), room = message_len(p) - (u32)sizeof *icmp;
     q->l3 = (u16)(p->l4 + sizeof *icmp);
+    q->uoa_len = 0;
     q->end = (u16)(q->l3 + (given && given < room ? given : room));
     enum counter reason = read_addresses(p, q);
     if (reason)
@@ -88,11 +106,14 @@ enum counter icmp_read(const struct packet *p, struct icmp_quote *q)
             return DROP_icmp_no_conn; /* no ports */
         at += header;
         q->answer.proto = ip->proto;
+        q->next = (u16)(q->l3 + offsetof(struct ip4_header, proto));
     } else {
         whole = sizeof(struct ip6_header) + be16(((const struct ip6_header *)(data + at))->payload_len);
-        q->answer.proto = skip_extensions(data, &at, q->end);
+        q->answer.proto = skip_extensions(data, &at, q->end, &q->next);
     }
     q->end = (u16)min_u32(q->end, q->l3 + whole); /* what is behind it was padding */
+    if (q->answer.proto == PROTO_UOA && !skip_uoa(data, q, &at))
+        return at + 4 > q->end ? DROP_icmp_quote : DROP_icmp_no_conn;
     if (q->answer.proto != PROTO_TCP && q->answer.proto != PROTO_UDP)
         return DROP_icmp_no_conn;
     if (at + 8 > q->end)
@@ -209,9 +230,9 @@ static bool to_4(struct meaning *m)
 
 /* ---- the quoted segment or datagram ---- */
 
-static u64 shift32(u8 *at, u32 by)
+static u64 put_number(u8 *at, u32 number)
 {
-    u32 from = get32(at), to = be32(be32(from) + by);
+    u32 from = get32(at), to = be32(number);
     put32(at, to);
     return csum_delta32(from, to);
 }
@@ -230,12 +251,14 @@ static void restore_l4(const struct conn *c, enum direction dir, u8 *l4, u32 len
         return;
     }
     struct tcp_header *tcp = (struct tcp_header *)l4;
+    u32 seq = be32(get32(&tcp->seq)) - c->dseq;
     if (dir == TO_CLIENT)
-        delta += shift32((u8 *)&tcp->seq, 0u - c->dseq);
+        delta += put_number((u8 *)&tcp->seq, conn_inserts(c) ? conn_client_number(c, seq) : seq);
     if (len < offsetof(struct tcp_header, urgent))
         return;
+    u32 ack = be32(get32(&tcp->ack));
     if (dir == TO_RS && tcp->flags & TCP_ACK)
-        delta += shift32((u8 *)&tcp->ack, c->dseq);
+        delta += put_number((u8 *)&tcp->ack, (conn_inserts(c) ? conn_rs_number(c, ack) : ack) + c->dseq);
     tcp->csum = csum_apply(tcp->csum, delta);
 }
 
@@ -320,16 +343,44 @@ static void cross(struct packet *p, struct ends e, const struct icmp_quote *q, u
     p->l3_len = (u16)(headers + quoted);
 }
 
-static void cut(struct packet *p, u16 most)
+static void put_len(struct packet *p, u16 most)
 {
-    struct icmp_header *icmp = (struct icmp_header *)(p->data + p->l4);
-    if (quote_len(p->family, icmp))
-        icmp->rest &= be32(p->family == 4 ? 0xff00ffff : 0x00ffffff);
     if (p->family == 4)
         ((struct ip4_header *)(p->data + p->l3))->total_len = be16(most);
     else
         ((struct ip6_header *)(p->data + p->l3))->payload_len = be16((u16)(most - sizeof(struct ip6_header)));
     p->l3_len = most;
+}
+
+static void cut(struct packet *p, u16 most)
+{
+    struct icmp_header *icmp = (struct icmp_header *)(p->data + p->l4);
+    if (quote_len(p->family, icmp))
+        icmp->rest &= be32(p->family == 4 ? 0xff00ffff : 0x00ffffff);
+    put_len(p, most);
+}
+
+/* The quote without the header of protocol 248, and without objects behind it: they would lie elsewhere. */
+static void cut_uoa(struct packet *p, struct icmp_quote *q)
+{
+    u16 n = q->uoa_len, from;
+    u8 *l3 = p->data + q->l3;
+    cut(p, (u16)(q->end - p->l3));
+    p->data[q->next] = PROTO_UDP;
+    if (p->family == 4) {
+        struct ip4_header *ip = (struct ip4_header *)l3;
+        from = ip->total_len;
+        ip->total_len = be16((u16)(be16(from) - n));
+        ip->csum = csum_apply(ip->csum, csum_delta16(from, ip->total_len) + csum_delta16(be16(PROTO_UOA), be16(PROTO_UDP)));
+    } else {
+        struct ip6_header *ip = (struct ip6_header *)l3;
+        ip->payload_len = be16((u16)(be16(ip->payload_len) - n));
+    }
+    memmove(p->data + n, p->data, q->uoa);
+    p->data += n;
+    q->l4 = (u16)(q->l4 - n);
+    q->end = (u16)(q->end - n);
+    put_len(p, (u16)(q->end - p->l3));
 }
 
 static void stay(struct packet *p, struct ends e, const struct icmp_quote *q, u16 most)
@@ -349,12 +400,28 @@ static void stay(struct packet *p, struct ends e, const struct icmp_quote *q, u1
     ip->csum = csum_ip4(ip, p->l4 - p->l3);
 }
 
-enum counter icmp_translate(const struct core *k, struct packet *p, const struct conn *c, enum direction dir, const struct icmp_quote *q,
-                            u16 mtu)
+/* The client's segments are to grow by TOA until the RS has its socket: without room for it a link that told its MTU would never get them. */
+static void leave_room_for_toa(const struct packet *p, const struct conn *c)
+{
+    struct icmp_header *icmp = (struct icmp_header *)(p->data + p->l4);
+    u32 rest = be32(icmp->rest), by = conn_family(c, TO_RS) == 4 ? 8 : 20, least = p->family == 4 ? 68 : IP6_MIN_MTU;
+    bool tells = p->family == 6 ? icmp->type == ICMP6_TOO_BIG : icmp->type == ICMP_UNREACHABLE && icmp->code == ICMP_FRAG_NEEDED;
+    if (!tells || !(c->flags & CONN_MARKED) || (c->marks & MARK_MODE) != FNAT_CLIENT_ADDR_TOA)
+        return;
+    u32 mtu = p->family == 4 ? rest & 0xffff : rest;
+    if (mtu > least)
+        icmp->rest = be32(rest - mtu + max_u32(mtu - min_u32(by, mtu), least));
+}
+
+enum counter icmp_translate(const struct core *k, struct packet *p, const struct conn *c, enum direction dir, struct icmp_quote *q, u16 mtu)
 {
     struct ends e = dir == TO_CLIENT ? (struct ends){conn_vip(k, c), conn_cip(c)} : (struct ends){conn_lip(k, c), conn_rip(c)};
-    const struct icmp_header *icmp = (const struct icmp_header *)(p->data + p->l4);
     u8 to = conn_family(c, !dir);
+    if (q->uoa_len)
+        cut_uoa(p, q);
+    if (dir == TO_CLIENT)
+        leave_room_for_toa(p, c);
+    const struct icmp_header *icmp = (const struct icmp_header *)(p->data + p->l4);
     u8 *l4 = p->data + q->l4;
     u32 before = to == p->family ? q->l4 - (u32)p->l3 : 2u * l3_size(to) + (u32)sizeof *icmp; /* what is quoted of L4 */
     if (before + 8 > mtu)

@@ -21,6 +21,7 @@ static inline bool icmp_is_error(u8 family, u8 type)
 struct icmp_quote {
     struct flow_key answer; /* by which an answer to the quoted packet would find its connection */
     u16 l3, l4, end;        /* offsets from data: quoted headers, end of what is quoted */
+    u16 uoa, uoa_len, next; /* a header of protocol 248 before the UDP header, and the byte that names it; uoa_len 0: there is none */
 };
 
 /* Is the message sound (RFC 1071; over IPv6 with its pseudo-header)? */
@@ -28,8 +29,8 @@ rare bool icmp_checksum_right(const struct packet *p);
 /* 0, or the reason why this error says nothing. */
 rare enum counter icmp_read(const struct packet *p, struct icmp_quote *q);
 /* Make of an error about what went out in the other direction of `dir` one to the sender of that. mtu: most bytes of an IP packet to there; a
- * longer quote is cut. 0, or the reason why it cannot be, and then nothing has changed. The packet may begin elsewhere in its frame afterwards. */
+ * longer quote is cut. 0, or the reason why it cannot be. The packet may begin elsewhere in its frame afterwards. */
 rare enum counter icmp_translate(const struct core *k, struct packet *p, const struct conn *c, enum direction dir,
-                                 const struct icmp_quote *q, u16 mtu);
+                                 struct icmp_quote *q, u16 mtu);
 
 #endif

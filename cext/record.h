@@ -116,6 +116,32 @@ static inline u32 conn_inserted(const struct conn *c)
     return under_way ? c->insertion_len - c->replaced : 0;
 }
 
+/* A header goes or went into the client's stream, and numbers of before may still be about. */
+static inline bool conn_inserts(const struct conn *c)
+{
+    return c->flags & CONN_MARKED && c->marks & MARK_PROXY && c->proto == 6 && !(c->flags & CONN_HALF_OPEN) && c->insertion_len;
+}
+
+/* A number of the client's stream as the RS has it, of which dseq is taken off, as the client knows it: inside the header it is where that begins. */
+static inline u32 conn_client_number(const struct conn *c, u32 number)
+{
+    u32 at = number - c->insertion;
+    if (c->marks & MARK_ACKED) { /* the shift is taken off, too: what is inside the header has come to lie before its end */
+        u32 short_of = c->insertion + c->replaced - number;
+        return short_of - 1 < c->insertion_len ? c->insertion : number;
+    }
+    if ((s32)at <= 0)
+        return number;
+    return at < c->insertion_len ? c->insertion : number - (c->insertion_len - c->replaced);
+}
+
+/* The way back, dseq to be added: where the stream begins the RS may have meant any place up to the header's end. */
+static inline u32 conn_rs_number(const struct conn *c, u32 number)
+{
+    bool shifted = !(c->marks & MARK_ACKED) && (s32)(number - c->insertion) > 0;
+    return shifted ? number + c->insertion_len - c->replaced : number;
+}
+
 /* Family of the packets that come in in this direction. */
 static inline u8 conn_family(const struct conn *c, u32 dir) { return dir == TO_RS ? c->families & 15 : c->families >> 4; }
 

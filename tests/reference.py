@@ -209,6 +209,16 @@ class Conn:
         """A number of the client's end of stream, as the RS knows it."""
         return (seq + (self.dseq or 0) + (self.telling.under_way if self.telling else 0)) & MASK
 
+    def sent_by_client(self, seq: int) -> int:
+        """A sequence number that went to the RS, as the client sent it."""
+        seq = (seq - (self.dseq or 0)) & MASK
+        return self.telling.client_number(seq) if self.telling and not self.half_open else seq
+
+    def acknowledged_by_rs(self, ack: int) -> int:
+        """An acknowledgement that went to the client, as the RS sent it."""
+        ack = self.telling.rs_number(ack) if self.telling and not self.half_open else ack
+        return (ack + (self.dseq or 0)) & MASK
+
 
 @dataclass
 class Waiting:
@@ -1352,7 +1362,9 @@ class Reference:
         if hop[0] not in self.ports:
             return "port_down"
         near, far = (conn.lip, conn.rs) if sender == _CLIENT else (conn.vip, conn.client)
-        packet = icmp.translated(f, quote, near, far, conn.dseq or 0, sender == _RS, self.mtu(conn, sender, hop))
+        less = conn.telling.toa_bytes if conn.telling and sender == _RS else 0
+        number = conn.sent_by_client if sender == _RS else conn.acknowledged_by_rs
+        packet = icmp.translated(f, quote, near, far, number, sender == _RS, self.mtu(conn, sender, hop), less)
         if isinstance(packet, str):
             return packet
         neighbour = self.neighbours.setdefault(hop, Neighbour())

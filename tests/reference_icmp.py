@@ -7,12 +7,15 @@ RFC 792, RFC 4443, RFC 5508 (errors through a NAT), RFC 7915 4.2 and 5.2 (betwee
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import packets as wire
 from packets import ACK, ICMP, ICMP6, TCP, UDP
 
 End = tuple[str, int]
+Number = Callable[[int], int]  # a sequence number of the receiver of the quoted packet -> its sender's
+UOA = 248
 EXTENSIONS = (wire.HOP_BY_HOP, wire.ROUTING, wire.FRAGMENT, wire.DESTINATION)
 PLATEAUS = (65535, 32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296, 68)  # RFC 1191 7.1
 
@@ -27,6 +30,7 @@ class Quote:
     proto: int
     src: End
     dst: End
+    layer: int = 0  # bytes of a header of protocol 248 that it had
 
 
 def is_error(f: wire.Frame) -> bool:
@@ -77,13 +81,40 @@ def quoted(f: wire.Frame) -> Quote | str:
             return "icmp_quote"
         if struct.unpack_from("!H", body, 6)[0] & 0x1FFF:
             return "icmp_no_conn"
-    body = body[:total]
+    body, layer = body[:total], b""
+    if proto == UOA:  # what tells the RS the client's address is not of the datagram that the client sent
+        if at + 4 > len(body):
+            return "icmp_quote"
+        size = struct.unpack_from("!H", body, at + 2)[0]
+        if body[at + 1] != UDP or size not in (12, 24):
+            return "icmp_no_conn"
+        layer, proto = body[at : at + size], UDP
     if proto not in (TCP, UDP):
         return "icmp_no_conn"
-    if at + 8 > len(body):
+    if at + len(layer) + 8 > len(body):
         return "icmp_quote"
+    if layer:
+        body, total = without_layer(body, at, len(layer)), total - len(layer)
     sport, dport = struct.unpack_from("!HH", body, at)
-    return Quote(body, at, total, proto, (wire.addr_text(src), sport), (wire.addr_text(dst), dport))
+    return Quote(body, at, total, proto, (wire.addr_text(src), sport), (wire.addr_text(dst), dport), len(layer))
+
+
+def without_layer(body: bytes, at: int, size: int) -> bytes:
+    """A packet without these bytes before its UDP header; an IPv4 checksum is as wrong as it was."""
+    out = bytearray(body)
+    if body[0] >> 4 == 6:
+        named, chain = 6, 40
+        while chain < at:
+            named, chain = chain, chain + (8 if out[named] == wire.FRAGMENT else (out[chain + 1] + 1) * 8)
+        out[named] = UDP
+        struct.pack_into("!H", out, 4, struct.unpack_from("!H", out, 4)[0] - size)
+    else:
+        was = wire.residue(bytes(out[:10] + out[12:at]))
+        out[9] = UDP
+        struct.pack_into("!H", out, 2, struct.unpack_from("!H", out, 2)[0] - size)
+        error = was - wire.residue(bytes(out[:10] + out[12:at]))
+        struct.pack_into("!H", out, 10, (struct.unpack_from("!H", out, 10)[0] + error) % 0xFFFF)
+    return bytes(out[:at] + out[at + size :])
 
 
 # ---- what the other family calls it: (type, code, rest) ----
@@ -135,20 +166,29 @@ def to_4(kind: int, code: int, rest: int) -> tuple[int, int, int] | None:
 # ---- the error as it goes on ----
 
 
-def translated(f: wire.Frame, quote: Quote, near: End, far: End, dseq: int, to_client: bool, mtu: int) -> bytes | str:
-    """The IP packet that goes to `far`, from `near`, quoting what far sent to near; or the drop reason."""
+def lowered(f: wire.Frame, less: int) -> int:
+    """The second word of the header; an MTU leaves room for what the balancer adds to a segment."""
+    six, rest = wire.is6(f.src), int.from_bytes(f.icmp_rest, "big")
+    mtu, least = (rest, 1280) if six else (rest & 0xFFFF, 68)
+    if (f.icmp_type, f.icmp_code if not six else 0) != ((2, 0) if six else (3, 4)) or mtu <= least:
+        return rest
+    return rest - mtu + max(mtu - less, least)
+
+
+def translated(f: wire.Frame, quote: Quote, near: End, far: End, number: Number, to_client: bool, mtu: int, less: int = 0) -> bytes | str:
+    """The IP packet that goes to `far`, from `near`, quoting what far sent to near; or the drop reason. less: what an MTU is lowered by."""
     six, came6 = wire.is6(far[0]), wire.is6(f.src)
     before = (80 if six else 40) + 8 if six != came6 else f.l4 - 14 + 8 + quote.l4
     if before + 8 > mtu:
         return "mtu"
     if six == came6:
-        return _same_family(f, quote, near, far, dseq, to_client, mtu)
-    kind, code, rest = f.icmp_type, f.icmp_code, struct.unpack("!I", f.icmp_rest)[0]
+        return _same_family(f, quote, near, far, number, to_client, mtu, less)
+    kind, code, rest = f.icmp_type, f.icmp_code, lowered(f, less)
     meaning = to_6(kind, code, rest, quote.total) if six else to_4(kind, code, rest)
     if meaning is None:
         return "icmp"
     room = min(mtu, 1280 if six else 576) - before
-    segment = _l4(quote, near, far, dseq, to_client, room)[:room]
+    segment = _l4(quote, near, far, number, to_client, room)[:room]
     if six:
         inner = wire.ipv6(
             segment,
@@ -174,9 +214,14 @@ def translated(f: wire.Frame, quote: Quote, near: End, far: End, dseq: int, to_c
     return wire.ipv4(message, src=near[0], dst=far[0], proto=ICMP, ttl=f.ttl - 1, tos=f.tos)
 
 
-def _same_family(f: wire.Frame, quote: Quote, near: End, far: End, dseq: int, to_client: bool, mtu: int) -> bytes:
+def _same_family(f: wire.Frame, quote: Quote, near: End, far: End, number: Number, to_client: bool, mtu: int, less: int) -> bytes:
     """All stays but addresses, ports, numbers and what follows from them. What is longer than the link allows loses its end."""
     message, six = bytearray(message_of(f)), wire.is6(far[0])
+    struct.pack_into("!I", message, 4, lowered(f, less))
+    if quote.layer:
+        if quote_len(six, bytes(message)):
+            message[4 if six else 5] = 0
+        del message[8 + len(quote.body) :]
     addresses = wire.addr_bytes(far[0]) + wire.addr_bytes(near[0])
     body = bytearray(quote.body)
     at = 8 if six else 12
@@ -185,7 +230,7 @@ def _same_family(f: wire.Frame, quote: Quote, near: End, far: End, dseq: int, to
         struct.pack_into("!H", body, 10, (struct.unpack_from("!H", body, 10)[0] + error) % 0xFFFF)
     body[at : at + len(addresses)] = addresses
     room = mtu - (f.l4 - 14)
-    body[quote.l4 :] = _l4(quote, near, far, dseq, to_client, room - 8 - quote.l4)
+    body[quote.l4 :] = _l4(quote, near, far, number, to_client, room - 8 - quote.l4)
     message[8 : 8 + len(body)] = body
     if len(message) > room:
         if quote_len(six, bytes(message)):
@@ -212,7 +257,7 @@ def _same_family(f: wire.Frame, quote: Quote, near: End, far: End, dseq: int, to
     )
 
 
-def _l4(quote: Quote, near: End, far: End, dseq: int, to_client: bool, room: int = 65535) -> bytes:
+def _l4(quote: Quote, near: End, far: End, number: Number, to_client: bool, room: int = 65535) -> bytes:
     """What is quoted of the segment or datagram, as its sender sent it. A checksum that is quoted, within the first `room` bytes, is as wrong
     as it was."""
     old = quote.body[quote.l4 :]
@@ -220,9 +265,9 @@ def _l4(quote: Quote, near: End, far: End, dseq: int, to_client: bool, room: int
     struct.pack_into("!HH", new, 0, far[1], near[1])
     whole = min(len(old), room) >= 18
     if quote.proto == TCP and to_client:
-        struct.pack_into("!I", new, 4, (struct.unpack_from("!I", new, 4)[0] - dseq) & 0xFFFFFFFF)
+        struct.pack_into("!I", new, 4, number(struct.unpack_from("!I", new, 4)[0]))
     if quote.proto == TCP and not to_client and whole and new[13] & ACK:
-        struct.pack_into("!I", new, 8, (struct.unpack_from("!I", new, 8)[0] + dseq) & 0xFFFFFFFF)
+        struct.pack_into("!I", new, 8, number(struct.unpack_from("!I", new, 8)[0]))
     at = 6 if quote.proto == UDP else 16
     if quote.proto == TCP and not whole:
         return bytes(new)

@@ -80,6 +80,20 @@ class Telling:
         """What the end of the client's stream is shifted by, beyond the connection's shift."""
         return self.adds if self.sent and not self.acked and not self.done else 0
 
+    @property
+    def toa_bytes(self) -> int:
+        """What the client's segments still grow by."""
+        return len(self._option(254)) if self.mode == "toa" and not self.done else 0
+
+    def client_number(self, number: int) -> int:
+        """A number of the client's stream that the RS knows, the connection's shift taken off."""
+        return self._renumber(self.acked)(number) if self.header and not self.done else number
+
+    def rs_number(self, number: int) -> int:
+        """The way back; the connection's shift is to be added."""
+        shifted = self.header and not self.done and not self.acked and signed(number - self.first) > 0
+        return number + self.adds & MASK if shifted else number
+
     def needs_whole(self, f: wire.Frame, sender: int) -> bool:
         """Fragments, and packets that would become some, do not go on: they could neither tell nor be cleaned of what a client forges."""
         if self.proto == TCP:

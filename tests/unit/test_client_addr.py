@@ -167,6 +167,18 @@ ROWS = [
     Row("and in no other", "proxy-v2", lambda t: t.datagram(), {"payload": b"query"}, asked, proto=UDP),
     Row("insecure: the client's own passes", "proxy-v2-insecure", lambda t: t.datagram(OTHER2 + b"q"), {"payload": OTHER2 + b"q"}, lambda t: None, proto=UDP),
     Row("a datagram too large goes without", "proxy-v2", lambda t: t.datagram(bytes(1472)), {"payload": bytes(1472)}, lambda t: None, proto=UDP, no_room=1),
+    # ---- what may become fragments further on: IPv4 without DF, longer than 576 bytes ----
+    Row("without DF a full segment brings TOA, too", "toa", lambda t: t.from_client(ACK | PSH, bytes(1400), frag=0), {"toa": TOA, "payload": bytes(1400)}, told=1),
+    Row("the ACK of the handshake with data, without DF", "toa", lambda t: t.from_client(ACK, bytes(800), frag=0), {"toa": TOA, "payload": bytes(800)}, begun, told=1),
+    Row("a forged option becomes padding there", "toa", lambda t: t.from_client(ACK, bytes(800), frag=0, options=FORGED), {"toa": TOA, "total": 856}, told=1),
+    Row("without DF the first data brings the header", "proxy-v2", lambda t: t.from_client(ACK | PSH, bytes(1400), frag=0), {"payload": V2 + bytes(1400), "seq": number(0)}, told=1),
+    Row("without DF an answer's number is shifted back", "proxy-v2", lambda t: t.from_rs(ACK, bytes(1400), ack=t.isn + 1 + 28, frag=0), {"ack": 1001, "payload": bytes(1400)},
+        to_client=True),
+    Row("a large datagram without DF has the header of protocol 248", "uoa-opp", lambda t: t.datagram(bytes(1000), frag=0), {"uoa": OPP, "payload": bytes(1000)},
+        lambda t: None, proto=UDP, told=1),
+    Row("or the option", "uoa-ipo", lambda t: t.datagram(bytes(1000), frag=0), {"ip_options": IPO, "payload": bytes(1000)}, lambda t: None, proto=UDP, told=1),
+    Row("or v2", "proxy-v2", lambda t: t.datagram(bytes(1000), frag=0), {"payload": V2_UDP + bytes(1000)}, lambda t: None, proto=UDP, told=1),
+    Row("no more once the RS has answered so", "uoa-opp", lambda t: t.datagram(), {"uoa": b""}, lambda t: (t.datagram(), t.reply(bytes(1000), frag=0)), proto=UDP),
 ]  # fmt: skip
 
 
