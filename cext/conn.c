@@ -24,6 +24,12 @@ static u32 timeout_of(const struct core *k, const struct conn *c, u8 state)
     return k->timeouts[state];
 }
 
+/* After how long it is looked at: a doubtful one in time for its RS to be asked. */
+static u32 look_of(const struct core *k, const struct conn *c, u32 timeout)
+{
+    return unlikely(c->marks & MARK_DOUBT) ? min_u32(timeout, k->timeouts[TCP_CLOSED]) : timeout;
+}
+
 /* ---- records ---- */
 
 /* Free records lie in several lists that are used in turn: the next one of each list is fetched long before its turn comes. */
@@ -472,9 +478,8 @@ void conn_enter(struct core *k, u32 index, u8 state)
     u32 first = c->opened + k->timeouts[TCP_SYN_RECV];
     bool looks_in_time = c->flags & CONN_FIRST_LOOK && after_u32(first, k->tick) && !after_u32(first, k->tick + after);
     if (after < before && !looks_in_time) {
-        u32 looks = c->marks & MARK_DOUBT ? min_u32(after, k->timeouts[TCP_CLOSED]) : after; /* the question is still to be asked */
         wheel_remove(k->wheel, k->conns, index);
-        wheel_add(k->wheel, k->conns, index, k->tick + looks);
+        wheel_add(k->wheel, k->conns, index, k->tick + look_of(k, c, after));
         c->flags &= (u8)~CONN_FIRST_LOOK;
     }
 }
@@ -568,7 +573,7 @@ static bool restore_one(struct core *k, u32 index)
         goto give_port;
     if (!conntab_insert(&k->table, conn_hash(k, c, TO_CLIENT), index << 1 | TO_CLIENT))
         goto take_out_client_side;
-    wheel_add(k->wheel, k->conns, index, c->last_seen + timeout_of(k, c, c->state));
+    wheel_add(k->wheel, k->conns, index, c->last_seen + look_of(k, c, timeout_of(k, c, c->state)));
     bool half_open = c->flags & CONN_HALF_OPEN;
     c->flags &= (u8) ~(CONN_HALF_OPEN | CONN_FIRST_LOOK);
     if (half_open)

@@ -531,6 +531,22 @@ def test_numbers_survive_a_restart() -> None:
         core.close()
 
 
+def test_a_doubt_survives_a_restart() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        core = Core(directory=directory)
+        t = opened(lambda: core)
+        speak(t, "client", RST, 100)
+        core.wait(1)
+        now = core.now
+        core.close()
+        t.side = core = Core(directory=directory)
+        core.service()
+        core.now = now
+        [(port, question)] = core.wait(5)
+        assert (port, question.flags) == (LAN, ACK)
+        core.close()
+
+
 # ---- what passes unchanged in meaning ----
 
 
