@@ -30,7 +30,7 @@ rare bool icmp_checksum_right(const struct packet *p);
 rare enum counter icmp_read(const struct packet *p, struct icmp_quote *q);
 /* Make of an error about what went out in the other direction of `dir` one to the sender of that. mtu: most bytes of an IP packet to there; a
  * longer quote is cut. 0, or the reason why it cannot be. The packet may begin elsewhere in its frame afterwards. */
-rare enum counter icmp_translate(const struct core *k, struct packet *p, const struct conn *c, enum direction dir,
-                                 struct icmp_quote *q, u16 mtu);
+rare enum counter icmp_translate(const struct core *k, struct packet *p, const struct conn *c, enum direction dir, struct icmp_quote *q,
+                                 u16 mtu);
 
 #endif

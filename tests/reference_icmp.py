@@ -175,7 +175,9 @@ def lowered(f: wire.Frame, less: int) -> int:
     return rest - mtu + max(mtu - less, least)
 
 
-def translated(f: wire.Frame, quote: Quote, near: End, far: End, number: Number, to_client: bool, mtu: int, less: int = 0) -> bytes | str:
+def translated(
+    f: wire.Frame, quote: Quote, near: End, far: End, number: Number, to_client: bool, mtu: int, less: int = 0
+) -> bytes | str:
     """The IP packet that goes to `far`, from `near`, quoting what far sent to near; or the drop reason. less: what an MTU is lowered by."""
     six, came6 = wire.is6(far[0]), wire.is6(f.src)
     before = (80 if six else 40) + 8 if six != came6 else f.l4 - 14 + 8 + quote.l4
@@ -214,7 +216,9 @@ def translated(f: wire.Frame, quote: Quote, near: End, far: End, number: Number,
     return wire.ipv4(message, src=near[0], dst=far[0], proto=ICMP, ttl=f.ttl - 1, tos=f.tos)
 
 
-def _same_family(f: wire.Frame, quote: Quote, near: End, far: End, number: Number, to_client: bool, mtu: int, less: int) -> bytes:
+def _same_family(
+    f: wire.Frame, quote: Quote, near: End, far: End, number: Number, to_client: bool, mtu: int, less: int
+) -> bytes:
     """All stays but addresses, ports, numbers and what follows from them. What is longer than the link allows loses its end."""
     message, six = bytearray(message_of(f)), wire.is6(far[0])
     struct.pack_into("!I", message, 4, lowered(f, less))

@@ -29,7 +29,9 @@ def about(side: Any, sent: wire.Frame, kind: int, code: int, rest: int = 0, more
     quote = sent.raw[14 : 14 + sent.total][:n] + more
     near = WAN if to_client else LAN
     source = HOP if to_client else ROUTER[six]
-    return side.deliver(near, wire.icmp(source, sent.src, kind, code, struct.pack("!I", rest), quote, eth_dst=MACS[near]))
+    return side.deliver(
+        near, wire.icmp(source, sent.src, kind, code, struct.pack("!I", rest), quote, eth_dst=MACS[near])
+    )
 
 
 def first(t: Talk) -> wire.Frame:
@@ -108,7 +110,14 @@ def test_a_datagram_of_protocol_248(
         if not objects
         else side.deliver(
             LAN,
-            wire.icmp(ROUTER[six], sent.src, *((1, 4) if six else (3, 3)), struct.pack("!I", rest), padded + objects, eth_dst=MACS[LAN]),
+            wire.icmp(
+                ROUTER[six],
+                sent.src,
+                *((1, 4) if six else (3, 3)),
+                struct.pack("!I", rest),
+                padded + objects,
+                eth_dst=MACS[LAN],
+            ),
         )
     )
     if n == 30:
