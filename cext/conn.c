@@ -448,8 +448,9 @@ void conn_enter(struct core *k, u32 index, u8 state)
     u32 first = c->opened + k->timeouts[TCP_SYN_RECV];
     bool looks_in_time = c->flags & CONN_FIRST_LOOK && after_u32(first, k->tick) && !after_u32(first, k->tick + after);
     if (after < before && !looks_in_time) {
+        u32 looks = c->marks & MARK_DOUBT ? min_u32(after, k->timeouts[TCP_CLOSED]) : after; /* the question is still to be asked */
         wheel_remove(k->wheel, k->conns, index);
-        wheel_add(k->wheel, k->conns, index, k->tick + after);
+        wheel_add(k->wheel, k->conns, index, k->tick + looks);
         c->flags &= (u8)~CONN_FIRST_LOOK;
     }
 }

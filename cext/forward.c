@@ -226,13 +226,15 @@ rare static enum verdict forward_slow(struct core *k, struct packet *p, u32 inde
     if (reason)
         return drop(k, p, reason);
 
-    if (c->flags & CONN_MARKED && !piece && leaving <= mtu) { /* it only may become fragments further on */
-        if (narrow)
-            rewrite_id4(p, (u16)id);
-        return forward_marked(k, p, index, dir);
+    if (c->flags & CONN_MARKED) {
+        if (!piece && leaving <= mtu) {
+            if (narrow)
+                rewrite_id4(p, id);
+            return forward_marked(k, p, index, dir);
+        }
+        if (clientaddr_needs_whole(c, p, dir))
+            return drop(k, p, DROP_client_addr_piece);
     }
-    if (c->flags & CONN_MARKED && clientaddr_needs_whole(c, p, dir))
-        return drop(k, p, DROP_client_addr_piece);
 
     account(k, c, p, dir, narrow);
     if (p->proto != PROTO_TCP) {

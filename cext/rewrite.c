@@ -216,7 +216,7 @@ static void put_id4(struct ip4_header *ip, u16 id)
     ip->id = be16(id);
 }
 
-void rewrite_id4(struct packet *p, u16 id) { put_id4((struct ip4_header *)(p->data + p->l3), id); }
+void rewrite_id4(struct packet *p, u32 id) { put_id4((struct ip4_header *)(p->data + p->l3), (u16)id); }
 
 /* The place of the fragment in its datagram, as both families write it in their way. */
 struct place {

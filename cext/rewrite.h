@@ -80,8 +80,8 @@ u64 rewrite_clamp_mss(struct tcp_header *tcp, u16 most);
 void rewrite_wide(struct core *k, struct packet *p, const struct conn *c, enum direction dir);
 /* A fragment, or an IPv4 packet that may become some: with this identification. Of a later fragment only the IP header changes. */
 rare void rewrite_piece(struct core *k, struct packet *p, const struct conn *c, enum direction dir, u32 id);
-/* The identification of an IPv4 packet. */
-rare void rewrite_id4(struct packet *p, u16 id);
+/* A whole IPv4 packet, not rewritten yet, gets this identification. */
+void rewrite_id4(struct packet *p, u32 id);
 
 /* For identifications: packets of equal source and destination count together. */
 static inline u64 rewrite_pair(const struct core *k, u8 family, const void *src, const void *dst)

@@ -714,12 +714,11 @@ class Reference:
             return "client_addr_piece"
         self.count["fragments"] += d is not None
         before = conn.half_open, conn.next_seq[_CLIENT], telling and not in_pieces
-        if first or conn.proto == UDP:
-            self._track(f, conn, sender)
         conn.last_seen = self.tick
         conn.packets[sender] += 1
         conn.bytes[sender] += f.total
-        self._track(f, conn, sender)
+        if first or conn.proto == UDP:
+            self._track(f, conn, sender)
         self.member_count[conn.member, "in_packets" if sender == _CLIENT else "out_packets"] += 1
         self.member_count[conn.member, "in_bytes" if sender == _CLIENT else "out_bytes"] += f.total
         self.count["checksums_completed"] += d is None and left_to_hardware(f)
@@ -733,6 +732,7 @@ class Reference:
         macs = self.ports[hop[0]][0], neighbour.mac
         if change.ahead:
             self.count["own_packets"] += 1
+            change.ahead.alone = True
             self.late.append((hop[0], self._rewritten(alone(f), conn, sender, *macs, change.ahead)))
             self.late.append((hop[0], self._rewritten(f.raw, conn, sender, *macs, change)))
             return "to_rs"
@@ -942,7 +942,7 @@ class Reference:
             options, ident, frag = f.raw[34 : f.l4], f.ident, f.frag
             if not frag & wire.DF and f.total > min(576, mtu):  # it may be fragmented, here or further on
                 ident = self._name(conn, f.raw, sender)
-        elif came + 20 > 1260:
+        elif came + 20 > 1260 or change.alone:
             options, ident, frag = b"", 0, wire.DF
         else:
             options, ident, frag = b"", self._name(conn, f.raw, sender), 0
@@ -1698,7 +1698,7 @@ def malformed6(frame: bytes) -> str:
                 return ""
             fragmented = bool(struct.unpack_from("!H", packet, at + 2)[0] & 1)
         following, at = packet[at], at + size
-    if fragments and wire.read(frame).fragment != (0, False):
+    if fragmented:
         return ""
     body = packet[at:end]
     reason = malformed_l4(following, body, wire.ICMP6)

@@ -193,6 +193,7 @@ class Twin(Rig):
         self.hosts: dict[tuple[int, str], str] = {}
         self.unanswered: dict[tuple[int, str], int] = {}  # ARP requests
         self.silent_since: dict[tuple[int, str], int] = {}
+        self.speechless_at = 0  # when there was no IPv6 address to ask from
         self.frames: list[wire.Frame] = []
         self.operations = 0
         self.broken = False  # both sides have parted
@@ -242,7 +243,8 @@ class Twin(Rig):
         macs = {f.eth_dst for f in self.frames if f.flow == (conn.proto, *src, *dst)}
         if not macs:  # an ICMP error shows it, too
             known = {self.reference.neighbours[hop].mac for hop in hops}
-            macs = {f.eth_dst for f in self.frames if f.eth_dst in known and is_error_about(f, conn.proto, src, dst)}
+            passed_on = [f for f in self.frames if f.ttl != 64]  # the core's own go back the way that their cause came
+            macs = {f.eth_dst for f in passed_on if f.eth_dst in known and is_error_about(f, conn.proto, src, dst)}
         if not macs:
             return None
         chosen = [hop for hop in hops if {self.reference.neighbours[hop].mac} == macs]
@@ -261,12 +263,12 @@ class Twin(Rig):
         raise Illegal(f"no packet left for {wire.describe(frame)}")
 
     def _identify(self, conn: Conn, frame: bytes, sender: int) -> int:
-        """The identification that the packet left with."""
+        """The identification that the packet left with. What nobody may fragment has none; one that goes ahead of it does not count."""
         sent = wire.read(frame)
         src, dst = (conn.lip, conn.rs) if sender == 0 else (conn.vip, conn.client)
         offset = offset_of(sent)
         for f in self.frames:
-            if (f.tos, f.src, f.dst, offset_of(f)) == (sent.tos, src[0], dst[0], offset):
+            if (f.tos, f.src, f.dst, offset_of(f)) == (sent.tos, src[0], dst[0], offset) and not f.frag & wire.DF:
                 return f.frag_id if wire.is6(f.src) else f.ident
         raise Illegal(f"no packet left for {wire.describe(frame)}")
 
@@ -350,24 +352,33 @@ class Twin(Rig):
                 raise Illegal(f"{conn} should have ended {(r.tick - r.deadline(conn)) / 64:.2f} s ago")
 
     def _give_up_neighbours(self) -> None:
-        """A neighbour that has left three requests without an answer may be forgotten; then what waits for it is lost."""
+        """A neighbour that has left three requests without an answer may be forgotten; then what waits for it is lost. Without an address of
+        its own the core has no way to ask (RFC 4861 7.2.2: a solicitation has a source): that is as good as no answer."""
         r = self.reference
-        for key in [k for k, n in self.unanswered.items() if n >= 3]:
+        if not any(wire.is6(addr) for addr, _, _ in r.addresses.values()):
+            self.speechless_at = self.now
+        silent6 = self.now - self.speechless_at < 4 * SECOND
+        unasked = [k for k, n in r.neighbours.items() if silent6 and wire.is6(k[1]) and n.mac and not n.static]
+        for key in [*(k for k, n in self.unanswered.items() if n >= 3), *unasked]:
             if all((n.port, n.addr) != key or not n.mac for n in self.plane.neighbours()):
                 r.neighbours[key].mac = ""
-                del self.unanswered[key]
+                self.unanswered.pop(key, None)
         if not self.silent_since and not any(n.waiting for n in r.neighbours.values()):
             return
         lost = self.counters()["neigh_unresolved"] - r.count["neigh_unresolved"]
         for key, n in r.neighbours.items():
-            if not n.waiting:
+            if n.waiting:
+                self.silent_since.setdefault(key, self.now)
+            else:
                 self.silent_since.pop(key, None)
-                continue
-            silent = self.now - self.silent_since.setdefault(key, self.now)
+        asked = {(n.port, n.addr) for n in self.plane.neighbours() if n.state != "NONE"}
+        for key in sorted(self.silent_since, key=lambda key: (key in asked, self.silent_since[key])):
+            silent = self.now - self.silent_since[key]
             if lost > 0:
                 if silent < 3 * SECOND - 2 * TICK:
                     raise Illegal(f"gave up {key} after {silent / SECOND} s")
                 lost -= r.give_up(*key)
+                del self.silent_since[key]
             elif silent > 8 * SECOND:
                 raise Illegal(f"packets wait for {key} for {silent / SECOND} s")
 

@@ -45,6 +45,7 @@ class Change:
     number: Callable[[int], int] | None = None  # what acknowledgements become
     no_sack: bool = False
     ahead: Change | None = None  # a packet of headers alone that goes before
+    alone: bool = False  # this one goes ahead: the balancer's own, never fragmented (RFC 6864 4.1)
     told: bool = False
     no_room: bool = False
     dseq: int | None = None  # the shift of the connection when the packet came

@@ -64,14 +64,14 @@ def programs() -> list[bytes]:
     opened = [op(SYN, 3, options), op(DATAGRAM, 5, b"query")]
     opened += [op(FIXED, 0, frame) * 2 for frame in frames() if frame[12:14] == b"\x86\xdd" and frame[20] in (0, 6)]
     piece = [(0x2000, bytes(24)), (0x2004, bytes(32)), (8, bytes(16))]  # flags and place, bytes
-    cut = [bytes([FRAGMENT + TURN, 3, len(b)]) + struct.pack("!H", at) + b for at, b in piece]
+    there = [bytes([FRAGMENT + TURN, 3, len(b)]) + struct.pack("!H", at) + b for at, b in piece]
     back = [bytes([FRAGMENT + TURN, 67, len(b)]) + struct.pack("!H", at) + b for at, b in piece]
     return [
         *(b"".join([o, *(op(ERROR, 1, e + end) for e in errors for end in (whole, cut, changed))]) for o in opened),
         life + b"".join(op(ERROR, side, e + whole) for e in errors for side in (0, 1)),
-        b"".join(cut) + b"".join(back) + op(TIME, 100),
-        b"".join(reversed(cut)) + b"".join(reversed(back)),
-        b"".join([*cut[1:], *cut]) + op(TIME, 100),
+        b"".join(there) + b"".join(back) + op(TIME, 100),
+        b"".join(reversed(there)) + b"".join(reversed(back)),
+        b"".join([*there[1:], *there]) + op(TIME, 100),
         life + op(TIME, 66),
         closed + op(SYN, 3, options) + op(TIME, 200),
         life + op(CONFIG, 2, b"") + op(AGAIN, 0),

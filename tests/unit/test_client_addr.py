@@ -135,6 +135,12 @@ ROWS = [
     Row("a client's own header is data", "proxy-v1", lambda t: t.from_client(ACK, OTHER1), {"payload": V1 + OTHER1}, told=1),
     Row("full-sized first data: the header goes first, alone", "proxy-v2", lambda t: t.from_client(ACK | PSH, bytes(1460)), {"payload": bytes(1460), "seq": number(28)},
         told=1, frames=2),
+    # ---- a whole packet that may be fragmented further on ----
+    Row("without DF it brings TOA like any other", "toa", lambda t: t.from_client(ACK, bytes(1000), frag=0), {"toa": TOA, "frag": 0, "payload": bytes(1000)}, told=1),
+    Row("likewise the header", "proxy-v1", lambda t: t.from_client(ACK, bytes(1000), frag=0), {"payload": V1 + bytes(1000), "frag": 0}, told=1),
+    Row("full-sized, the header goes first", "proxy-v2", lambda t: t.from_client(ACK, bytes(1460), frag=0), {"payload": bytes(1460), "frag": 0}, told=1, frames=2),
+    Row("what the RS sends meanwhile passes", "proxy-v2", lambda t: t.from_rs(ACK, bytes(1000), ack=t.isn + 1, frag=0), {"payload": bytes(1000), "ack": 1001}, to_client=True),
+    Row("a large datagram that may be fragmented", "uoa-opp", lambda t: t.datagram(bytes(1000), frag=0), {"uoa": OPP, "payload": bytes(1000)}, lambda t: None, proto=UDP, told=1),
     # ---- a header that the client brings ----
     Row("insecure: the client's data is waited for", "proxy-v1-insecure", lambda t: t.ack(), {"payload": b"", "seq": number(0)}, begun),
     Row("insecure: its header of the same version passes", "proxy-v1-insecure", lambda t: t.from_client(ACK, OTHER1 + DATA), {"payload": OTHER1 + DATA, "seq": number(0)}),
@@ -254,6 +260,19 @@ def test_between_families(rs: str, cip: str, vip: str) -> None:
     told = core.deliver(WAN, wire.udp(cip, 5000, vip, 53, b"q"))[1][0][1]
     assert told.uoa == struct.pack("!BBH", (2 if wire.is6(cip) else 1) << 4, UDP, 4 + len(option)) + option
     assert bool(told.checksum) == wire.is6(rs)
+
+
+@pytest.mark.parametrize("make", [Core, Naive], ids=["core", "reference"])
+def test_between_families_what_goes_first_is_never_fragmented(make: Any) -> None:
+    """Of the two packets made of one the client's may be fragmented further on, as IPv6's minimum asks (RFC 7915 5.1); the balancer's own may not."""
+    side = make(mtu=600)
+    side.service(vip=VIP6, client_addr="proxy-v2", lips=[3])
+    syn = side.deliver(WAN, wire.tcp(CLIENT6, 5000, VIP6, 80, SYN, seq=1))[1][0][1]
+    side.deliver(LAN, wire.tcp(RS1, 8080, syn.src, syn.sport, SYN | ACK, seq=7, ack=syn.seq + 1, eth_dst=MACS[LAN]))
+    _, out = side.deliver(WAN, wire.tcp(CLIENT6, 5000, VIP6, 80, ACK, seq=2, ack=8, payload=bytes(536)))
+    (_, first), (_, second) = out
+    assert (len(first.payload), first.frag, first.ident) == (52, wire.DF, 0)
+    assert (second.payload, second.frag, bool(second.ident)) == (bytes(536), 0, True)
 
 
 def test_a_long_stream_costs_nothing_any_more() -> None:

@@ -143,6 +143,16 @@ def test_who_speaks_is_not_asked(side: str, make: Any) -> None:
 
 
 @MAKERS
+@SIDES
+def test_a_doubt_outlives_a_fin(side: str, make: Any) -> None:
+    """The new state's own timeout is longer than the time until the RS is asked, and shorter than that of the state before."""
+    t = opened(make)
+    speak(t, "client", RST, 100)
+    speak(t, side, FIN | ACK)
+    assert [(port, f.flags) for port, f in t.side.wait(5)] == [(LAN, ACK)]
+
+
+@MAKERS
 def test_a_reset_after_a_loss_is_confirmed_by_the_challenge(make: Any) -> None:
     """The client's last 100 bytes were lost before the balancer; its RST is beyond them. The RS challenges (RFC 5961 3.2), the
     client's stack answers the challenge with the number that the RS expects."""
@@ -672,6 +682,8 @@ STRANGERS = [
     Stranger("a TCP header cut short", wire.ether(wire.ipv4(bytes(19), src=CLIENT, dst=VIP, proto=TCP)), "l4_header"),
     Stranger("a TCP offset of four words", syn(offset=4), "l4_header"),
     Stranger("an ICMP header cut short", wire.ether(wire.ipv4(bytes(7), src=CLIENT, dst=VIP, proto=1)), "l4_header"),
+    Stranger("a TCP header cut short behind a fragment header of one fragment",
+             wire.piece(wire.tcp("2001:db8:99::7", 9, "2001:db8:1::10", 80, SYN), 0, 3, 7, more=False), "l4_header"),
     Stranger("IP version 5", wire.ether(wire.ipv4(bytes(40), src=CLIENT, dst=VIP, proto=TCP, version_ihl=0x55)), "ip_header"),
     Stranger("an IP header of four words", wire.ether(wire.ipv4(bytes(40), src=CLIENT, dst=VIP, proto=TCP, version_ihl=0x44)), "ip_header"),
     Stranger("an IP header longer than the packet", wire.ether(wire.ipv4(bytes(20), src=CLIENT, dst=VIP, proto=TCP, version_ihl=0x4F)),
