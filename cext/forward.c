@@ -231,7 +231,7 @@ rare static enum verdict forward_slow(struct core *k, struct packet *p, u32 inde
     if (!mtu)
         return drop(k, p, DROP_port_down);
     if (leaving > mtu && !may_split(c, p, leaving)) /* told in its own family's bytes: RFC 1191, RFC 8201 */
-        return explain(k, p, ERROR_TOO_BIG, mtu + p->l3_len - leaving, DROP_mtu);
+        return explain(k, p, ERROR_TOO_BIG, max_u32(mtu + p->l3_len - leaving, p->family == 6 ? IP6_MIN_MTU : 0), DROP_mtu);
     bool named = !sctp || p->fragment || leaving > mtu;
     enum counter reason = named ? pieces_name(k, p, c, dir, &id) : 0;
     if (reason)
@@ -546,6 +546,8 @@ static enum verdict forward_piece(struct core *k, struct packet *p, const struct
 {
     p->hash = hash_of(k, p);
     u32 ref = p->conn = conn_find(k, p);
+    if (!ref && p->fragment == FRAGMENT_LATER)
+        ref = p->conn = pieces_conn(k, p);
     if (ref && p->fragment == FRAGMENT_FIRST && is_over(&k->conns[ref >> 1], ref, p)) {
         conn_close(k, ref >> 1);
         ref = p->conn = 0;

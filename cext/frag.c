@@ -71,13 +71,20 @@ static u32 take_place(struct frag_table *t)
     return i;
 }
 
-struct datagram *frag_datagram(struct frag_table *t, const struct frag_key *key, u64 hash, u32 tick)
+struct datagram *frag_find(const struct frag_table *t, const struct frag_key *key, u64 hash)
 {
-    u32 *head = &t->heads[hash % FRAG_DATAGRAMS];
-    for (u32 i = *head; i; i = t->datagrams[i].chain)
+    for (u32 i = t->heads[hash % FRAG_DATAGRAMS]; i; i = t->datagrams[i].chain)
         if (!memcmp(&t->datagrams[i].key, key, sizeof *key))
             return &t->datagrams[i];
-    u32 i = take_place(t);
+    return NULL;
+}
+
+struct datagram *frag_datagram(struct frag_table *t, const struct frag_key *key, u64 hash, u32 tick)
+{
+    struct datagram *known = frag_find(t, key, hash);
+    if (known)
+        return known;
+    u32 *head = &t->heads[hash % FRAG_DATAGRAMS], i = take_place(t);
     if (!i)
         return NULL;
     struct datagram *d = &t->datagrams[i];

@@ -38,7 +38,8 @@ struct datagram {
     u16 sport, dport; /* network order */
     /* what it becomes */
     bool renamed;
-    u32 new_id; /* host order */
+    u32 new_id;    /* host order */
+    u32 conn, gen; /* of a one-packet service: index<<1 | direction of the connection that the first fragment has opened; 0: none */
     /* what has been seen of it */
     u8 refused;      /* enum counter: the reason for which all of it is dropped; 0: none */
     bool done;       /* every byte has been seen */
@@ -82,6 +83,8 @@ static inline u64 frag_hash(const struct hash_secret *s, const struct frag_key *
 }
 /* The datagram of this key, made when this is the first fragment of it. NULL: no room. */
 struct datagram *frag_datagram(struct frag_table *t, const struct frag_key *key, u64 hash, u32 tick);
+/* The same, but NULL when it is not known. */
+struct datagram *frag_find(const struct frag_table *t, const struct frag_key *key, u64 hash);
 /* A fragment of `len` bytes from byte `from` on has come; `more`: it is not the last. 0, or why it may not pass. */
 enum counter frag_note(struct frag_table *t, struct datagram *d, u32 from, u32 len, bool more, u32 tick);
 /* Keep this fragment until the first one is known. False: no room. */

@@ -194,8 +194,17 @@ enum counter pieces_name(struct core *k, const struct packet *p, const struct co
     if (!d->renamed)
         d->new_id = next_id(k, c, dir);
     d->renamed = true;
+    if (conn_one_packet(c) && dir == TO_RS)
+        d->conn = (u32)(c - k->conns) << 1 | TO_RS, d->gen = c->gen;
     *id = d->new_id;
     return 0;
+}
+
+u32 pieces_conn(const struct core *k, const struct packet *p)
+{
+    struct frag_key key = key_of(p);
+    const struct datagram *d = frag_find(&k->frags, &key, frag_hash(&k->secret, &key));
+    return d && d->conn && k->conns[d->conn >> 1].gen == d->gen ? d->conn : 0;
 }
 
 /* ---- a packet that must leave in fragments ---- */

@@ -27,6 +27,9 @@ struct packet *pieces_release(struct core *k, struct datagram *d);
 /* The identification that a packet of this connection leaves with, the same for all fragments of a datagram. 0, or why it cannot. */
 rare enum counter pieces_name(struct core *k, const struct packet *p, const struct conn *c, enum direction dir, u32 *id);
 
+/* The connection of a later fragment of a one-packet service, which no table knows by its client: index<<1 | direction; 0: none. */
+rare u32 pieces_conn(const struct core *k, const struct packet *p);
+
 /* RFC 791, RFC 8200 4.5: the packet is all but sent, its IP packet larger than the MTU. It becomes the first fragment; the others leave with
  * what the worker makes itself. */
 rare enum verdict pieces_split(struct core *k, struct packet *p, u32 mtu);

@@ -146,8 +146,8 @@ u64 rewrite_clamp_mss(struct tcp_header *tcp, u16 most)
         }
         if (at + 2 > len || options[at + 1] < 2 || at + options[at + 1] > len)
             return 0;
-        u16 mss = get16(options + at + 2);
-        if (options[at] == TCP_OPT_MSS && options[at + 1] == 4 && be16(mss) > most) {
+        u16 mss = options[at + 1] == 4 ? get16(options + at + 2) : 0;
+        if (options[at] == TCP_OPT_MSS && be16(mss) > most) {
             put16(options + at + 2, be16(most));
             u16 delta = csum_fold(csum_delta16(mss, be16(most)));
             return at & 1 ? be16(delta) : delta; /* RFC 1071 2B */

@@ -26,6 +26,7 @@ class Datagram:
     total: int = 0
     seen: int = 0
     done: bool = False
+    conn: object = None  # of a one-packet service: no table knows it by its client
     held: list[tuple[int, Frame]] = field(default_factory=list)  # (port it came by, frame)
 
 

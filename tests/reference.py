@@ -589,6 +589,8 @@ class Reference:
         if known and first and reborn(f, *known):
             self._close(known[0])
             known = None
+        if not known and not first:  # of a one-packet service
+            known = next(((conn, _CLIENT) for conn in self.conns if conn is d.conn), None)
         if not known:
             return self._miss(port, f, d) if first else unwelcome(f.proto, f.sport, f.dport, d.known[3]) or "no_conn"
         if known[0].quiescent and not self.usable(known[0]):
@@ -708,11 +710,14 @@ class Reference:
         leaving += 8 if d and leaves6 and not came6 else 0
         may_split = not leaves6 and (d is not None or leaving <= 1260) if came6 else not f.frag & wire.DF
         if leaving > mtu and not may_split:
-            return self._error(port, f, "mtu", mtu + f.total - leaving) if first else "mtu"
+            told = max(mtu + f.total - leaving, 1280 if came6 else 0)  # RFC 8200 5: no less is believed
+            return self._error(port, f, "mtu", told) if first else "mtu"
         if d is not None:
             d.refused = d.refused or (self._may_cross(f) if leaves6 != came6 else "")
             if d.refused:
                 return d.refused
+        if d is not None and first and sender == _CLIENT and conn.state in ("UDP_NONE", "UDP_LAST"):
+            d.conn = conn
         in_pieces = d is not None or leaving > mtu
         telling = conn.telling is not None and not conn.telling.done
         if in_pieces and telling and conn.telling and conn.telling.needs_whole(f, sender):

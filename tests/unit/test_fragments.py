@@ -88,6 +88,23 @@ def test_row(row: Row, make: Any) -> None:
         assert wire.faults(whole.raw) == []
 
 
+@MAKES
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)], ids=str)
+def test_fragments_of_a_one_packet_service_follow_their_first(make: Any, order: tuple[int, ...]) -> None:
+    """No table knows the connection by its client: two datagrams open two, and no fragment of one goes with the other."""
+    side = make()
+    Talk(side, UDP, one_packet=True)
+    ports = set()
+    for ident in (9, 10):
+        frames = cut(A, B, C, ident=ident)
+        sent = [f.raw for i in order for _, f in side.deliver(WAN, frames[i])[1]]
+        whole = wire.read(wire.together(sent))
+        assert (whole.src, whole.dst, whole.dport, whole.payload) == (LIP, RS1, 8080, BODY)
+        ports.add(whole.sport)
+    assert len(ports) == 2
+    assert side.deliver(WAN, cut(B, ident=11)[0])[0] == "held"
+
+
 def opened(
     make: Any, client_side: tuple[str, str, str], rs: str, proto: int = UDP, **side: Any
 ) -> tuple[Any, wire.Frame]:

@@ -138,3 +138,23 @@ def test_each_refused_fragment_has_one_reason(workers: int) -> None:
     assert crew.counter("fragment_timeout") == 1
     check_sums(crew)
     crew.close()
+
+
+@WORKERS
+@pytest.mark.parametrize("nics", [False, True], ids=["dealt anyhow", "dealt by a rule"])
+@pytest.mark.parametrize("seed", range(4))
+def test_fragments_of_a_one_packet_service_follow_their_first(workers: int, nics: bool, seed: int) -> None:
+    """Whichever worker each comes to: the datagram opens one connection, and all of it leaves by that."""
+    rules = {WAN: SimNic.dealing(128, workers, 1), LAN: SimNic.dealing(128, workers, 2)} if nics else None
+    crew, rng = Crew(workers, rules), random.Random(seed)
+    crew.plane.put_service(1, VIP, 53, wire.UDP, members=[(0, RS, 53, 1)], lips=[2], one_packet=True)
+    crew.plane.publish()
+    for n in range(8):
+        parts = wire.pieces(datagram(), seed * 16 + n, 600)
+        rng.shuffle(parts)
+        out = one_by_one(crew, WAN, parts, rng)
+        got = wire.read(wire.together([f for _, _, f in out]))
+        assert (got.src, got.dst, got.dport, got.payload, wire.faults(got.raw)) == (LIP, RS, 53, BODY, [])
+        check_sums(crew)
+    assert crew.counter("conns_opened") == 8
+    crew.close()

@@ -343,6 +343,20 @@ def test_path_mtu_from_end_to_end(make: Any) -> None:
     assert (port, len(sent) - 14, f.total) == (LAN, 1420, 1400)
 
 
+@pytest.mark.parametrize("make", [Core, Naive], ids=["core", "reference"])
+@pytest.mark.parametrize(("rs6", "mtu", "told"), [(False, 1200, 1280), (False, 1300, 1320), (True, 1300, 1300)])
+def test_a_client_with_ipv6_is_never_told_less_than_ipv6_promises(rs6: bool, mtu: int, told: int, make: Any) -> None:
+    """Stacks ignore less (RFC 8200 5); what is no larger than that leaves in fragments of IPv4."""
+    pair, names = Pair(make(mtu=mtu), True, rs6), iter(range(2, 9))
+    if isinstance(pair.side, Naive):
+        pair.side.reference.identify = lambda conn, frame, sender: next(names)
+    sent = wire.tcp(*pair.client, *pair.vip, ACK, seq=1001, payload=bytes(1340))
+    outcome, ((port, f),) = pair.side.deliver(WAN, sent)
+    assert (outcome, port, f.icmp_type, struct.unpack("!I", f.icmp_rest)[0]) == ("mtu", WAN, 2, told)
+    _, out = pair.side.deliver(WAN, wire.tcp(*pair.client, *pair.vip, ACK, seq=1001, payload=bytes(told - 60)))
+    assert len(out) == (2 if mtu < 1260 else 1)
+
+
 # ---- several workers ----
 
 
