@@ -477,7 +477,7 @@ def nat(
         "ns_per_open": round(measured.total("open_ns") / all_conns, 1),
         "ns_per_expire": round(measured.total("expire_ns") / all_conns, 1),
         "proto": proto,
-        "family": family,
+        "family": int(family),
         "payload": payload,
         "seconds": seconds,
     }
