@@ -759,6 +759,7 @@ class Engine:
         key = str(service.key)
         stats, rate = self._shown("service", key, row)
         view = ServiceView(
+            name=service.name,
             proto=service.proto,
             vip=service.vip,
             vport=service.vport,

@@ -12,7 +12,7 @@ An error is one line: ``MESSAGE; FIX (CODE)``. Codes are stable; CODES is the on
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 CODES: dict[str, str] = {
     "FN-1001": "No fnat serves the socket.",
@@ -52,6 +52,7 @@ class FnatError(Exception):
 
     status: int = 500
     exit_code: ClassVar[int] = 1
+    others: tuple[FnatError, ...] = ()  # found in the same reading
 
     def __init__(self, code: str, message: str, fix: str) -> None:
         super().__init__(message)
@@ -62,9 +63,10 @@ class FnatError(Exception):
     def __str__(self) -> str:
         return f"{self.message}; {self.fix} ({self.code})" if self.fix else f"{self.message} ({self.code})"
 
-    def as_json(self) -> dict[str, dict[str, str]]:
+    def as_json(self) -> dict[str, Any]:
         """The body of an HTTP error."""
-        return {"error": {"code": self.code, "message": self.message, "fix": self.fix}}
+        first, *others = ({"code": e.code, "message": e.message, "fix": e.fix} for e in (self, *self.others))
+        return {"error": {**first, **({"others": others} if others else {})}}
 
 
 class ConfigError(FnatError):
@@ -74,7 +76,9 @@ class ConfigError(FnatError):
 
 
 class ChangeError(FnatError):
-    """The caller asks for a change that cannot be made; nothing has been changed."""
+    """The caller asks for a change that cannot be made; nothing has been changed. at: which of several changes."""
+
+    at: int = 0
 
     def __init__(self, status: int, code: str, message: str, fix: str) -> None:
         super().__init__(code, message, fix)

@@ -70,6 +70,12 @@ def _mac(value: object) -> str:
     return value.lower()
 
 
+def _pci(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"([0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7]", value):
+        raise ValueError(f"{value!r} is not a PCI address (0000:5e:00.1)")
+    return (value if value.count(":") == 2 else f"0000:{value}").lower()
+
+
 def cpu_list(value: object) -> str:
     """ "auto", or CPUs as the kernel writes lists of them. ValueError in words for the user."""
     if value != "auto" and not (isinstance(value, str) and parse_cpus(value)):
@@ -81,6 +87,7 @@ Ip = Annotated[str, BeforeValidator(ip)]
 NextHop = Annotated[str, BeforeValidator(_next_hop)]
 Prefix = Annotated[str, BeforeValidator(_prefix)]
 Mac = Annotated[str, BeforeValidator(_mac)]
+Pci = Annotated[str, BeforeValidator(_pci)]
 PortNumber = Annotated[int, Field(ge=1, le=65535, strict=True)]
 PortText = Annotated[int, Field(ge=1, le=65535)]  # also as text, in a query
 LocalPort = Annotated[int, Field(ge=1024, le=65535, strict=True)]
@@ -88,7 +95,10 @@ Weight = Annotated[int, Field(ge=0, le=65535, strict=True)]
 Seconds = Annotated[int, Field(ge=0, le=MAX_SECONDS, strict=True)]
 HalfOpen = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 PrefixLength = Annotated[int, Field(ge=1, le=128, strict=True)]
-PortName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,10}$")]  # NAME.kni is a device name: 15 characters
+PORT_NAME = r"^[A-Za-z][A-Za-z0-9_.-]{0,10}$"  # NAME.kni is a device name: 15 characters
+PortName = Annotated[str, Field(pattern=PORT_NAME)]
+ServiceName = Annotated[str, Field(pattern=r"^[!#-\[\]-~]{0,64}$")]  # printable ASCII without blank, quote and backslash
+NODE_WORDS = ("mgmt", "lips", "routes")  # keys of a node in the file, where its ports stand beside them
 
 
 class Frozen(BaseModel):
@@ -126,8 +136,9 @@ class ServiceRef(Frozen):
 class Shape(ServiceRef):
     """Names a service and says how it works. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only):
     every datagram is scheduled anew. quic (UDP only): clients that move keep their RS, by connection IDs (RFC 9000) in
-    DPVS's form."""
+    DPVS's form. name: what the operator calls it; services with one name stand together in the file."""
 
+    name: ServiceName = ""
     scheduler: Scheduler = "wrr"
     conn_timeout: Seconds = 0
     no_rs: NoRs = "drop"
@@ -273,11 +284,18 @@ class HostNeighbour(Neighbour):
 
 
 class Port(Frozen):
-    """A NIC the balancer uses, by the operator's name. nic and mac must agree when both are given."""
+    """A NIC the balancer uses, by the operator's name. Of nic (kernel's name), mac and pci all that are given agree."""
 
     name: PortName
     nic: str | None = None
     mac: Mac | None = None
+    pci: Pci | None = None
+
+    @model_validator(mode="after")
+    def _not_a_key(self) -> Self:
+        if self.name in NODE_WORDS:
+            raise ValueError(f"{self.name!r} is a key of the node, not the name of a port")
+        return self
 
 
 class Timeouts(Frozen):
@@ -768,6 +786,7 @@ class LipView(TypedDict):
 
 
 class ServiceView(TypedDict):
+    name: str
     proto: str
     vip: str
     vport: int

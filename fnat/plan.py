@@ -55,6 +55,7 @@ V = TypeVar("V", bound=Keyed[Any])
 
 MANY = 2000  # names above which the nearest one is not looked for
 SERVICE_FIELDS = (
+    "name",
     "scheduler",
     "conn_timeout",
     "no_rs",
@@ -73,11 +74,12 @@ def apply(config: Config, changes: Iterable[Change], *, lenient: Callable[[str],
     skipped, and each such case is told to `lenient` in one line.
     """
     draft = _Draft(config)
-    for change in changes:
+    for number, change in enumerate(changes):
         try:
             draft.make(change, replace=lenient is not None)
         except ChangeError as error:
             if lenient is None:
+                error.at = number
                 raise
             lenient(f"{change.op} is not possible any more: {error}")
     result = draft.seal()
@@ -252,7 +254,7 @@ class _Draft:
                 "addresses": old.addresses.edited(self.addresses.edits),
                 "routes": old.routes.edited(self.routes.edits),
                 "neighbours": old.neighbours.edited(self.neighbours.edits),
-                "down": tuple(self.down),
+                "down": tuple(port for port in self.ports if port in self.down),
             }
         )
 

@@ -173,7 +173,7 @@ WRONG = [
     ("mgmt", "mgnt", "FN-1103", ":3: node.lb1.mgnt", "did you mean 'mgmt'?"),
     ('mgmt = "10.31.0.11"', 'mgmt = "10.31.0"', "FN-1104", ":3:", "not an IPv4 address"),
     ('{ mac = "02:00:00:00:00:01" }', '{ mac = "02:00" }', "FN-1104", ":5:", "not a MAC address"),
-    ('{ mac = "02:00:00:00:00:01" }', '{ pci = "0000:5e:00.1" }', "FN-1111", ":5:", "not available"),
+    ('{ mac = "02:00:00:00:00:01" }', '{ pci = "5e:00" }', "FN-1104", ":5:", "not a PCI address (0000:5e:00.1)"),
     ('{ mac = "02:00:00:00:00:01" }', "{}", "FN-1105", ":5:", "names no NIC"),
     ("lan  =", "a-very-long-name =", "FN-1104", ":5:", "at most 10"),
     ("[service.dns]", "[ha]\n[service.dns]", "FN-1111", ":20: ha", "not available"),
@@ -248,10 +248,108 @@ def test_dump_says_what_limits_answers():
     assert read(config.dump(c)).host == c.host
 
 
-def test_dump_names_what_the_file_cannot_say():
-    c = read(GOOD)
-    c = c.model_copy(update={"down": ("lan",)})
-    assert "# only in the overlay: {'op': 'link.set', 'port': 'lan', 'up': False}" in config.dump(c)
+WHOLE = """\
+version = 1
+[node.lb1]
+mgmt = "10.31.0.11"
+lips = ["10.31.101.1-10.31.101.3", "10.31.102.1 dev wan"]
+routes = [
+  { prefix = "default", gateway = "198.51.100.1" },
+  { prefix = "10.31.2.0/24", gateway = "10.31.101.254", port = "lan", metric = 5, mtu = 1400, src = "10.31.101.1" },
+]
+[node.lb1.wan]
+pci = "5E:00.1"
+addresses = ["198.51.100.80/24", "198.51.100.9"]
+neighbours = { "198.51.100.1" = "02:00:00:00:00:09", "fe80::1" = "02:00:00:00:00:0a" }
+[node.lb1.lan]
+nic = "ens1f0"
+up = false
+sapool = ["10.31.101.1/24"]
+[service.web]
+listen = ["198.51.100.80:443", "[2001:db8::80]:443"]
+proto = ["tcp", "udp"]
+client_addr = { tcp = "toa" }
+[service.web.rs]
+"10.31.2.11:8443" = { weight = 10 }
+[service.web-quic]
+name = "web"
+listen = "198.51.100.80:8443"
+proto = "udp"
+port = ""
+lips = ["10.31.102.1", "10.31.101.3"]
+quic = true
+[service.web-quic.rs]
+"10.31.2.11:8443" = {}
+"""
+
+
+def test_the_file_says_all_that_a_node_can_hold():
+    c = read(WHOLE)
+    assert c.ports[0].pci == "0000:5e:00.1" and c.down == ("lan",)
+    assert [(lip.addr, lip.port) for lip in c.services[0].lips][2:] == [("10.31.101.3", "lan"), ("10.31.102.1", "wan")]
+    assert [lip.addr for lip in c.services[4].lips] == ["10.31.102.1", "10.31.101.3"]
+    assert {s.name for s in c.services} == {"web"}
+    assert {(a.addr, a.plen, a.port, a.sapool) for a in c.addresses} == {
+        ("198.51.100.80", 24, "wan", False),
+        ("198.51.100.9", 32, "wan", False),
+        ("10.31.101.1", 24, "lan", True),
+        ("2001:db8::80", 128, "wan", False),
+    }
+    assert [(r.prefix, r.gateway, r.port, r.scope) for r in c.routes] == [
+        ("0.0.0.0/0", "198.51.100.1", "wan", "global"),
+        ("10.31.2.0/24", "10.31.101.254", "lan", "global"),
+    ]
+    assert [(n.addr, n.port) for n in c.neighbours] == [("198.51.100.1", "wan"), ("fe80::1", "wan")]
+    text = config.dump(c)
+    assert read(text) == c and config.dump(read(text)) == text
+    assert "[service.web]" in text and "[service.web-2]" in text and "#" not in text
+
+
+# what is replaced, by what, code, where, words
+WRONG_WHOLE = [
+    ('"5E:00.1"', '"5E:00"', "FN-1104", ":10: node.lb1.wan.pci", "not a PCI address"),
+    ('"198.51.100.80/24"', '"198.51.100.0/24"', "FN-1104", ":11: node.lb1.wan.addresses", "network or broadcast"),
+    ('"198.51.100.80/24"', '"198.51.100.80/33"', "FN-1104", ":11:", "too large a prefix length"),
+    ('"198.51.100.80/24"', '"198.51.100.80/x"', "FN-1104", ":11:", "'x'"),
+    ('"02:00:00:00:00:09"', '"03:00:00:00:00:09"', "FN-1104", ":12:", "group address"),
+    ("up = false", 'up = "no"', "FN-1104", ":15: node.lb1.lan.up", "true, false"),
+    ('gateway = "198.51.100.1"', 'gateway = "203.0.113.1"', "FN-1104", ":5: node.lb1.routes", "port is not known"),
+    ('port = "lan", metric', 'port = "lam", metric', "FN-1110", ":5:", "did you mean 'lan'?"),
+    ("metric = 5", "metrix = 5", "FN-1103", ":5:", "did you mean 'metric'?"),
+    (" dev wan", " dev wam", "FN-1110", ":4:", "did you mean 'wan'?"),
+    ("[node.lb1.lan]", "[node.lb1.routes]", "FN-1102", "f.toml", "duplicate key"),
+    ('name = "web"', 'name = "my web"', "FN-1104", ":24: service.web-quic.name", "at most 64"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "code", "where", "words"), WRONG_WHOLE, ids=[w[1][:30] for w in WRONG_WHOLE])
+def test_wrong_line_of_a_node_is_one_clear_error(old, new, code, where, words):
+    assert old in WHOLE
+    with pytest.raises(ConfigError) as caught:
+        read(WHOLE.replace(old, new, 1))
+    line = str(caught.value)
+    assert caught.value.code == code and where in line and words in line and "\n" not in line, line
+
+
+def test_all_errors_are_told_at_once():
+    text = GOOD.replace("conns = ", "conms = ").replace('"2h4m"', "0").replace('"rr"', '"wr"').replace("= 10", "= -1")
+    text = text.replace('proto = ["udp", "tcp"]', 'proto = ["ucp"]').replace('mgmt = "10.31.0.11"', 'mgmt = "x"')
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    assert [str(e).split(": ")[1] for e in (caught.value, *caught.value.others)] == [
+        "node.lb1.mgmt",
+        "host.conms",
+        "host.timeouts.established",
+    ]
+    text = GOOD.replace('"rr"', '"wr"').replace("= 10", "= -1").replace('["udp", "tcp"]', '["ucp"]')
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    assert [str(e).split(": ")[1] for e in (caught.value, *caught.value.others)] == [
+        'service.web.rs."10.31.2.11:8443".weight',
+        "service.web.scheduler",
+        "service.dns.proto",
+    ]
+    assert "did you mean 'wrr'?" in str(caught.value.others[0])
 
 
 @pytest.mark.parametrize(
