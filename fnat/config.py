@@ -94,18 +94,22 @@ class Loaded:
 
     config: Config
     warnings: list[str] = field(default_factory=list)
+    tables: dict[Key, str] = field(default_factory=dict)  # service -> its table's word in the file
 
 
 def load(path: str | Path, node: str | None = None) -> Loaded:
     """Read the file. Raises ConfigError."""
-    path = Path(path)
+    return parse(read(Path(path)), str(path), node)
+
+
+def read(path: Path) -> str:
+    """The text of a file. Raises ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError("FN-1101", f"{path}: {error.strerror}", "give the path of a readable file") from None
     except UnicodeDecodeError:
         raise ConfigError("FN-1101", f"{path}: not UTF-8 text", "save the file as UTF-8") from None
-    return parse(text, str(path), node)
 
 
 def parse(text: str, file: str = "<config>", node: str | None = None) -> Loaded:
@@ -320,7 +324,7 @@ class _Reader:
             config = plan.apply(config, routes)
         except ChangeError as error:
             raise ConfigError("FN-1107", f"{self.file}: {error.message}", error.fix) from None
-        return Loaded(config, self.warnings)
+        return Loaded(config, self.warnings, {key: _split(path)[1] for key, path in seen.items()})
 
     def version(self, data: dict[str, Any]) -> None:
         if "version" not in data:
@@ -756,14 +760,112 @@ def _lines_of(text: str) -> dict[tuple[str, ...], int]:
 # ---- Config -> TOML ----
 
 
+def fold(text: str, file: str, node: str | None, config: Config) -> str:
+    """The text of a file with what differs in config: this node's table and the tables of services that changed are
+    written anew, everything else stays as it is, comments and other nodes too. Raises ConfigError(FN-1112)."""
+    loaded = parse(text, file, node)
+    was, data = loaded.config, _data(text, file)
+    config = config.model_copy(update={"ports": was.ports, "host": was.host})
+    node = node or was.node
+    mine = data.get("node", {}).get(node or "this", {})
+    reader = _Reader(text, file)
+    names = [port.name for port in was.ports]
+    answering = "lan" if "lan" in names else names[0] if names else ""
+    pool = list((reader.lips("lips", mine["lips"], answering, names) if "lips" in mine else {}).values())
+    wider = [lip for lip in dict.fromkeys(lip for s in config.services for lip in s.lips) if lip not in pool]
+    old_pool, new_pool = tuple(pool), tuple(pool + wider)
+    changed = {
+        key
+        for key in {**was.services.by_key, **config.services.by_key}
+        if was.services.get(key) != config.services.get(key)
+        or _port_of(config.services.get(key), config) != _port_of(was.services.get(key), was)
+    }
+    raw = data.get("service", {})
+    touched = {loaded.tables[key] for key in changed if key in loaded.tables}
+    if wider:  # a table without lips would have the new ones, too
+        touched |= {word for word in raw if "lips" not in raw[word]}
+    foreign: dict[Key, list[str]] = {}
+    elsewhere = [
+        a for name, table in data.get("node", {}).items() if name != (node or "this") for a in _pool_of(reader, table)
+    ]
+    for key, word in loaded.tables.items():
+        if word in touched and "lips" in raw[word]:
+            named = [a for t in reader.texts("lips", raw[word]["lips"]) for a in reader.range("lips", t, MAX_LIPS)]
+            foreign[key] = [addr for addr in named if addr in elsewhere]
+    anew = [s for s in config.services if loaded.tables.get(s.key) in touched or s.key not in loaded.tables]
+    blocks: dict[str, list[str]] = {}
+    for word, services in _grouped(config, anew, set(raw) - touched):
+        key = services[0].key
+        others = foreign.get(key, elsewhere if services[0].lips != new_pool else [])
+        place = loaded.tables.get(key, "")
+        blocks.setdefault(place, []).extend(_dump_service(word, services, config, new_pool, others))
+    parts = _sections(text)
+    out: list[str] = []
+    rewrite_node = (
+        new_pool != old_pool
+        or any(getattr(was, name) != getattr(config, name) for name in ("routes", "neighbours", "down"))
+        or {a for a in was.addresses if not _is_implied(a, was)}
+        != {a for a in config.addresses if not _is_implied(a, config)}
+    )
+    done = set[str]()
+    for path, lines in parts:
+        if rewrite_node and path[:2] == ("node", node or "this"):
+            if "node" not in done:
+                done.add("node")
+                out += [*_comments(lines), *_dump_node(config.model_copy(update={"node": node}), new_pool)]
+        elif path[:1] == ("service",) and len(path) > 1 and path[1] in touched:
+            if path[1] not in done:
+                done.add(path[1])
+                out += [*_comments(lines), *blocks.pop(path[1], [])]
+        else:
+            out += lines
+    for block in blocks.values():
+        out += ["", *block] if out and out[-1].strip() else block
+    result = "\n".join(out).rstrip() + "\n"
+    try:
+        again = parse(result, file, node).config
+    except ConfigError as error:
+        raise ConfigError("FN-1112", f"what is in force is no valid file: {error.message}", error.fix) from None
+    if again != config.model_copy(update={"node": again.node}):
+        fix = "write it by hand: `fnat config show --running` prints what is in force"
+        raise ConfigError("FN-1112", f"{file}: its tables are written in a form that cannot be edited", fix)
+    return result
+
+
+def _pool_of(reader: _Reader, node: Mapping[str, Any]) -> list[str]:
+    """Addresses of a node's LIPs."""
+    return [
+        addr
+        for text in reader.texts("lips", node.get("lips", []), 0)
+        for addr in reader.range("lips", text.partition(" dev ")[0], MAX_LIPS)
+    ]
+
+
+def _sections(text: str) -> list[tuple[tuple[str, ...], list[str]]]:
+    """The lines below each header, with the comment above it; what is above the first has the path ()."""
+    found: list[tuple[tuple[str, ...], list[str]]] = [((), [])]
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            above = found[-1][1]
+            at = len(above)
+            while at and above[at - 1].lstrip().startswith("#"):
+                at -= 1
+            found.append((tuple(_split(header[1])), [*above[at:], line]))
+            del above[at:]
+        else:
+            found[-1][1].append(line)
+    return found
+
+
+def _comments(lines: list[str]) -> list[str]:
+    """Those above the header."""
+    return lines[: next(n for n, line in enumerate(lines) if not line.lstrip().startswith("#"))]
+
+
 def dump(config: Config) -> str:
     """The file that says this config, and nothing of other nodes."""
     pool = list(dict.fromkeys(lip for service in config.services for lip in service.lips))
-    implied = dict[str, Address]()
-    for service in config.services:
-        if (known := config.addresses.get(service.vip)) == Address(addr=service.vip, port=known.port if known else "x"):
-            implied[service.vip] = known
-    lines = ["version = 1", "", *_dump_node(config, pool, implied), "[host]"]
+    lines = ["version = 1", "", *_dump_node(config, pool), "[host]"]
     for name, value in config.host:
         if name == "timeouts":
             value = value.model_dump()
@@ -771,12 +873,12 @@ def dump(config: Config) -> str:
             value = f"{value[0]}-{value[1]}"
         lines.append(f"{name} = {_toml(value)}")
     lines.append("")
-    for word, services in _grouped(config):
+    for word, services in _grouped(config, config.services):
         lines += _dump_service(word, services, config, tuple(pool))
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _dump_node(config: Config, pool: list[LocalAddress], implied: Mapping[str, Address]) -> list[str]:
+def _dump_node(config: Config, pool: Sequence[LocalAddress]) -> list[str]:
     name = _quote(config.node or "this")
     answering = "lan" if any(p.name == "lan" for p in config.ports) else config.ports[0].name if config.ports else ""
     lines = [f"[node.{name}]"]
@@ -793,7 +895,7 @@ def _dump_node(config: Config, pool: list[LocalAddress], implied: Mapping[str, A
         lines += [f"{key} = {_toml(value)}" for key in _NIC if (value := getattr(port, key)) is not None]
         if port.name in config.down:
             lines.append("up = false")
-        mine = [a for a in config.addresses if a.port == port.name and a.addr not in implied]
+        mine = [a for a in config.addresses if a.port == port.name and not _is_implied(a, config)]
         for key, pooled in (("addresses", False), ("sapool", True)):
             if those := [f"{a.addr}/{a.plen}" for a in mine if a.sapool == pooled]:
                 lines.append(f"{key} = {_toml(those)}")
@@ -803,14 +905,26 @@ def _dump_node(config: Config, pool: list[LocalAddress], implied: Mapping[str, A
     return lines
 
 
+def _is_implied(address: Address, config: Config) -> bool:
+    """A service owns its VIP without being told."""
+    return address.addr in config.services.vips and address == Address(addr=address.addr, port=address.port)
+
+
 _SPELLED = ("name", "proto", "vip", "vport", "client_addr")  # fields that a group does not have as its own
 
 
-def _grouped(config: Config) -> Iterable[tuple[str, list[Service]]]:
-    """Services that one table can say: of one name and alike, for each address the same protocols; and its word."""
+def _grouped(
+    config: Config, services: Iterable[Service], taken: Iterable[str] = ()
+) -> Iterable[tuple[str, list[Service]]]:
+    """Services that one table can say: of one name and alike, for each address the same protocols; and its word, which
+    is none of those taken."""
     alike: list[list[Service]] = []
     by_name: dict[str, list[list[Service]]] = {}
+    used = set(taken)
     for service in config.services:
+        used.add(service.name or _word(service.key))
+    free = {service.name for service in config.services} - set(taken)
+    for service in services:
         groups = by_name.setdefault(service.name, []) if service.name else []
         for group in groups:
             if _is_like(service, group[0]) and _port_of(service, config) == _port_of(group[0], config):
@@ -819,21 +933,21 @@ def _grouped(config: Config) -> Iterable[tuple[str, list[Service]]]:
         else:
             alike.append([service])
             groups.append(alike[-1])
-    taken = {service.name for service in config.services} | {_word(s.key) for s in config.services if not s.name}
     for group in alike:
         by_listen: dict[tuple[str, int], list[Service]] = {}
         for service in group:
             by_listen.setdefault((service.vip, service.vport), []).append(service)
         by_protos: dict[tuple[tuple[str, str], ...], list[Service]] = {}
-        for services in by_listen.values():
-            by_protos.setdefault(tuple((s.proto, s.client_addr) for s in services), []).extend(services)
-        for services in by_protos.values():
-            first = services[0]
+        for those in by_listen.values():
+            by_protos.setdefault(tuple((s.proto, s.client_addr) for s in those), []).extend(those)
+        for those in by_protos.values():
+            first = those[0]
             word = first.name or _word(first.key)
-            if first.name and by_name.pop(first.name, None) is None:  # the word is used: it says its name itself
-                word = next(w for n in range(2, 1 << 30) if (w := f"{first.name}-{n}") not in taken)
-                taken.add(word)
-            yield word, services
+            if first.name and first.name not in free:  # the word is used: it says its name itself
+                word = next(w for n in range(2, 1 << 30) if (w := f"{first.name}-{n}") not in used)
+                used.add(word)
+            free.discard(first.name)
+            yield word, those
 
 
 def _is_like(one: Service, other: Service) -> bool:
@@ -841,8 +955,8 @@ def _is_like(one: Service, other: Service) -> bool:
     return all(a == b for (name, a), (_, b) in zip(one, other, strict=True) if name not in _SPELLED)
 
 
-def _port_of(service: Service, config: Config) -> str:
-    known = config.addresses.get(service.vip)
+def _port_of(service: Service | None, config: Config) -> str:
+    known = config.addresses.get(service.vip) if service is not None else None
     return known.port if known else ""
 
 
@@ -851,7 +965,10 @@ def _word(key: Key) -> str:
     return f"{key.proto}-{key.vip}-{key.vport}"
 
 
-def _dump_service(word: str, services: list[Service], config: Config, pool: tuple[LocalAddress, ...]) -> list[str]:
+def _dump_service(
+    word: str, services: list[Service], config: Config, pool: tuple[LocalAddress, ...], others: Iterable[str] = ()
+) -> list[str]:
+    """others: LIPs of other nodes that stand in the service's list."""
     service = services[0]
     listens = dict.fromkeys(words.endpoint(s.vip, s.vport) for s in services)
     protos = dict.fromkeys(s.proto for s in services)
@@ -870,8 +987,9 @@ def _dump_service(word: str, services: list[Service], config: Config, pool: tupl
     limits = {k: v for k, v in limits.items() if v != Service.model_fields[_LIMITS[k]].default}
     if limits:
         lines.append(f"limits = {_toml(limits)}")
-    if service.lips != pool:
-        lines.append(f"lips = {_lip_ranges(service.lips)}")
+    if service.lips != pool or others:
+        foreign = (LocalAddress(addr=addr, port="x") for addr in others)
+        lines.append(f"lips = {_lip_ranges([*service.lips, *foreign])}")
     lines.append(f"[service.{_quote(word)}.rs]")
     for server in service.servers:
         row = {

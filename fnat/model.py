@@ -71,7 +71,8 @@ def _mac(value: object) -> str:
 
 
 def _pci(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"([0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7]", value):
+    function = r"([0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7]"
+    if not isinstance(value, str) or not re.fullmatch(function, value):
         raise ValueError(f"{value!r} is not a PCI address (0000:5e:00.1)")
     return (value if value.count(":") == 2 else f"0000:{value}").lower()
 
@@ -97,7 +98,7 @@ HalfOpen = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 PrefixLength = Annotated[int, Field(ge=1, le=128, strict=True)]
 PORT_NAME = r"^[A-Za-z][A-Za-z0-9_.-]{0,10}$"  # NAME.kni is a device name: 15 characters
 PortName = Annotated[str, Field(pattern=PORT_NAME)]
-ServiceName = Annotated[str, Field(pattern=r"^[!#-\[\]-~]{0,64}$")]  # printable ASCII without blank, quote and backslash
+ServiceName = Annotated[str, Field(pattern=r"^[!#-\[\]-~]{0,64}$")]  # ASCII without blank, quote, backslash
 NODE_WORDS = ("mgmt", "lips", "routes")  # keys of a node in the file, where its ports stand beside them
 
 
@@ -701,6 +702,15 @@ def change_as_json(change: Change) -> dict[str, Any]:
     return {"op": change.op, **given}
 
 
+class FileRequest(Frozen):
+    """Body of POST /v1/config/apply and /v1/config/diff: the text of a configuration file. confirm: seconds after which
+    it goes away unless it is confirmed; 0: it stays."""
+
+    text: str
+    source: str = "the request"
+    confirm: Annotated[int, Field(ge=0, le=86_400, strict=True)] = 0
+
+
 class ConnFilter(Frozen):
     """Which connections are asked for; addresses may be prefixes."""
 
@@ -965,3 +975,55 @@ class StatusView(TypedDict):
 class AppliedView(TypedDict):
     applied: int
     snapshot: int
+
+
+class ServiceImpact(TypedDict):
+    """What a new configuration does to a service. conns: open now; cut: of them, those that end at once or find nobody;
+    left: those whose server gets no new ones any more; slots: of the hash table of its scheduler, (moved, all)."""
+
+    service: str
+    name: str
+    conns: int
+    cut: int
+    left: int
+    slots: tuple[int, int] | None
+    without_rs: bool
+
+
+class DiffView(TypedDict):
+    """lines: what changes; conflicts: run-time changes that are kept against the file, or cannot be any more; restart:
+    what waits for the next start."""
+
+    lines: list[str]
+    changes: int
+    impact: list[ServiceImpact]
+    vips_without_rs: list[str]
+    conflicts: list[str]
+    restart: list[str]
+    warnings: list[str]
+
+
+class ApplyView(DiffView):
+    generation: int
+    snapshot: int
+    confirm_in: float | None
+
+
+class GenerationView(TypedDict):
+    number: int
+    at: float
+    why: str
+    source: str
+    in_force: bool
+
+
+class ConfigView(TypedDict):
+    """text: of what was asked for; overlay: run-time changes in words, of --diff."""
+
+    text: str
+    generation: int | None
+    source: str | None
+    file_edited: bool
+    confirm_in: float | None
+    overlay: list[str]
+    restart: list[str]
