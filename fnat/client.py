@@ -112,10 +112,10 @@ class Client:
         """What is in force as a file, or the file that it is on top of."""
         return cast(ConfigView, self._get("/v1/config", startup=int(startup)))
 
-    def config_diff(self, text: str, source: str) -> DiffView:
+    def config_diff(self, text: str | None, source: str) -> DiffView:
         return cast(DiffView, self._call("POST", "/v1/config/diff", json={"text": text, "source": source}).json())
 
-    def config_apply(self, text: str, source: str, confirm: int = 0) -> ApplyView:
+    def config_apply(self, text: str | None, source: str, confirm: int = 0) -> ApplyView:
         body = {"text": text, "source": source, "confirm": confirm}
         return cast(ApplyView, self._call("POST", "/v1/config/apply", json=body).json())
 

@@ -175,14 +175,16 @@ class Control:
 
     # ---- the file ----
 
-    def diff(self, text: str, name: str) -> DiffView:
-        """What applying the text would do. Raises ConfigError."""
+    def diff(self, text: str | None, name: str) -> DiffView:
+        """What applying the text would do; None: that of the file of the start. Raises ConfigError."""
+        text, name = (configuration.read(self._path()), str(self._path())) if text is None else (text, name)
         with self._lock:
             return self._view(self._plan(text, name))
 
-    def apply(self, text: str, name: str, *, confirm: int = 0, why: str = "apply") -> ApplyView:
+    def apply(self, text: str | None, name: str, *, confirm: int = 0, why: str = "apply") -> ApplyView:
         """Make the text of a file the intent, with the overlay on top; all or nothing. confirm: seconds after which it
-        is taken back unless confirmed. Raises FnatError."""
+        is taken back unless confirmed; text None: that of the file of the start. Raises FnatError."""
+        text, name = (configuration.read(self._path()), str(self._path())) if text is None else (text, name)
         with self._lock:
             self._refuse_while_unconfirmed()
             planned = self._plan(text, name)
@@ -192,11 +194,6 @@ class Control:
                 log.warning("%s", conflict)
             snapshot, number = self.engine.snapshot, self.source.generation or 0
             return ApplyView(**view, generation=number, snapshot=snapshot, confirm_in=self._confirm_in())
-
-    def apply_path(self, why: str) -> ApplyView:
-        """What the file that fnat was started with says now. Raises FnatError."""
-        path = self._path()
-        return self.apply(configuration.read(path), str(path), why=why)
 
     def confirm(self) -> None:
         """What was applied for a time stays. Raises ChangeError, EngineError."""
@@ -662,7 +659,7 @@ async def _reload(control: Control, asked: asyncio.Event) -> None:
         await asked.wait()
         asked.clear()
         try:
-            done = await asyncio.to_thread(control.apply_path, "SIGHUP")
+            done = await asyncio.to_thread(lambda: control.apply(None, "", why="SIGHUP"))
         except FnatError as error:
             for each in (error, *error.others):
                 say(f"the configuration stays as it is: {each}")

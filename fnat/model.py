@@ -703,10 +703,10 @@ def change_as_json(change: Change) -> dict[str, Any]:
 
 
 class FileRequest(Frozen):
-    """Body of POST /v1/config/apply and /v1/config/diff: the text of a configuration file. confirm: seconds after which
-    it goes away unless it is confirmed; 0: it stays."""
+    """Body of POST /v1/config/apply and /v1/config/diff: the text of a configuration file; None: that of the file that
+    fnat was started with. confirm: seconds after which it goes away unless it is confirmed; 0: it stays."""
 
-    text: str
+    text: str | None = None
     source: str = "the request"
     confirm: Annotated[int, Field(ge=0, le=86_400, strict=True)] = 0
 

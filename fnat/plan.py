@@ -180,6 +180,8 @@ def _line(change: Change, old: Config) -> str:
             usual = ServiceAdd.model_fields
             told = [f"{f} {_shown(v)}" for f, v in given.items() if f in SERVICE_FIELDS and v != usual[f].default]
             return f"+ service {change.key}" + (f": {', '.join(told)}" if told else "")
+        case ServiceDel():
+            return f"- service {change.key}"
         case ServerAdd() | ServerSet():
             service, at = old.services.get(change.service.key), (change.rip, change.rport)
             was_rs = next((r for r in service.servers if r.key == at), None) if service else None
