@@ -7,11 +7,13 @@
     ├── NotRunning            nobody serves the socket                              exit 3
     └── PrivilegeError        the operating system says no                          exit 1
 
-An error is one line: ``MESSAGE; FIX (CODE)``. Codes are stable; CODES is the one table of them.
+An error is one line: ``MESSAGE; FIX (CODE)``. Codes are stable; CODES is the one table of them,
+help.toml says more of each.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 CODES: dict[str, str] = {
@@ -50,6 +52,14 @@ CODES: dict[str, str] = {
     "FN-1401": "A test did not show what it should.",
     "FN-1309": "An unexpected failure inside fnat.",
 }
+
+
+def page(code: str) -> dict[str, str]:
+    """Title, cause and mend of a code. KeyError: there is none."""
+    import rtoml  # here: the data plane knows errors, but no pages
+
+    pages = rtoml.loads(Path(__file__).with_name("help.toml").read_text(encoding="utf-8"))
+    return {"code": code, "title": CODES[code], **pages[code]}
 
 
 class FnatError(Exception):

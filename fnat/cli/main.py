@@ -6,11 +6,13 @@ untouched.
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import os
 import re
 import socket
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -353,11 +355,28 @@ def test_client_addr(service: str, listen: bool, proto: str, seconds: float | No
 
 @fnat.command("help")
 @click.argument("code", metavar="CODE")
+@nouns.json_option
 def explain_code(code: str) -> None:
-    """What an error code such as FN-1203 means."""
-    if code not in CODES:
-        raise Usage(f"{code} is not an error code", "codes look like FN-1203 and stand at the end of a message")
-    say(f"{code}: {CODES[code]}\n")
+    """What an error code such as FN-1203 means: its cause, and how to mend it."""
+    from fnat.errors import page
+
+    wanted = f"FN-{code}" if code.isdecimal() else code.upper()
+    if wanted not in CODES:
+        near = difflib.get_close_matches(wanted, CODES, n=1, cutoff=0.8)
+        fix = f"did you mean {near[0]}? " if near else ""
+        raise Usage(f"{code} is not an error code", f"{fix}codes look like FN-1203 and stand at the end of a message")
+    told = page(wanted)
+    if settings().json:
+        say_json(told)
+        return
+    text = f"{wanted}: {told['title']}\n"
+    for word in ("cause", "mend"):
+        text += (
+            "\n"
+            + textwrap.fill(told[word], 100, initial_indent=f"{word.capitalize()}: ", subsequent_indent="  ")
+            + "\n"
+        )
+    say(text)
 
 
 # ---- other languages ----

@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import rtoml
 
-from fnat import config
+from fnat import config, plan
 from fnat.errors import ConfigError
-from fnat.model import Config, Port
+from fnat.model import HALF_OPEN_DEFAULT, Config, Port, Service
 
 ROOT = Path(__file__).parents[2]
 
@@ -360,11 +361,43 @@ def test_shipped_files_load(file):
     assert loaded.config.services and loaded.warnings == []
 
 
+def shipped(whole: bool) -> str:
+    """conf/fnat.toml; whole: with the defaults behind "#=", too."""
+    text = (ROOT / "conf/fnat.toml").read_text()
+    if whole:
+        text = re.sub(r"^wan  = .*\n", "", text, flags=re.M)
+        inner, rest = re.findall(r"(?m)^#= (.*\n)", text), re.sub(r"(?m)^#= .*\n", "", text)
+        table = "".join(inner[inner.index(next(line for line in inner if line.startswith("[node"))) :][:6])
+        rest = rest.replace("lan  = ", f"{inner[0]}lan  = ", 1).replace("[host]", f"{table}[host]", 1)
+        return rest.replace("[service.web]", "[service.web]\n" + "".join(inner[7:]), 1)
+    return text
+
+
 def test_shipped_file_shows_the_defaults():
-    shown = config.load(ROOT / "conf/fnat.toml").config.host
-    assert shown.timeouts == Config().host.timeouts
-    assert (shown.routes, shown.idle, shown.workers, shown.unserved) == ("kernel", "sleep", 1, "reset")
-    assert (shown.echo, shown.echo_rate, shown.icmp_rate, shown.announce) == ("always", 10_000, 1_000, True)
+    text = shipped(whole=True)
+    config_shown = read(text)
+    assert config_shown.host == Config().host
+    web = config_shown.services[0]
+    usual = Service(proto="tcp", vip="192.0.2.1", vport=1, half_open=HALF_OPEN_DEFAULT)
+    for name in plan.SERVICE_FIELDS:
+        assert getattr(web, name) == getattr(usual, name) or name == "name", name
+    ports = {p.name: p for p in read(shipped(whole=False)).ports}
+    assert {p.name: p for p in config_shown.ports} == ports
+    assert config_shown.model_copy(update={"ports": ()}) == read(shipped(whole=False)).model_copy(update={"ports": ()})
+
+
+def test_shipped_file_shows_every_key():
+    data = rtoml.loads(shipped(whole=True))
+    shown = {
+        "host": {*data["host"], "timeouts"},
+        "host.timeouts": {*data["host"]["timeouts"], *config._SHORTHANDS},
+        "service.*": set(data["service"]["web"]),
+        "service.*.limits": set(data["service"]["web"]["limits"]),
+        "service.*.rs.*": {key for rs in data["service"]["web"]["rs"].values() for key in rs},
+        "node.*.*": {*data["node"]["lb1"]["wan"], "mac", "pci"},
+    }
+    for table, keys in shown.items():
+        assert set(config._KEYS[table]) == keys, table
 
 
 @pytest.mark.parametrize(
