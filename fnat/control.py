@@ -283,7 +283,7 @@ class Control:
                 source=source.name,
                 file_edited=source.path is not None and digest(source.path) != self._overlay.head.get("seen"),
                 confirm_in=self._confirm_in(),
-                overlay=plan.describe(plan.diff(self.file, config), self.file),
+                overlay=plan.describe(self.file, config),
                 restart=self._waits_for_restart(self.file, self.source.ports),
             )
 
@@ -302,8 +302,7 @@ class Control:
     def _view(self, planned: _Plan, old: Config | None = None) -> DiffView:
         """old None: the config in force."""
         old, new = old or self.engine.config, planned.config
-        changes = plan.diff(old, new)
-        lines = plan.describe(changes, old) + _host_lines(old.host, new.host)
+        lines = plan.describe(old, new) + _host_lines(old.host, new.host)
         touched: list[ServiceImpact] = []
         for each in plan.impact(old, new):
             key = each.service.key

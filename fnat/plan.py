@@ -162,9 +162,23 @@ def _diff_service(
             come.append(ServerSet(service=ref, rip=r.rip, rport=r.rport, weight=r.weight))
 
 
-def describe(changes: Iterable[Change], old: Config) -> list[str]:
-    """Each change in a plain line: + comes, - goes, ~ is otherwise. old: the config that they change."""
-    return [_line(change, old) for change in changes]
+def describe(old: Config, new: Config) -> list[str]:
+    """What differs in plain lines: + comes, - goes, ~ is otherwise. A service that comes or goes is one line."""
+    gone: list[str] = []
+    come: list[str] = []
+    within: tuple[list[Change], list[Change]] = [], []
+    for key in new.services.changed_since(old.services):
+        was, now = old.services.get(key), new.services.get(key)
+        if now is None:
+            gone.append(f"- service {key}")
+        elif was is None:
+            told = [f"{f} {_shown(v)}" for f, v in _fields(now).items() if v != Service.model_fields[f].default]
+            told += [f"{len(now.servers)} rs", f"{len(now.lips)} lips"]
+            come.append(f"+ service {key}: {', '.join(told)}")
+        else:
+            _diff_service(key, was, now, *within)
+    others = diff(old.model_copy(update={"services": new.services}), new)
+    return gone + [_line(change, old) for change in (*within[0], *within[1], *others)] + come
 
 
 def _line(change: Change, old: Config) -> str:

@@ -39,7 +39,7 @@ _json = json.JSONEncoder(separators=(",", ":")).encode
 
 def _encode(record: Any) -> str:  # noqa: ANN401, JSON
     """As JSON, lists in a record item by item: one call over a whole configuration would keep other threads waiting."""
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or "changes" not in record:
         return _json(record)
     items = [
         f"{_json(k)}:[{','.join([_json(item) for item in v])}]" if isinstance(v, list) else f"{_json(k)}:{_json(v)}"

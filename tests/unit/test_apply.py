@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +20,7 @@ from fnat.model import CHANGES, Host, PortInfo
 from fnat.paths import Paths
 from fnat.state import History, Ids, Overlay, intent
 from tests.fakes import COUNTERS, FakePlane, FakeSteering, Stats
-from tests.unit.test_api import InProcess
+from tests.unit.test_api import InProcess, is_up, wait_until
 
 PORTS = (PortInfo(id=0, name="wan", device="eth0"), PortInfo(id=1, name="lan", device="eth1"))
 FILE = """\
@@ -116,14 +119,11 @@ def test_apply_is_in_force_and_found_by_a_restart(house):
         "- service udp 10.0.0.2:53",
         "- rs 10.1.1.2:8080 of tcp 10.0.0.1:80",
         "- rs 10.1.1.2:8080 of tcp 10.0.0.1:81",
-        "- addr 10.0.0.2/32 on wan",
-        "+ addr 10.0.0.3/32 on wan",
         "+ rs 10.1.1.3:8080 of tcp 10.0.0.1:80: weight 1",
         "+ rs 10.1.1.3:8080 of tcp 10.0.0.1:81: weight 1",
-        "+ service udp 10.0.0.3:53: name dns",
-        "+ lip 10.2.0.1 on lan of udp 10.0.0.3:53",
-        "+ lip 10.2.0.2 on lan of udp 10.0.0.3:53",
-        "+ rs 10.1.1.1:53 of udp 10.0.0.3:53: weight 1",
+        "- addr 10.0.0.2/32 on wan",
+        "+ addr 10.0.0.3/32 on wan",
+        "+ service udp 10.0.0.3:53: name dns, 1 rs, 2 lips",
     ]
     assert house.again().config == parsed(NEW)
     assert house.again(run="2").config == parsed(NEW), "the file of the start has not been edited since"
@@ -494,3 +494,86 @@ def test_the_process_that_is_killed_is_a_real_one(tmp_path):
         process.wait()
         assert House(tmp_path).config in (parsed(FILE), parsed(NEW))
     assert state.History(tmp_path / "history").numbers()[-1] > 1
+
+
+# ---- the process ----
+
+
+@pytest.fixture
+def process(tmp_path):
+    """start() -> client of a fresh control process over one real plane; kill() as the kernel would."""
+    core = pytest.importorskip("fnat._core")
+    arena = Path("/dev/shm") / f"fnat-apply-{os.getpid()}"
+    arena.mkdir()
+    paths = Paths(tmp_path / "state", tmp_path / "sock")
+    paths.state_dir.mkdir()
+    plane = core.Plane.create(str(arena), conns=1024, services=64, members=256, endpoints=256, frames=0, snapshot_mib=1)
+    paths.arena_link.symlink_to(arena)
+    paths.ports.write_text(json.dumps([p.model_dump() | {"kind": "tap"} for p in PORTS]))
+    conf = tmp_path / "fnat.toml"
+    conf.write_text(FILE)
+    options = {
+        "config": str(conf), "ports": [], "workers": 1, "socket": str(paths.socket), "state_dir": str(paths.state_dir),
+        "node": "n", "log": "info", "exclusive": [], "conns": 1024, "idle": "sleep", "cpus": "auto", "steering": "auto",
+    }  # fmt: skip
+    environment = {**os.environ, "FNAT_OPTIONS": json.dumps(options), "FNAT_RUN": "7"}
+    environment.pop("FNAT_KEEPER", None)
+    running = []
+
+    class Process:
+        file = conf
+
+        def start(self):
+            running.append(subprocess.Popen([sys.executable, "-m", "fnat.control"], env=environment))
+            client = Client(paths.socket, timeout=60)
+            wait_until(lambda: is_up(client), 60)
+            return client
+
+        def kill(self, number=signal.SIGKILL):
+            running[-1].send_signal(number)
+            running[-1].wait(20)
+
+    yield Process()
+    for each in running:
+        each.kill()
+        each.wait()
+    plane.close()
+    shutil.rmtree(arena)
+
+
+def test_killed_while_a_confirmation_is_waited_for(process, tmp_path, capfd):
+    new = tmp_path / "new.toml"
+    new.write_text(NEW)
+    client = process.start()
+    assert client.config_apply(NEW, str(new), 3)["confirm_in"] == pytest.approx(3, abs=1)
+    process.kill()
+    client = process.start()
+    wait_until(lambda: client.config()["generation"] == 1, 30)
+    assert parsed(client.config()["text"]) == parsed(FILE)
+    client.config_apply(NEW, str(new), 60)
+    client.config_confirm()
+    process.kill()
+    client = process.start()
+    assert client.config()["generation"] == 3 and parsed(client.config()["text"]) == parsed(NEW)
+    process.kill(signal.SIGTERM)
+    assert "nobody confirmed the configuration" in capfd.readouterr().err
+
+
+def test_a_hangup_applies_the_file_and_a_wrong_one_changes_nothing(process, capfd):
+    client = process.start()
+    process.file.write_text(NEW.replace("weight = 1", "weight = -1"))
+    os.kill(client.status()["pids"]["control"], signal.SIGHUP)
+    seen = ""
+
+    def told(text):
+        nonlocal seen
+        seen += capfd.readouterr().err
+        return text in seen
+
+    wait_until(lambda: told("stays as it is"), 30)
+    assert seen.count("weight: -1 is too small") == 3 and client.config()["generation"] == 1
+    process.file.write_text(NEW)
+    os.kill(client.status()["pids"]["control"], signal.SIGHUP)
+    wait_until(lambda: told("configuration read again: 8 changes, generation 2"), 30)
+    assert parsed(client.config(startup=True)["text"]) == parsed(NEW)
+    assert [row["why"] for row in client.config_history()] == ["start", "SIGHUP"]
