@@ -33,6 +33,9 @@ from fnat.model import (
 from fnat.paths import default_socket
 
 
+FILE_TIMEOUT = 300.0  # seconds for a whole file: tens of thousands of services take some
+
+
 class Client:
     """Calls the API. `socket` None: $FNAT_SOCKET, else the default. Every method may raise FnatError, nothing else."""
 
@@ -113,15 +116,16 @@ class Client:
         return cast(ConfigView, self._get("/v1/config", startup=int(startup)))
 
     def config_diff(self, text: str | None, source: str) -> DiffView:
-        return cast(DiffView, self._call("POST", "/v1/config/diff", json={"text": text, "source": source}).json())
+        body = {"text": text, "source": source}
+        return cast(DiffView, self._call("POST", "/v1/config/diff", json=body, timeout=FILE_TIMEOUT).json())
 
     def config_apply(self, text: str | None, source: str, confirm: int = 0) -> ApplyView:
         body = {"text": text, "source": source, "confirm": confirm}
-        return cast(ApplyView, self._call("POST", "/v1/config/apply", json=body).json())
+        return cast(ApplyView, self._call("POST", "/v1/config/apply", json=body, timeout=FILE_TIMEOUT).json())
 
     def config_do(self, what: Literal["save", "discard", "rollback"], number: int | None = None) -> ApplyView:
         params = {} if number is None else {"number": number}
-        return cast(ApplyView, self._call("POST", f"/v1/config/{what}", params=params).json())
+        return cast(ApplyView, self._call("POST", f"/v1/config/{what}", params=params, timeout=FILE_TIMEOUT).json())
 
     def config_confirm(self) -> None:
         self._call("POST", "/v1/config/confirm")

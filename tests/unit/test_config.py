@@ -437,3 +437,45 @@ def test_wrong_port_is_one_clear_error(ports, words):
     with pytest.raises(ConfigError) as caught:
         config.resolve_ports(Config(ports=ports))
     assert caught.value.code == "FN-1110" and words in str(caught.value)
+
+
+@pytest.fixture
+def sysfs(tmp_path):
+    """Two functions of a card, one of them with two devices, and a virtio device."""
+    net = tmp_path / "class" / "net"
+    net.mkdir(parents=True)
+    for name, mac, way in (
+        ("ens1f0", "02:00:00:00:00:01", "pci0000:5d/0000:5d:02.0/0000:5e:00.0"),
+        ("ens1f1", "02:00:00:00:00:02", "pci0000:5d/0000:5d:02.0/0000:5e:00.1"),
+        ("ens1f1d1", "02:00:00:00:00:03", "pci0000:5d/0000:5d:02.0/0000:5e:00.1"),
+        ("eth0", "02:00:00:00:00:04", "pci0000:00/0000:00:03.0/virtio0"),
+        ("lo", "00:00:00:00:00:00", None),
+    ):
+        (net / name).mkdir()
+        (net / name / "address").write_text(mac + "\n")
+        if way:
+            (tmp_path / "devices" / way).mkdir(parents=True, exist_ok=True)
+            (net / name / "device").symlink_to(tmp_path / "devices" / way)
+    return net
+
+
+# what the file says of the port, the device or the words of the error
+BY_PCI = [
+    ({"pci": "5e:00.0"}, "ens1f0"),
+    ({"pci": "0000:00:03.0"}, "eth0"),
+    ({"pci": "0000:5e:00.1", "mac": "02:00:00:00:00:03"}, "ens1f1d1"),
+    ({"nic": "ens1f0", "mac": "02:00:00:00:00:01", "pci": "0000:5e:00.0"}, "ens1f0"),
+    ({"pci": "0000:5e:00.1"}, "pci 0000:5e:00.1 is that of ens1f1, ens1f1d1; give the kernel's name (nic), too"),
+    ({"pci": "0000:5e:00.1", "nic": "ens1f0"}, "nic ens1f0 has pci 0000:5e:00.0, not 0000:5e:00.1"),
+    ({"pci": "0000:5e:00.2"}, "there is no NIC with pci 0000:5e:00.2 on this machine; did you mean"),
+    ({"nic": "ens1f2"}, "there is no nic ens1f2 on this machine; did you mean 'ens1f"),
+]
+
+
+@pytest.mark.parametrize(("said", "wanted"), BY_PCI, ids=[str(row[0]) for row in BY_PCI])
+def test_all_that_is_said_of_a_nic_agrees(sysfs, said, wanted):
+    port = Config(ports=(Port(name="wan", **said),))
+    try:
+        assert config.resolve_ports(port, sysfs) == [{"name": "wan", "kind": "xdp", "device": wanted}]
+    except ConfigError as error:
+        assert error.code == "FN-1110" and wanted in str(error)
