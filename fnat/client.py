@@ -32,7 +32,6 @@ from fnat.model import (
 )
 from fnat.paths import default_socket
 
-
 FILE_TIMEOUT = 300.0  # seconds for a whole file: tens of thousands of services take some
 
 
