@@ -201,6 +201,7 @@ def _shape(function: F) -> F:
             help="Instead of the general timeout; 0: the general one.",
         ),
         click.option("--scheduler", type=click.Choice(SCHEDULERS), help="wrr when left out."),
+        click.option("--name", metavar="NAME", help="As listings and the file call it."),
     ):
         function = option(function)
     return function
