@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from fnat import __version__, addresses, config, plan
 from fnat.errors import ChangeError, ConfigError, FnatError
 from fnat.grammar import Usage
-from fnat.importers.blocks import Origin, parse
+from fnat.importers.blocks import Origin, Statement, parse
 from fnat.importers.checks import Check
 from fnat.model import (
     CHANGE,
@@ -114,6 +114,12 @@ class Draft:
     def lost(self, at: Origin, why: str, instead: str = "") -> None:
         self.note("lost", at, why, instead)
 
+    def lost_block(self, statement: Statement, why: str, instead: str = "") -> None:
+        """A statement and all that stands in its block."""
+        self.lost(statement.at, why, instead)
+        for line in list(statement.walk())[1:]:
+            self.lost(line.at, f"stands in {statement.name} of line {statement.line}", "it is left out")
+
     def later(self, at: Origin, why: str, instead: str = "") -> None:
         self.note("later", at, why, instead)
 
@@ -190,7 +196,8 @@ def expand(text: str) -> list[str]:
     else:
         high = addresses.parse(last)
         end = int(high) if high.version == low.version else -1
-    if not int(low) <= end < int(low) + MAX_RANGE:
+        step = 32 if low.version == 4 else 128
+    if not int(low) <= end < int(low) + MAX_RANGE or end >> step != int(low) >> step:
         raise ValueError(f"{text!r} is not a range of at most {MAX_RANGE} addresses")
     return [str(type(low)(number)) for number in range(int(low), end + 1)]
 

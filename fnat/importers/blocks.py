@@ -26,6 +26,11 @@ MAX_LINE = 1 << 16  # after definitions are put in
 _INCLUDES = ("include", "includea", "includeb", "includem", "includer", "includew")
 
 
+class _Word(NamedTuple):
+    text: str
+    raw: str
+
+
 class Origin(NamedTuple):
     """Where something is written."""
 
@@ -36,12 +41,18 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class Statement:
-    """Words of a line; block None: there are no braces."""
+    """Words of a line, and as they are written there; block None: there are no braces."""
 
     file: str
     line: int
     words: tuple[str, ...]
     block: tuple[Statement, ...] | None = None
+    raw: tuple[str, ...] = ()
+
+    @property
+    def written(self) -> str:
+        """The line once more, without its block."""
+        return " ".join(self.raw or map(written, self.words))
 
     @property
     def name(self) -> str:
@@ -71,12 +82,13 @@ class _Open:
 
     file: str
     line: int
-    words: list[str]
+    words: list[_Word]
     block: list[_Open] | None = None
 
     def close(self) -> Statement:
         inner = None if self.block is None else tuple(child.close() for child in self.block)
-        return Statement(self.file, self.line, tuple(self.words), inner)
+        words, raw = tuple(word.text for word in self.words), tuple(word.raw for word in self.words)
+        return Statement(self.file, self.line, words, inner, raw)
 
 
 def read_text(path: Path | str, shown: str | None = None) -> str:
@@ -119,7 +131,7 @@ class _Reader:
         for number, line in _lines(text):
             if (full := self.put_in(line, file, number)) is None:
                 continue
-            words: list[str] = []
+            words: list[_Word] = []
             for first, token in enumerate(_tokens(full, file, number)):
                 here = stack[-1][1]
                 if token == "{":
@@ -141,20 +153,20 @@ class _Reader:
                         _bad(file, number, "'}' without a block", "remove it, or look for a '{' that is missing above")
                     stack.pop()
                 elif isinstance(token, _Word):
-                    words.append(token.text)
+                    words.append(token)
             self.end(words, stack[-1][1], file, number, chain)
         if (opened := stack[-1][0]) is not None:
-            _bad(file, opened.line, f"the block {opened.words[0]!r} is not closed", "add the '}' that is missing")
+            _bad(file, opened.line, f"the block {opened.words[0].text!r} is not closed", "add the '}' that is missing")
         return top
 
-    def end(self, words: list[str], here: list[_Open], file: str, number: int, chain: tuple[Path, ...]) -> None:
+    def end(self, words: list[_Word], here: list[_Open], file: str, number: int, chain: tuple[Path, ...]) -> None:
         """A statement without a block is complete."""
         if not words:
             return
-        if words[0] in _INCLUDES:
+        if words[0].text in _INCLUDES:
             if len(words) != 2:
                 _bad(file, number, "include needs one file name", "write: include FILE")
-            here += self.include(words[1], file, number, chain)
+            here += self.include(words[1].text, file, number, chain)
         else:
             here.append(_Open(file, number, words))
 
@@ -176,7 +188,8 @@ class _Reader:
                 text = read_text(path)
             except FnatError as error:
                 _bad(file, number, f"include {error.message}", error.fix)
-            found += self.read(text, path.name if path.parent == chain[-1].parent else str(path), (*chain, target))
+            near = target.is_relative_to(chain[0].parent)
+            found += self.read(text, str(target.relative_to(chain[0].parent) if near else path), (*chain, target))
         return found
 
     def put_in(self, line: str, file: str, number: int) -> str | None:
@@ -212,15 +225,11 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
         yield start, begun
 
 
-class _Word(NamedTuple):
-    text: str
-
-
 def _tokens(line: str, file: str, number: int) -> Iterator[_Word | str]:
     """Words and braces. Quotes and backslashes keep what they hold, also braces."""
-    at, word, begun = 0, "", False
+    at, word, start = 0, "", None
     while at < len(line):
-        c = line[at]
+        c, begin = line[at], at
         at += 1
         if c in "\"'":
             end = at
@@ -229,26 +238,28 @@ def _tokens(line: str, file: str, number: int) -> Iterator[_Word | str]:
             if end >= len(line):
                 _bad(file, number, "a quoted text does not end", f"add the {c} that is missing")
             held = line[at:end]
-            word, begun, at = word + (re.sub(r"\\(.)", r"\1", held) if c == '"' else held), True, end + 1
+            word, at = word + (re.sub(r"\\(.)", r"\1", held) if c == '"' else held), end + 1
         elif c == "\\" and at < len(line):
-            word, begun, at = word + line[at], True, at + 1
+            word, at = word + line[at], at + 1
         elif c == "$" and line[at : at + 1] == "{" and "}" in line[at:]:
             end = line.index("}", at) + 1
-            word, begun, at = word + line[at - 1 : end], True, end
-        elif c in "#!" or c.isspace() or c in "{}" or (c == "<" and not begun and ">" in line[at:]):
-            if begun:
-                yield _Word(word)
-            word, begun = "", False
+            word, at = word + line[at - 1 : end], end
+        elif c in "#!" or c.isspace() or c in "{}" or (c == "<" and start is None and ">" in line[at:]):
+            if start is not None:
+                yield _Word(word, line[start:begin])
+            word, start = "", None
             if c in "#!":
                 return
             if c == "<":
                 at = line.index(">", at) + 1
             elif c in "{}":
                 yield c
+            continue
         else:
-            word, begun = word + c, True
-    if begun:
-        yield _Word(word)
+            word += c
+        start = begin if start is None else start
+    if start is not None:
+        yield _Word(word, line[start:])
 
 
 _PLAIN = re.compile(r"[^\s\"'\\#!<{}$~@]+")

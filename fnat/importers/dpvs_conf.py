@@ -126,7 +126,7 @@ def _type(worker: Statement) -> str | None:
 def _walk(draft: Draft, statement: Statement, above: str, slaves: int, index: dict[int, int]) -> None:
     path = f"{above}/{statement.name}".removeprefix("/")
     if statement.name.startswith("@"):
-        draft.lost(statement.at, "is for one configuration id only", "write it without the id if it is meant")
+        draft.lost_block(statement, "is for one configuration id only", "write it without the id if it is meant")
     elif path in _CARRIED:
         _CARRIED[path](draft, statement)
     elif path in _UNITS:
@@ -144,19 +144,14 @@ def _walk(draft: Draft, statement: Statement, above: str, slaves: int, index: di
     elif path in _WHOLE or (path in ITEMS and statement.block is None):
         if _meant(draft, path, statement, slaves, index):
             return
-        draft.lost(statement.at, *ITEMS[path])
-        for inner in statement.inner:
-            for line in inner.walk():
-                draft.lost(line.at, *ITEMS[path])
+        draft.lost_block(statement, *ITEMS[path])
     elif statement.block is not None and any(item.startswith(path + "/") for item in _known()):
         _inside(draft, statement, path, slaves, index)
     else:
         near = difflib.get_close_matches(path, _known(), n=1, cutoff=0.8)
         word = near[0].rsplit("/", 1)[-1] if near else ""
         fix = f"did you mean {word!r}?" if word and word != statement.name else "it is left out"
-        draft.lost(statement.at, "is not a word of dpvs.conf here", fix)
-        for inner in statement.inner:
-            draft.lost(inner.at, f"stands in {statement.name}, which is not known", "it is left out")
+        draft.lost_block(statement, "is not a word of dpvs.conf here", fix)
 
 
 def _known() -> list[str]:

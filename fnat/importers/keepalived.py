@@ -55,7 +55,7 @@ def read(draft: Draft, statements: Sequence[Statement]) -> None:
 
 def _conditional(draft: Draft, statement: Statement) -> bool:
     if statement.name.startswith("@"):
-        draft.lost(statement.at, "is for one configuration id only", "write it without the id if it is meant")
+        draft.lost_block(statement, "is for one configuration id only", "write it without the id if it is meant")
     return statement.name.startswith("@")
 
 
@@ -92,7 +92,7 @@ class _Reader:
             if statement.name == "virtual_server":
                 self.service(statement)
             elif statement.name == "tunnel_group":
-                self.draft.lost(statement.at, "tunnels are not in fnat", "make them with `ip tunnel`")
+                self.draft.lost_block(statement, "tunnels are not in fnat", "make them with `ip tunnel`")
             elif statement.name not in self.groups and not vrrp.knows(statement):
                 known = [*_GROUPS, "virtual_server", "tunnel_group", *vrrp.ROOTS]
                 self.unknown(statement, known, "keepalived.conf")
@@ -102,7 +102,7 @@ class _Reader:
     def unknown(self, statement: Statement, known: Sequence[str], where: str) -> None:
         near = difflib.get_close_matches(statement.name, known, n=1)
         fix = f"did you mean {near[0]!r}?" if near and near[0] != statement.name else "it is left out"
-        self.draft.lost(statement.at, f"is not a word of {where}", fix)
+        self.draft.lost_block(statement, f"is not a word of {where}", fix)
 
     def one(self, statement: Statement) -> str | None:
         if not statement.values:
@@ -136,10 +136,11 @@ class _Reader:
             return
         service = _Service(statement.at)
         if any(s.name in ("lb_kind", "lvs_method") and s.values == ("SNAT",) for s in statement.inner):
-            self.draft.lost(statement.at, "SNAT is not in fnat", "the whole block is left out; use nftables")
+            self.draft.lost_block(statement, "SNAT is not in fnat", "the whole block is left out; use nftables")
             return
         for word in statement.inner:
             if not _conditional(self.draft, word) and not self.word(service, word):
+                self.draft.lost_block(statement, "cannot be carried", f"see {word.name} in it")
                 return
         for vip, vport, at in ends:
             self.render(service, vip, vport, at)
@@ -149,21 +150,21 @@ class _Reader:
         match statement.values:
             case ["match", *_]:
                 why = "services by match are for SNAT, which is not in fnat"
-                self.draft.lost(statement.at, why, "the whole block is left out; use nftables")
+                self.draft.lost_block(statement, why, "the whole block is left out; use nftables")
                 return None
             case ["fwmark", *_]:
-                self.draft.lost(statement.at, "firewall marks are not in fnat", "the whole block is left out")
+                self.draft.lost_block(statement, "firewall marks are not in fnat", "the whole block is left out")
                 return None
             case ["group", name]:
                 group = self.groups["virtual_server_group"].get(name)
                 if group is None:
-                    self.draft.lost(statement.at, f"there is no virtual_server_group {name!r}", "the block is left out")
+                    self.draft.lost_block(statement, f"there is no virtual_server_group {name!r}", "it is left out")
                     return None
                 return [end for line in group.inner for end in self.end(line, line.words)]
             case [_, _]:
                 return self.end(statement, statement.values)
             case _:
-                self.draft.lost(statement.at, "does not say ADDRESS PORT", "the whole block is left out")
+                self.draft.lost_block(statement, "does not say ADDRESS PORT", "the whole block is left out")
                 return None
 
     def end(self, line: Statement, words: Sequence[str]) -> list[tuple[str, int, Statement]]:
@@ -184,7 +185,7 @@ class _Reader:
         elif name == "protocol":
             proto = (self.one(word) or "TCP").upper()
             if proto not in _PROTOS:
-                self.draft.lost(at, f"{proto} services are not in fnat", "the whole virtual_server is left out")
+                self.draft.lost(at, f"{proto} services are not in fnat", "the virtual_server is left out")
                 return False
             service.proto = _PROTOS[proto]
         elif name in ("lb_algo", "lvs_sched"):
@@ -327,7 +328,7 @@ class _Reader:
     def server(self, service: _Service, ref: dict[str, Any], statement: Statement) -> None:
         port = statement.values[1] if len(statement.values) == 2 else "0"
         if len(statement.values) not in (1, 2) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-            self.draft.lost(statement.at, "does not say ADDRESS PORT", "the server is left out")
+            self.draft.lost_block(statement, "does not say ADDRESS PORT", "the server is left out")
             return
         found = self.addresses(statement, statement.values[0])
         if len(found) != 1:

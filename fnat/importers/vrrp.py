@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 
 from fnat import addresses
 from fnat.importers import Draft, expand
-from fnat.importers.blocks import Statement, written
+from fnat.importers.blocks import Statement
 
 ROOTS = (
     "global_defs", "vrrp_instance", "vrrp_sync_group", "vrrp_script", "vrrp_track_process", "vrrp_track_file",
@@ -129,12 +129,12 @@ def read(draft: Draft, statements: Sequence[Statement]) -> None:
         draft.node = name
     if not any(s.name == "vrrp_instance" for s in mine):
         for statement in mine:
-            draft.lost(statement.at, "there is no vrrp_instance, so no keepalived is needed", "the block is left out")
+            draft.lost_block(statement, "there is no vrrp_instance, so no keepalived is needed", "it is left out")
         return
     draft.stock += _HEAD.split("\n")
     for statement in mine:
         if statement.name in _LOST:
-            draft.lost(statement.at, *_LOST[statement.name])
+            draft.lost_block(statement, *_LOST[statement.name])
         elif statement.name in _VERBATIM:
             draft.stock += ["", *_written(statement)]
         else:
@@ -144,18 +144,18 @@ def read(draft: Draft, statements: Sequence[Statement]) -> None:
 def _block(draft: Draft, statement: Statement) -> Iterator[str]:
     """global_defs, vrrp_instance or vrrp_sync_group, as a stock keepalived has it."""
     known = _STOCK[statement.name]
-    yield " ".join(map(written, statement.words)) + " {"
+    yield statement.written + " {"
     for word in statement.inner:
         if word.name in ("virtual_ipaddress", "virtual_ipaddress_excluded", "dpdk_interface"):
             continue
         if word.name.startswith("@"):
-            draft.lost(word.at, "is for one configuration id only", "write it without the id if it is meant")
+            draft.lost_block(word, "is for one configuration id only", "write it without the id if it is meant")
         elif word.name in _LOST:
-            draft.lost(word.at, *_LOST[word.name])
+            draft.lost_block(word, *_LOST[word.name])
         elif word.name not in known:
             near = difflib.get_close_matches(word.name, known, n=1)
             fix = f"did you mean {near[0]!r}?" if near and near[0] != word.name else "it is left out"
-            draft.lost(word.at, f"is not a word of a stock keepalived in {statement.name}", fix)
+            draft.lost_block(word, f"is not a word of a stock keepalived in {statement.name}", fix)
         else:
             if re.match(r"(vrrp_)?(garp|gna)_|vrrp_min_garp", word.name):
                 why = "it goes to keepalived.conf, but fnat announces the VIPs, once when they are new"
@@ -182,7 +182,7 @@ def _translated(draft: Draft, word: Statement) -> Statement:
 
 
 def _written(statement: Statement, indent: str = "") -> Iterator[str]:
-    line = indent + " ".join(map(written, statement.words))
+    line = indent + statement.written
     if statement.block is None:
         yield line
         return
