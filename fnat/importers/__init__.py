@@ -342,8 +342,8 @@ def _with_vips(draft: Draft, old: Config, origins: Mapping[str, Origin]) -> Conf
     names = [port.name for port in old.ports]
     default = "wan" if "wan" in names else names[0] if names else None
     changes: list[Change] = []
-    for vip in old.services.vips:
-        at = _origin(origins, ServiceRef(**_ref(next(s for s in old.services if s.vip == vip))))
+    for vip, service in {s.vip: s for s in reversed(list(old.services))}.items():
+        at = _origin(origins, ServiceRef(**_ref(service)))
         known = old.addresses.get(vip)
         if known is not None and known.makes_route:
             instead = f"give the host's NIC an address of {known.network}: fnat uses the host's routes"

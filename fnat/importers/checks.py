@@ -129,9 +129,12 @@ def understand(statement: Statement, every: float | None) -> tuple[Check, list[t
                 name, convert = _WORDS[word.name]
                 assert name in _NAMES
                 try:
-                    changed: dict[str, Any] = {name: convert(word.values[0])}
+                    value, *more = word.values if name != "command" else (" ".join(word.values),)
+                    changed: dict[str, Any] = {name: convert(value)}
+                    if more or word.block is not None:
+                        strange.append((word.at, f"{' '.join(more) or 'a block'} is not understood behind it"))
                     check = replace(check, **changed)
-                except (ValueError, IndexError):
+                except ValueError:
                     strange.append((word.at, f"{' '.join(word.values) or 'nothing'} is not a value for it"))
             else:
                 strange.append((word.at, f"is not understood in {statement.name}"))

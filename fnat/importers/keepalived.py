@@ -108,7 +108,17 @@ class _Reader:
         if not statement.values:
             self.draft.lost(statement.at, "has no value", "it is left out")
             return None
+        self.surplus(statement, 1)
         return statement.values[0]
+
+    def surplus(self, statement: Statement, taken: int) -> None:
+        """Words behind those that are taken, and a block where none belongs."""
+        if len(statement.values) > taken or (statement.block is not None and statement.name not in self.groups):
+            what = " ".join((*statement.values[taken:], *(["{ … }"] if statement.block is not None else [])))
+            self.draft.lost(statement.at, f"{what} is not understood behind it", "it is left out")
+            if statement.name not in self.groups:
+                for line in list(statement.walk())[1:]:
+                    self.draft.lost(line.at, f"stands in {statement.name} of line {statement.line}", "it is left out")
 
     def number(self, statement: Statement, low: int, high: int) -> int | None:
         if (text := self.one(statement)) is None:
@@ -254,6 +264,7 @@ class _Reader:
         group = self.group("local_address_group", word)
         for line in group.inner if group is not None else ():
             device = line.values[0] if line.values else None
+            self.surplus(line, 1)
             service.lips += [(lip, device, line.at) for lip in self.addresses(line, line.name)]
 
     def group(self, kind: str, word: Statement) -> Statement | None:
@@ -274,6 +285,7 @@ class _Reader:
             if line.name.startswith("ipset") or line.name == "match-set":
                 self.draft.lost(line.at, "the members of the set do not stand here", "it is left out")
             elif found := self.addresses(line, line.name):
+                self.surplus(line, 0)
                 ends = ipaddress.ip_address(found[0]), ipaddress.ip_address(found[-1])
                 prefixes += map(str, ipaddress.summarize_address_range(*ends))
         if prefixes:

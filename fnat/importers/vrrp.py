@@ -108,7 +108,10 @@ def _vip(draft: Draft, line: Statement, device: str | None) -> None:
     if plen and plen != str(addresses.bits(found)):
         why = f"the prefix of {found}/{plen} is on-link where the host has it so"
         draft.told(line.at, why, "give the host's NIC an address of it: fnat uses the host's routes")
-    named = dict(zip(line.values, line.values[1:], strict=False)).get("dev", device)
+    options = dict(zip(line.values[::2], line.values[1::2], strict=False))
+    if rest := [word for name, value in options.items() if name not in ("dev", "scope") for word in (name, value)]:
+        draft.lost(line.at, f"{' '.join(rest)} is for addresses of the kernel", "it is left out")
+    named = options.get("dev", device)
     port = None if named is None else draft.kni.get(named, named.removesuffix(".kni"))
     if port is not None:
         draft.port(port, line.at)

@@ -183,6 +183,27 @@ def test_a_line_without_a_counterpart_is_told(name, line, words):
     assert not done.complete
 
 
+SURPLUS = [
+    # a line in place of "lb_algo rr" of one-arm.keepalived.conf, what is told of it
+    ("lb_algo rr wrr", "lb_algo: not carried: wrr is not understood behind it"),
+    ("lb_algo rr { x 1\n }", "lb_algo: not carried: { … } is not understood behind it"),
+    ("lb_algo", "lb_algo: not carried: has no value"),
+    ("persistence_granularity 255.0.255.0", "persistence_granularity: not carried: '255.0.255.0' is neither"),
+    ("sorry_server 10.0.0.1 http", "sorry_server: not carried: 'http' is not a port"),
+    ("lb_kind SNAT", "virtual_server: not carried: SNAT is not in fnat"),
+    ("protocol ICMP", "protocol: not carried: ICMP services are not in fnat"),
+    ("laddr_group_name none", "laddr_group_name: not carried: there is no local_address_group 'none'"),
+    ("@id lb_algo rr", "@id: not carried: is for one configuration id only"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), SURPLUS)
+def test_what_a_line_says_beside_is_told(line, words):
+    text = (FILES / "one-arm.keepalived.conf").read_text().replace("lb_algo rr", line)
+    done = text_of(text, nics={"dpdk0": "ens1f0"})
+    assert any(words in str(note) for note in done.notes), done.notes
+
+
 FUTURE = [
     # line of two-arm.keepalived.conf, model, field, value when the model has it
     (63, model.ServiceAdd, "persistent", 300),
