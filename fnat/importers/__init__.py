@@ -38,9 +38,11 @@ from fnat.model import (
     LipDel,
     Port,
     ServerDel,
+    ServerSet,
     Service,
     ServiceDel,
     ServiceRef,
+    ServiceSet,
     Timeouts,
 )
 
@@ -217,6 +219,7 @@ def finish(draft: Draft) -> Imported:
     origins: dict[str, Origin] = {}
     for change, wish in changes:
         origins.setdefault(plan.subject(change), wish.at)
+        origins |= {f"{name} of {plan.subject(change)}": at for name, at in wish.optional.items()}
     bare = Config(node=draft.node or "this", ports=_ports(draft, [c for c, _ in changes]), host=_host(draft))
     wanted = _given_lips(draft, _apply(draft, bare, changes))
     wanted = _without_idle_addresses(_with_vips(draft, wanted, origins))
@@ -418,7 +421,11 @@ def _as_file(draft: Draft, wanted: Config, origins: Mapping[str, Origin]) -> tup
         elsewhere = [c for c in missing if isinstance(c, LipAdd)]
         for change in missing:
             at = origins.get(plan.subject(change), Origin(FROM_LINE, 0, change.op))
-            if isinstance(change, LipAdd):
+            if isinstance(change, ServiceSet | ServerSet):
+                for name in sorted(change.model_fields_set - {"service", *ServiceRef.model_fields, "rip", "rport"}):
+                    part = f"{name} of {plan.subject(change)}"
+                    draft.lost(origins.get(part, at), f"the file has no place for {part}", "it is left out")
+            elif isinstance(change, LipAdd):
                 draft.lost(at, f"the file has no place for {plan.subject(change)} on {change.port}", "it is left out")
             else:
                 draft.lost(at, f"the file has no place for {plan.subject(change)}", _at_run_time(change))

@@ -242,6 +242,14 @@ def test_a_sorry_server_is_carried_when_the_model_has_it(tmp_path):
     assert service.no_rs == "192.168.100.99:80" or told(done, 77, "lost")
 
 
+def test_a_field_that_the_file_cannot_say_is_told(monkeypatch):
+    dump = config.dump
+    monkeypatch.setattr(config, "dump", lambda c: dump(c).replace("conn_timeout = 900", "").replace("weight = 5", "weight = 6"))
+    done = bring("two-arm.keepalived.conf")
+    assert "the file has no place for conn_timeout of service tcp 10.0.0.100 443" in told(done, 65, "lost")[0]
+    assert any("no place for weight of server tcp 10.0.0.100:443 192.168.100.3 8443" in n for n in told(done, 97, "lost"))
+
+
 def test_a_file_without_losses_is_complete(tmp_path):
     text = "-A -t 10.0.0.1:80 -s rr\n-P -t 10.0.0.1:80 -z 10.1.0.1 -F lan\n-a -t 10.0.0.1:80 -r 10.2.0.1:80 -b -w 1\n"
     done = text_of(text, nics={"lan": "eth0"})
