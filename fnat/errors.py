@@ -50,6 +50,10 @@ CODES: dict[str, str] = {
     "FN-1306": "The XDP program refused an address.",
     "FN-1307": 'A NIC cannot hold the flow rules of its local addresses (steering = "ntuple").',
     "FN-1401": "A test did not show what it should.",
+    "FN-1501": "A file to import cannot be read, or its result cannot be written.",
+    "FN-1502": "A file to import has a syntax that cannot be understood.",
+    "FN-1503": "What an import would write is not a valid configuration.",
+    "FN-1504": "An import would overwrite a file.",
     "FN-1309": "An unexpected failure inside fnat.",
 }
 

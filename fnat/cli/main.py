@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from fnat import __version__, keeper
-from fnat.cli import files, guarded, nouns, say, say_json, show
+from fnat.cli import files, guarded, imports, nouns, say, say_json, show
 from fnat.cli.nouns import Tree, settings
 from fnat.errors import CODES, FnatError
 from fnat.grammar import Usage
@@ -381,6 +381,7 @@ def explain_code(code: str) -> None:
 
 # ---- other languages ----
 
+fnat.add_command(imports.command)
 
 _UNTOUCHED = {"ignore_unknown_options": True, "help_option_names": []}
 
