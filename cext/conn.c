@@ -304,7 +304,9 @@ static void deltas_fill(const struct core *k, struct conn *c)
 {
     if (unlikely(c->families != FAMILIES_44)) {
         struct addr16 from[2] = {conn_cip(c), conn_vip(k, c)}, to[2] = {conn_lip(k, c), conn_rip(c)};
-        u64 addrs = (u64)(u16)~csum_fold(csum_partial(from, sizeof from)) + csum_partial(to, sizeof to);
+        u16 sum = csum_fold(csum_partial(from, sizeof from));
+        u64 addrs = (u64)(u16)~sum + csum_partial(to, sizeof to);
+        c->key_sum = csum_fold((u64)sum + c->cport + c->vport);
         c->delta_l4 = csum_fold(addrs + csum_delta16(c->cport, c->lport) + csum_delta16(c->vport, c->rport));
         return;
     }

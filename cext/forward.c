@@ -57,6 +57,14 @@ static inline void fetch_conn(const struct core *k, const struct packet *p)
         prefetch_near((const u8 *)c + CACHE_LINE);
 }
 
+/* A TCP header behind one of IPv6 ends in the second line. */
+static inline void fetch_headers(const struct packet *p)
+{
+    prefetch_write(p->data);
+    if (p->family == 6)
+        prefetch_write(p->data + CACHE_LINE);
+}
+
 /* ---- a packet of a known connection ---- */
 
 static always_inline void account(struct core *k, struct conn *c, const struct packet *p, enum direction dir, bool narrow)
@@ -126,15 +134,15 @@ static inline u32 leaving_len(const struct conn *c, const struct packet *p)
     return p->l3_len - (u32)(p->l4 - p->l3) + (p->family == 4 ? (u32)sizeof(struct ip6_header) : (u32)sizeof(struct ip4_header));
 }
 
-static inline u8 hops_left(const struct packet *p)
+static always_inline u8 hops_left(const struct packet *p, u8 family)
 {
     const u8 *l3 = p->data + p->l3;
-    return p->family == 4 ? ((const struct ip4_header *)l3)->ttl : ((const struct ip6_header *)l3)->hop_limit;
+    return family == 4 ? ((const struct ip4_header *)l3)->ttl : ((const struct ip6_header *)l3)->hop_limit;
 }
 
-/* The rewritten packet leaves by this neighbour. */
+/* The rewritten packet leaves by this neighbour; family: its own by now. */
 static always_inline enum verdict leave(struct core *k, struct packet *p, const struct conn *c, enum direction dir, struct neigh_entry *hop,
-                                        u64 word, bool narrow)
+                                        u64 word, u8 family)
 {
     u8 port = neigh_word_port(word);
     if (unlikely(!neigh_word_usable(word)))
@@ -142,7 +150,7 @@ static always_inline enum verdict leave(struct core *k, struct packet *p, const 
     if (unlikely(!hop->used))
         hop->used = 1;
     put64(p->data, word); /* the MAC; the rest of the word is written over */
-    put64(p->data + 6, narrow || conn_family(c, !dir) == 4 ? k->ports[port].source4 : k->ports[port].source6);
+    put64(p->data + 6, family == 4 ? k->ports[port].source4 : k->ports[port].source6);
     p->out_port = port;
     k->counters[CNT_to_rs + dir]++;
     return VERDICT_TX;
@@ -187,7 +195,7 @@ rare static enum verdict forward_marked(struct core *k, struct packet *p, u32 in
         count(k, CNT_client_addr_told);
     else if (done != CLIENTADDR_NOTHING)
         count(k, CNT_client_addr_no_room);
-    enum verdict verdict = leave(k, p, c, dir, hop, word, narrow);
+    enum verdict verdict = leave(k, p, c, dir, hop, word, conn_family(c, !dir));
     if (!ahead)
         return verdict;
     k->own[k->own_count] = *p; /* behind it */
@@ -226,7 +234,7 @@ rare static enum verdict forward_slow(struct core *k, struct packet *p, u32 inde
         conn_close(k, index);
         return drop(k, p, DROP_quiesced);
     }
-    if (hops_left(p) <= 1)
+    if (hops_left(p, p->family) <= 1)
         return explain(k, p, ERROR_TTL, 0, DROP_ttl);
     if (!mtu)
         return drop(k, p, DROP_port_down);
@@ -274,48 +282,57 @@ rare static enum verdict forward_slow(struct core *k, struct packet *p, u32 inde
     return VERDICT_TX;
 }
 
-/* narrow: IPv4 on both sides. */
+/* kept: the family of both sides; 0: it changes. */
 static always_inline enum verdict forward_known(struct core *k, struct packet *p, u32 index, enum direction dir, struct stage_clock *clock,
-                                                bool narrow)
+                                                u8 kept)
 {
     struct conn *c = &k->conns[index];
     struct neigh_entry *hop = &k->neigh.entries[c->next_hop[dir]];
     u64 word = load_relaxed(&hop->word);
-    u32 link = neigh_word_link(word), leaving = narrow ? p->l3_len : leaving_len(c, p);
+    u32 link = neigh_word_link(word), leaving = kept ? p->l3_len : leaving_len(c, p);
 
     if (unlikely(c->flags & CONN_QUIESCENT && !load_relaxed(&k->plane_members[c->member].usable))) {
         conn_close(k, index);
         return drop(k, p, DROP_quiesced);
     }
-    if (unlikely((narrow ? ((const struct ip4_header *)(p->data + p->l3))->ttl : hops_left(p)) <= 1))
+    if (unlikely(hops_left(p, kept ? kept : p->family) <= 1))
         return answer_error(k, p, ERROR_TTL, 0, DROP_ttl);
     if (unlikely(leaving > k->link_mtu[link]))
         return forward_slow(k, p, index, dir);
     if (unlikely(c->flags & CONN_MARKED))
         return forward_marked(k, p, index, dir);
 
-    follow(k, c, index, p, dir, narrow);
+    follow(k, c, index, p, dir, kept == 4);
     stage_mark(clock, STAGE_CONN);
-    if (narrow)
+    if (kept == 4)
         rewrite_narrow(k, p, c, dir);
+    else if (kept == 6)
+        rewrite_same6(k, p, c, dir);
     else
-        rewrite_wide(k, p, c, dir);
+        rewrite_crossing(k, p, c, dir);
     stage_mark(clock, STAGE_REWRITE);
-    enum verdict verdict = leave(k, p, c, dir, hop, word, narrow);
+    enum verdict verdict = leave(k, p, c, dir, hop, word, kept ? kept : conn_family(c, !dir));
     stage_mark(clock, STAGE_NEIGHBOUR);
     return verdict;
 }
-__attribute__((noinline)) static enum verdict forward_wide(struct core *k, struct packet *p, u32 index, enum direction dir,
-                                                           struct stage_clock *clock)
+__attribute__((noinline)) static enum verdict forward_crossing(struct core *k, struct packet *p, u32 index, enum direction dir,
+                                                               struct stage_clock *clock)
 {
-    return forward_known(k, p, index, dir, clock, false);
+    return forward_known(k, p, index, dir, clock, 0);
 }
 
-static always_inline enum verdict forward_hit(struct core *k, struct packet *p, u32 index, enum direction dir, struct stage_clock *clock)
+static always_inline enum verdict forward_hit(struct core *k, struct packet *p, u32 index, enum direction dir, struct stage_clock *clock,
+                                              bool four)
 {
-    if (likely(k->conns[index].families == FAMILIES_44))
-        return forward_known(k, p, index, dir, clock, true);
-    return forward_wide(k, p, index, dir, clock);
+    if (likely(k->conns[index].families == (four ? FAMILIES_44 : FAMILIES_66)))
+        return forward_known(k, p, index, dir, clock, four ? 4 : 6);
+    return forward_crossing(k, p, index, dir, clock);
+}
+
+/* The packet that opened the connection. */
+static enum verdict forward_opener(struct core *k, struct packet *p, u32 index)
+{
+    return p->family == 4 ? forward_hit(k, p, index, TO_RS, NULL, true) : forward_hit(k, p, index, TO_RS, NULL, false);
 }
 _Static_assert(CNT_to_client == CNT_to_rs + TO_CLIENT && CNT_icmp_errors_to_client == CNT_icmp_errors_to_rs + TO_CLIENT,
                "counters in the order of directions");
@@ -506,7 +523,7 @@ static enum verdict forward_first(struct core *k, struct packet *p, const struct
     if (likely(!reason)) {
         u64 forwarded = k->counters[CNT_to_rs];
         enum verdict verdict =
-            likely(!p->fragment && p->kind != KIND_SCTP) ? forward_hit(k, p, index, TO_RS, NULL) : forward_slow(k, p, index, TO_RS);
+            likely(!p->fragment && p->kind != KIND_SCTP) ? forward_opener(k, p, index) : forward_slow(k, p, index, TO_RS);
         if (unlikely(k->counters[CNT_to_rs] == forwarded)) /* answered, or it waits */
             k->unsettled[(k->unsettled_to - 1) % BATCH].packet = NULL;
         return verdict;
@@ -598,7 +615,7 @@ rare static enum verdict forward_error(struct core *k, struct packet *p, const s
     const struct conn *c = &k->conns[ref >> 1];
     enum direction dir = ref & 1;
     u16 mtu = k->link_mtu[neigh_word_link(neigh_load(&k->neigh, c->next_hop[dir]))];
-    if (hops_left(p) <= 1)
+    if (hops_left(p, p->family) <= 1)
         return drop(k, p, DROP_ttl);
     if (!c->next_hop[dir])
         return drop(k, p, DROP_no_route);
@@ -688,9 +705,7 @@ static always_inline enum verdict forward_flow(struct core *k, struct packet *p,
     }
     if (unlikely(p->fragment))
         return forward_slow(k, p, index, ref & 1);
-    if (!four)
-        return forward_known(k, p, index, ref & 1, clock, false);
-    return forward_hit(k, p, index, ref & 1, clock);
+    return forward_hit(k, p, index, ref & 1, clock, four);
 }
 
 /* An association that is over gives way to a new one from the same port (RFC 9260 8.4, 5.2.4). */
@@ -777,7 +792,7 @@ static always_inline void forward_passes(struct core *k, struct packet *pkts, u3
     stage_mark(clock, STAGE_FIND);
     for (u32 i = 0; i < n; i++) {
         if (i + HEADERS_AHEAD < n)
-            prefetch_write(pkts[i + HEADERS_AHEAD].data);
+            fetch_headers(&pkts[i + HEADERS_AHEAD]);
         if (i + MEMBERS_AHEAD < n)
             prefetch_write(&k->members[k->conns[pkts[i + MEMBERS_AHEAD].conn >> 1].member]);
         pkts[i].verdict = (u8)forward_one(k, &pkts[i], clock);

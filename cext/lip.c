@@ -109,8 +109,7 @@ static u32 reclaim_endpoint(struct lip_table *t)
         struct endpoint *e = &t->endpoints[i];
         if (e->used)
             continue;
-        u64 h = endpoint_hash(t, e->proto, e->family, e->lip_id, e->rip, e->rport);
-        for (u32 *link = &t->heads[h & t->head_mask]; *link; link = &t->endpoints[*link].next)
+        for (u32 *link = &t->heads[e->salt & t->head_mask]; *link; link = &t->endpoints[*link].next)
             if (*link == i) {
                 *link = e->next;
                 return i;
@@ -133,6 +132,7 @@ u32 lip_endpoint(struct lip_table *t, u8 proto, u8 family, u16 lip_id, const u8 
     memcpy(e->rip, rip, 16);
     e->rport = rport, e->lip_id = lip_id, e->proto = proto, e->family = family;
     u64 h = endpoint_hash(t, proto, family, lip_id, rip, rport);
+    e->salt = h;
     e->cursor = (u16)max_u32((u32)(h >> 48), LIP_PORT_FIRST);
     e->next = t->heads[h & t->head_mask];
     t->heads[h & t->head_mask] = i;
@@ -311,8 +311,7 @@ void lip_port_give(struct lip_table *t, u32 endpoint, u16 port)
 /* RFC 6528: an offset per tuple hides the clock; it is constant, so order per tuple is kept. */
 static u32 isn_offset(const struct lip_table *t, u32 endpoint, u16 port)
 {
-    const struct endpoint *e = &t->endpoints[endpoint];
-    return (u32)hash_mum(endpoint_hash(t, e->proto, e->family, e->lip_id, e->rip, e->rport) ^ port, t->secret->k[1]);
+    return (u32)hash_mum(t->endpoints[endpoint].salt ^ port, t->secret->k[1]);
 }
 
 u32 lip_isn(struct lip_table *t, u32 endpoint, u16 port, u32 clock_us4)

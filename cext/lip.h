@@ -31,7 +31,8 @@ struct endpoint {
     u32 dir[LIP_DIRS];
     u32 ts_lead; /* added to the clock so that timestamps never go back */
     u32 ts_last; /* last timestamp given out */
-    u32 spare[12];
+    u64 salt;    /* hash of protocol, LIP and RS */
+    u32 spare[10];
 } cache_aligned;
 _Static_assert(sizeof(struct endpoint) == 2 * CACHE_LINE, "an endpoint is two lines");
 

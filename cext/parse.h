@@ -84,32 +84,35 @@ __attribute__((noinline)) static bool parse_source_routed(const u8 *options, u32
     return false;
 }
 
-/* IPv6: the chain of extension headers is walked up to the L4 header. What no end host would take is malformed: a chain cut short or out
+/* The L4 header of an IPv6 packet, which begins at `at`. */
+static inline void parse_l4_of6(struct packet *p, u8 next, u32 at, u32 end)
+{
+    p->proto = next;
+    p->l4 = (u8)at;
+    parse_l4(p, p->data + at, end - at);
+    if (unlikely(p->kind == KIND_UDP && !get16(p->data + at + offsetof(struct udp_header, csum))))
+        parse_invalid(p, DROP_udp_no_checksum);
+}
+
+static inline bool parse_is_extension(u8 next)
+{
+    return next == IP6_HOP_BY_HOP || next == IP6_ROUTING || next == IP6_FRAGMENT || next == IP6_DESTINATION;
+}
+
+/* The chain of extension headers is walked up to the L4 header. What no end host would take is malformed: a chain cut short or out
  * of reach of an 8-bit offset, hop-by-hop options anywhere but first, a source route with segments left (RFC 5095). */
-__attribute__((noinline)) static void parse_ip6(struct packet *p)
+__attribute__((noinline)) static void parse_extensions(struct packet *p, u8 next, u32 end)
 {
     const u8 *data = p->data;
-    const struct ip6_header *ip = (const struct ip6_header *)(data + ETH_HEADER);
-    u32 room = p->len - ETH_HEADER, at = ETH_HEADER + (u32)sizeof *ip;
-    if (unlikely(room < sizeof *ip))
-        return parse_invalid(p, DROP_truncated);
-    if (unlikely(data[ETH_HEADER] >> 4 != 6))
-        return parse_invalid(p, DROP_ip_header);
-    u32 end = at + be16(ip->payload_len);
-    if (unlikely(end > p->len))
-        return parse_invalid(p, DROP_truncated);
-    p->family = 6;
-    p->saddr = p->daddr = 0;
-    p->l3_len = (u16)(end - ETH_HEADER);
-    u8 next = ip->next;
-    while (unlikely(next == IP6_HOP_BY_HOP || next == IP6_ROUTING || next == IP6_FRAGMENT || next == IP6_DESTINATION)) {
+    u32 at = ETH_HEADER + (u32)sizeof(struct ip6_header);
+    while (parse_is_extension(next)) {
         const struct ip6_routing *ext = (const struct ip6_routing *)(data + at);
         if (end - at < 8)
             return parse_invalid(p, p->fragment ? DROP_fragment_tiny : DROP_ip_header); /* RFC 7112 */
         u32 len = next == IP6_FRAGMENT ? 8 : (ext->len + 1) * 8u;
         if (len > end - at && p->fragment)
             return parse_invalid(p, DROP_fragment_tiny);
-        if (len > end - at || at + len > 255 || (next == IP6_HOP_BY_HOP && at != ETH_HEADER + sizeof *ip))
+        if (len > end - at || at + len > 255 || (next == IP6_HOP_BY_HOP && at != ETH_HEADER + sizeof(struct ip6_header)))
             return parse_invalid(p, DROP_ext_headers);
         if (next == IP6_ROUTING && ext->left)
             return parse_invalid(p, DROP_source_route);
@@ -127,15 +130,30 @@ __attribute__((noinline)) static void parse_ip6(struct packet *p)
         if (p->fragment == FRAGMENT_LATER)
             break;
     }
+    if (likely(!p->fragment))
+        return parse_l4_of6(p, next, at, end);
     p->proto = next;
     p->l4 = (u8)at;
-    if (unlikely(p->fragment)) { /* ports of the first one: pieces.c */
-        p->kind = KIND_FRAGMENT;
-        return;
-    }
-    parse_l4(p, data + at, end - at);
-    if (unlikely(p->kind == KIND_UDP && !get16(data + at + offsetof(struct udp_header, csum))))
-        parse_invalid(p, DROP_udp_no_checksum);
+    p->kind = KIND_FRAGMENT; /* ports of the first one: pieces.c */
+}
+
+__attribute__((noinline)) static void parse_ip6(struct packet *p)
+{
+    const struct ip6_header *ip = (const struct ip6_header *)(p->data + ETH_HEADER);
+    u32 room = p->len - ETH_HEADER, at = ETH_HEADER + (u32)sizeof *ip;
+    if (unlikely(room < sizeof *ip))
+        return parse_invalid(p, DROP_truncated);
+    if (unlikely(p->data[ETH_HEADER] >> 4 != 6))
+        return parse_invalid(p, DROP_ip_header);
+    u32 end = at + be16(ip->payload_len);
+    if (unlikely(end > p->len))
+        return parse_invalid(p, DROP_truncated);
+    p->family = 6;
+    p->saddr = p->daddr = 0;
+    p->l3_len = (u16)(end - ETH_HEADER);
+    if (unlikely(parse_is_extension(ip->next)))
+        return parse_extensions(p, ip->next, end);
+    parse_l4_of6(p, ip->next, at, end);
 }
 
 static inline void parse_packet(struct packet *p)

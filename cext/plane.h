@@ -14,7 +14,7 @@
 #include "record.h"
 #include "wheel.h"
 
-enum { PLANE_LAYOUT = 3 }; /* raised when a structure in the files changes */
+enum { PLANE_LAYOUT = 4 }; /* raised when a structure in the files changes */
 
 /* ---- DIR/plane ---- */
 

@@ -77,10 +77,14 @@ struct conn {
     u16 cport, vport, rport, lport; /* network order; pairs in the order of the packets that come in */
     u32 member;
     u8 proto, families, state, flags;
-    u32 last_seen;          /* ticks of 1/64 s */
-    u16 next_hop[2];        /* neighbour ids, by direction */
-    u16 delta_l4, delta_ip; /* checksum deltas towards the RS; the way back is their complement */
-    u32 gen;                /* odd: live */
+    u32 last_seen;   /* ticks of 1/64 s */
+    u16 next_hop[2]; /* neighbour ids, by direction */
+    u16 delta_l4;    /* checksum deltas towards the RS; the way back is their complement */
+    union {
+        u16 delta_ip;
+        u16 key_sum; /* IPv6 on either side: one's complement sum of addresses and ports as the client's packets have them */
+    };
+    u32 gen; /* odd: live */
     /* line 1 */
     u16 vip_id, lip_id; /* address ids */
     u32 wheel_next, wheel_prev;

@@ -60,26 +60,6 @@ void rewrite_complete_checksum(struct packet *p)
 
 /* ---- IPv6 on either side ---- */
 
-/* The addresses that the packet leaves with. */
-struct ends {
-    const u8 *src, *dst;
-};
-
-static inline struct ends ends_of(const struct core *k, const struct conn *c, enum direction dir)
-{
-    if (dir == TO_RS)
-        return (struct ends){k->plane_addresses[c->lip_id].addr, c->a.v6.rip};
-    return (struct ends){k->plane_addresses[c->vip_id].addr, c->a.v6.cip};
-}
-
-static inline void same_header6(struct packet *p, struct ends e)
-{
-    struct ip6_header *ip = (struct ip6_header *)(p->data + p->l3);
-    memcpy(ip->src, e.src, 16);
-    memcpy(ip->dst, e.dst, 16);
-    ip->hop_limit--;
-}
-
 /* RFC 7915 5.1: extension headers end here. A packet that could not be fragmented before stays so where it could matter. */
 static void header_6_to_4(struct core *k, struct packet *p, struct ends e)
 {
@@ -179,11 +159,11 @@ static void clamp(const struct core *k, struct packet *p, const struct conn *c)
     put16(csum_field, csum_apply(get16(csum_field), delta));
 }
 
-static void rewrite_crossing(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
+void rewrite_crossing(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
 {
     u16 *csum_field = rewrite_checksum_field(p), csum = get16(csum_field);
-    bool from6 = p->family == 6, partial = from6 ? rewrite_is_partial6(p, csum) : rewrite_is_partial(p, csum);
-    struct ends e = ends_of(k, c, dir);
+    bool from6 = p->family == 6, partial = rewrite_is_partial_wide(p, c, dir, csum);
+    struct ends e = rewrite_ends(k, c, dir);
     if (from6)
         header_6_to_4(k, p, e);
     else
@@ -196,16 +176,6 @@ static void rewrite_crossing(struct core *k, struct packet *p, const struct conn
         rewrite_complete_checksum(p);
     clamp(k, p, c);
     pad(p);
-}
-
-void rewrite_wide(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
-{
-    if (unlikely(c->families != FAMILIES_66))
-        return rewrite_crossing(k, p, c, dir);
-    u16 *csum_field = rewrite_checksum_field(p), csum = get16(csum_field);
-    bool partial = rewrite_is_partial6(p, csum);
-    same_header6(p, ends_of(k, c, dir));
-    rewrite_l4(k, p, c, dir, p->data + p->l4, csum_field, csum, partial);
 }
 
 /* ---- fragments ---- */
@@ -227,9 +197,9 @@ void rewrite_addresses(struct core *k, struct packet *p, const struct conn *c, e
             put_id4(ip, (u16)id);
         return;
     }
-    struct ends e = ends_of(k, c, dir);
+    struct ends e = rewrite_ends(k, c, dir);
     if (c->families == FAMILIES_66)
-        return same_header6(p, e);
+        return rewrite_header6(p, e);
     if (p->family == 6)
         header_6_to_4(k, p, e);
     else
@@ -278,9 +248,9 @@ static void piece_header(struct core *k, struct packet *p, const struct conn *c,
         rewrite_header4(ip, c, dir);
         return put_id4(ip, (u16)id);
     }
-    struct ends e = ends_of(k, c, dir);
+    struct ends e = rewrite_ends(k, c, dir);
     if (c->families == FAMILIES_66) {
-        same_header6(p, e);
+        rewrite_header6(p, e);
         put32(p->data + p->frag_at + offsetof(struct ip6_fragment, id), be32(id));
     } else if (p->family == 6)
         piece_6_to_4(k, p, e, id);

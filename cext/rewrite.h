@@ -60,6 +60,13 @@ static inline bool rewrite_is_partial6(const struct packet *p, u16 csum)
     return csum == csum_fold(csum_pseudo6(ip->src, p->proto, p->l4_len));
 }
 
+/* The same of a packet of a connection with IPv6 on either side: the record knows the sum of its addresses and ports. */
+static inline bool rewrite_is_partial_wide(const struct packet *p, const struct conn *c, enum direction dir, u16 csum)
+{
+    u64 key = (u64)c->key_sum + (c->delta_l4 & (u16)-dir);
+    return csum_fold((u64)csum + p->sport + p->dport) == csum_fold(key + be16(p->proto) + be16(p->l4_len));
+}
+
 static inline u16 *rewrite_checksum_field(const struct packet *p)
 {
     return (u16 *)(p->data + p->l4 + (p->proto == PROTO_TCP ? offsetof(struct tcp_header, csum) : offsetof(struct udp_header, csum)));
@@ -76,8 +83,8 @@ static inline void rewrite_complete_if_partial(struct core *k, struct packet *p)
 
 /* Lower the MSS option of a SYN to `most`; returns the checksum delta. */
 u64 rewrite_clamp_mss(struct tcp_header *tcp, u16 most);
-/* What an IPv6 header on either side needs: rewrite.c. The packet may begin elsewhere in its frame afterwards. */
-void rewrite_wide(struct core *k, struct packet *p, const struct conn *c, enum direction dir);
+/* From one family to the other: rewrite.c. The packet may begin elsewhere in its frame afterwards. */
+void rewrite_crossing(struct core *k, struct packet *p, const struct conn *c, enum direction dir);
 /* Addresses alone, of a whole packet; with this identification where it is IPv4 on both sides and `named`. */
 rare void rewrite_addresses(struct core *k, struct packet *p, const struct conn *c, enum direction dir, bool named, u32 id);
 /* A fragment, or an IPv4 packet that may become some: with this identification. Of a later fragment only the IP header changes. */
@@ -134,6 +141,44 @@ static always_inline void rewrite_narrow(struct core *k, struct packet *p, const
     bool partial = rewrite_is_partial(p, csum);
     rewrite_header4(ip, c, dir);
     rewrite_l4(k, p, c, dir, l4, csum_field, csum, partial);
+}
+
+/* The addresses that a packet leaves with, IPv6 on either side. */
+struct ends {
+    const u8 *src, *dst;
+};
+
+static always_inline struct ends rewrite_ends(const struct core *k, const struct conn *c, enum direction dir)
+{
+    if (dir == TO_RS)
+        return (struct ends){k->plane_addresses[c->lip_id].addr, c->a.v6.rip};
+    return (struct ends){k->plane_addresses[c->vip_id].addr, c->a.v6.cip};
+}
+
+static always_inline void rewrite_header6(struct packet *p, struct ends e)
+{
+    struct ip6_header *ip = (struct ip6_header *)(p->data + p->l3);
+    memcpy(ip->src, e.src, 16);
+    memcpy(ip->dst, e.dst, 16);
+    ip->hop_limit--;
+}
+
+/* IPv6 on both sides. */
+static always_inline void rewrite_same6(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
+{
+    u16 *csum_field = rewrite_checksum_field(p), csum = get16(csum_field);
+    bool partial = rewrite_is_partial_wide(p, c, dir, csum);
+    rewrite_header6(p, rewrite_ends(k, c, dir));
+    rewrite_l4(k, p, c, dir, p->data + p->l4, csum_field, csum, partial);
+}
+
+/* IPv6 on either side. */
+static inline void rewrite_wide(struct core *k, struct packet *p, const struct conn *c, enum direction dir)
+{
+    if (likely(c->families == FAMILIES_66))
+        rewrite_same6(k, p, c, dir);
+    else
+        rewrite_crossing(k, p, c, dir);
 }
 
 #endif
