@@ -342,7 +342,7 @@ static int member_for(struct core *k, const struct snap_service *svc, const stru
 {
     int known = unlikely(svc->flags & FNAT_SVC_QUIC) ? quic_member(svc, p) : -1;
     if (likely(known < 0))
-        return sched_pick(svc, &k->services[svc->id]);
+        return sched_pick(k, svc, p);
     count(k, CNT_quic_moved);
     return known;
 }
