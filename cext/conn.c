@@ -90,6 +90,7 @@ static void half_open_begins(struct core *k, u32 index)
         s->half_head = index;
     s->half_tail = index;
     s->half_count++;
+    k->members[c->member].half_open++;
     k->counters[TAKEN_half_open]++;
 }
 
@@ -106,6 +107,7 @@ void conn_half_open_ends(struct core *k, u32 index)
     else
         s->half_tail = c->half_prev;
     s->half_count--;
+    k->members[c->member].half_open--;
     c->half_prev = c->half_next = 0;
     c->flags &= (u8)~CONN_HALF_OPEN;
     k->counters[TAKEN_half_open]--;
