@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import ipaddress
+import json
 import re
 import socket
 import tomllib
@@ -58,6 +59,9 @@ _SERVICE_KEYS = (
     "proto",
     "port",
     "scheduler",
+    "hash_target",
+    "hash_slots",
+    "slow_start",
     "no_rs",
     "conn_timeout",
     "expire_quiescent",
@@ -262,7 +266,13 @@ class _Reader:
         try:
             plan.check(config)
         except ChangeError as error:
-            raise ConfigError("FN-1107", f"{self.file}: {error.message}", error.fix) from None
+            code = error.code if error.code in ("FN-1208", "FN-1209") else "FN-1107"
+            raise ConfigError(code, f"{self.file}: {error.message}", error.fix) from None
+        if not host.hash_key and (exposed := next((s for s in services if s.hash_target != "sip"), None)):
+            what = f"hash_target {exposed.hash_target!r} without [host] hash_key"
+            self.warnings.append(
+                f"{self.file}: {exposed.key}: {what}; a client can choose its ports so that all go to one server"
+            )
         return Loaded(config, self.warnings)
 
     def node(
@@ -386,8 +396,12 @@ class _Reader:
         limits = self.table(f"{path}.limits", table.get("limits", {}))
         self.keys(f"{path}.limits", limits, "service.*.limits")
         fields: dict[str, Any] = {
-            k: table[k] for k in ("scheduler", "no_rs", "expire_quiescent", "one_packet", "quic") if k in table
+            k: table[k]
+            for k in ("scheduler", "hash_target", "hash_slots", "no_rs", "expire_quiescent", "one_packet", "quic")
+            if k in table
         }
+        if "slow_start" in table:
+            fields["slow_start"] = self.seconds(f"{path}.slow_start", table["slow_start"], 0)
         if "half_open" in limits:
             fields["half_open"] = self.count(f"{path}.limits.half_open", limits["half_open"])
         if "conn_timeout" in table:
@@ -605,6 +619,7 @@ def _dump_host(host: Host) -> list[str]:
         f"echo_rate = {host.echo_rate}",
         f"icmp_rate = {host.icmp_rate}",
         f"announce = {str(host.announce).lower()}",
+        *([f"hash_key = {json.dumps(host.hash_key, ensure_ascii=False)}"] if host.hash_key else []),
         f"timeouts = {{ {times} }}",
     ]
 
@@ -621,6 +636,12 @@ def _dump_service(service: Service, port: str | None, all_lips: tuple[LocalAddre
         f"conn_timeout = {service.conn_timeout}",
     ]
     lines.append(f"expire_quiescent = {str(service.expire_quiescent).lower()}")
+    if service.hash_target != "sip":
+        lines.append(f'hash_target = "{service.hash_target}"')
+    if service.hash_slots is not None:
+        lines.append(f"hash_slots = {service.hash_slots}")
+    if service.slow_start:
+        lines.append(f"slow_start = {service.slow_start}")
     if service.client_addr != "none":
         lines.append(f'client_addr = "{service.client_addr}"')
     if service.one_packet:

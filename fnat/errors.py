@@ -35,6 +35,8 @@ CODES: dict[str, str] = {
     "FN-1205": "An address would be both a VIP and a LIP, or would lie on two ports.",
     "FN-1206": "The thing to delete is in use.",
     "FN-1207": "No such port.",
+    "FN-1208": "The tables of hash schedulers would not fit into the data plane's memory.",
+    "FN-1209": "An option of a service does not go with its scheduler.",
     "FN-1301": "The data plane refused a change.",
     "FN-1302": "A running worker did not take up the new configuration in time.",
     "FN-1303": "The data plane has no room for the change.",
