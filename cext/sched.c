@@ -7,9 +7,9 @@
  * those that are being opened as 1: a burst of them goes to one server, which looks idle until the first handshake is over.
  * The least loaded member is looked for among all of up to 16; of more among 6 in turn and the 2 that were least loaded last time, which finds one
  * with room within n / 6 picks and keeps to it while it has room ("load balancing with memory", Mitzenmacher et al., FOCS 2002).
- * Slow start: wrr passes over a growing member as often as it is short of its weight; the others compare loads by the part of the weight
- * that it has reached.
- * What is unsatisfying: wrr with a few weights far above all others walks over the light members; conhash asks them all (slots.c).
+ * Slow start: wrr and p2c pass over a growing member as often as it is short of its weight; those that go by load compare it by the part of
+ * the weight that it has reached.
+ * What is unsatisfying: wrr with a few weights far above all others walks over the light members, and gives a heavy one its picks in a row; conhash asks them all (slots.c).
  */
 #include "sched.h"
 
@@ -49,6 +49,13 @@ static u32 grown(const struct core *k, const struct snap_service *svc, u32 i)
     if (!since || passed >= (s64)svc->slow_start * 8)
         return FULL;
     return passed <= 0 ? 1 : max_u32(1, (u32)((u64)passed * FULL / (svc->slow_start * 8ull)));
+}
+
+/* A growing member that is drawn without regard to its load is passed over as often as it is short of its weight. */
+static bool is_grown_enough(const struct core *k, const struct snap_service *svc, struct service_state *state, u32 i)
+{
+    u32 part = grown(k, svc, i);
+    return likely(part == FULL) || random_of(k, svc, state) % FULL < part;
 }
 
 /* ---- in turn ---- */
@@ -93,12 +100,8 @@ static int pick_wrr(const struct core *k, const struct snap_service *svc, struct
 {
     enum { TRIES = 16 };
     int i = next_by_weight(k, svc, state);
-    for (u32 tries = 1; unlikely(svc->slow_start) && i >= 0 && tries < TRIES; tries++) {
-        u32 part = grown(k, svc, (u32)i);
-        if (part == FULL || random_of(k, svc, state) % FULL < part)
-            break;
+    for (u32 tries = 1; i >= 0 && tries < TRIES && !is_grown_enough(k, svc, state, (u32)i); tries++)
         i = next_by_weight(k, svc, state);
-    }
     return i;
 }
 
@@ -173,7 +176,8 @@ static int pick_p2c(const struct core *k, const struct snap_service *svc, struct
     for (u32 tries = 0; tries < TRIES; tries++) {
         u64 random = random_of(k, svc, state);
         u32 a = slots_part(svc, (u32)random), b = slots_part(svc, (u32)(random >> 32));
-        bool may_a = sched_eligible(k, svc, a), may_b = sched_eligible(k, svc, b);
+        bool may_a = sched_eligible(k, svc, a) && is_grown_enough(k, svc, state, a);
+        bool may_b = sched_eligible(k, svc, b) && is_grown_enough(k, svc, state, b);
         if (may_a && may_b)
             return (int)(a != b && burden(k, svc, b) < burden(k, svc, a) ? b : a);
         if (may_a || may_b)

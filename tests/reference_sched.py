@@ -152,9 +152,7 @@ class Scheduler:
             case "sh":
                 return part(world.client >> 32, usable)
             case "p2c":
-                random = self.random()
-                a, b = part(random & M32, usable), part(random >> 32, usable)
-                return b if self._burden(world, b) < self._burden(world, a) else a
+                return self._two_choices(world, usable)
             case _:
                 self._stay_inside(world)
                 return self._lightest(world)
@@ -166,10 +164,24 @@ class Scheduler:
     def _in_turn(self, world: World) -> Candidate:
         for _ in range(15):
             m = self._next_by_weight(world)
-            grown = world.grown(m.id) if world.scheduler == "wrr" else FULL
-            if grown == FULL or self.random() % FULL < grown:
+            if world.scheduler == "rr" or self._is_grown_enough(world, m):
                 return m
         return self._next_by_weight(world)
+
+    def _is_grown_enough(self, world: World, m: Candidate) -> bool:
+        grown = world.grown(m.id)
+        return grown == FULL or self.random() % FULL < grown
+
+    def _two_choices(self, world: World, usable: list[Candidate]) -> Candidate:
+        for _ in range(8):
+            random = self.random()
+            two = [part(random & M32, usable), part(random >> 32, usable)]
+            two = [m for m in two if self._is_grown_enough(world, m)]
+            if two:
+                return min(two, key=lambda m: self._burden(world, m))
+        self._stay_inside(world)
+        inorder = world.members[self.next :] + world.members[: self.next]
+        return next(m for m in inorder if m.weight)
 
     def _next_by_weight(self, world: World) -> Candidate:
         """rr and wrr as LVS describes them: rounds over the list; wrr lowers the level by the gcd at each new round."""
