@@ -69,6 +69,12 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("-E -t 192.168.100.254:80 --proxy-protocol disable", {"op": "service.set", **WEB, "client_addr": "toa"}),
     ("-A -ou 192.168.100.253:53 -s rr", {"op": "service.add", **DNS, "scheduler": "rr", "one_packet": True}),
     ("-A -u 192.168.100.253:53 --quic", {"op": "service.add", **DNS, "scheduler": "wrr", "quic": True}),
+    ("-A -u 192.168.100.253:53 -s conhash --hash-target qid",
+     {"op": "service.add", **DNS, "scheduler": "conhash", "hash_target": "qid"}),
+    ("-E -u 192.168.100.253:53 -s mh --hash-slots 4093",
+     {"op": "service.set", **DNS, "scheduler": "mh", "hash_slots": 4093}),
+    ("-E -u 192.168.100.253:53 -s wlc --slow-start 30",
+     {"op": "service.set", **DNS, "scheduler": "wlc", "slow_start": 30}),
     ("-E -u 192.168.100.253:53 --ops", {"op": "service.set", **DNS, "one_packet": True}),
     ("-E -t 192.168.100.254:80 -s rr", {"op": "service.set", **WEB, "scheduler": "rr"}),
     ("-E -t 192.168.100.254:80 --conn-timeout=0", {"op": "service.set", **WEB, "conn_timeout": 0}),
@@ -526,7 +532,7 @@ def test_what_is_saved_can_be_restored() -> None:
             half_open=100,
         ),
         service("sctp:192.168.100.252:36412", [server("192.168.100.2:36412", 1)], conn_timeout=60),
-        service("udp:192.168.100.254:443", [], quic=True),
+        service("udp:192.168.100.254:443", [], quic=True, hash_target="qid", hash_slots=4093, slow_start=30),
     ]
     saved = ipvsadm.save_text(services)
     assert saved == (
@@ -535,7 +541,7 @@ def test_what_is_saved_can_be_restored() -> None:
         "-a -t 192.168.100.254:80 -r 192.168.100.2:8080 -b -w 0\n"
         "-a -t 192.168.100.254:80 -r 192.168.100.3:80 -b -w 5\n"
         "-A -u 192.168.100.253:53 -s wrr --conn-timeout 30 --expire-quiescent --ops --no-rs reset --half-open 100\n"
-        "-A -u 192.168.100.254:443 -s rr --quic\n"
+        "-A -u 192.168.100.254:443 -s rr --hash-target qid --hash-slots 4093 --slow-start 30 --quic\n"
         "-A --sctp-service 192.168.100.252:36412 -s rr --conn-timeout 60\n"
         "-a --sctp-service 192.168.100.252:36412 -r 192.168.100.2:36412 -b -w 1\n"
     )
@@ -549,7 +555,10 @@ def test_what_is_saved_can_be_restored() -> None:
             "op": "service.add", **DNS, "scheduler": "wrr", "conn_timeout": 30, "expire_quiescent": True,
             "one_packet": True, "no_rs": "reset", "half_open": 100,
         },
-        {"op": "service.add", **WEB, "proto": "udp", "vport": 443, "scheduler": "rr", "quic": True},
+        {
+            "op": "service.add", **WEB, "proto": "udp", "vport": 443, "scheduler": "rr", "quic": True,
+            "hash_target": "qid", "hash_slots": 4093, "slow_start": 30,
+        },
         {"op": "service.add", **SIG, "scheduler": "rr", "conn_timeout": 60},
         {"op": "server.add", "service": SIG, "rip": "192.168.100.2", "rport": 36412, "weight": 1},
     ]  # fmt: skip
