@@ -139,6 +139,15 @@ def toeplitz(key: bytes, data: bytes) -> int:
 def steering_owner(rule: Rule, flow: str, workers: int, rip: str, lip: str, rport: int, lport: int) -> int:
     """The worker that an answer from rip:rport to lip:lport belongs to."""
 
+def sched_owners(
+    scheduler: str, members: list[tuple[str, int, int]], count: int, hash_slots: int = 65537
+) -> list[int]:
+    """Whose each of `count` hashes spread evenly over all would be: places in members, (rip, rport, weight). With
+    hash_slots for count it is the table of mh. EINVAL no member with weight, or a scheduler that does not hash."""
+
+def maglev(preferences: list[tuple[int, int, int]], slots: int) -> list[int]:
+    """Maglev's table of members given as (offset, skip, weight)."""
+
 def steering_shares(rule: Rule, flow: str, workers: int, lports: tuple[int, int] = (1024, 65535)) -> tuple[int, int]:
     """The fewest and the most of these local ports that one worker owns towards any RS."""
 
