@@ -5,6 +5,7 @@ stands in brackets (RFC 3986, 3.2.2). Pure; ValueErrors are in words for the use
 from __future__ import annotations
 
 import ipaddress
+import socket
 from functools import lru_cache
 from typing import Literal
 
@@ -41,6 +42,13 @@ def parse(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 @lru_cache(maxsize=65536)  # a service is named in every change of its servers and LIPs
 def host(text: str, link_local: bool = False) -> str:
     """The address of a host in its one spelling. link_local: it may be one of those of a link (a gateway)."""
+    if ":" not in text:  # a file has hundreds of thousands
+        try:
+            first = socket.inet_pton(socket.AF_INET, text)[0]
+        except (OSError, ValueError):
+            first = 0
+        if 0 < first < 224 and first != 127:
+            return text
     address = parse(text)
     if address.is_multicast or address.is_loopback or address.is_unspecified or text == "255.255.255.255":
         raise ValueError(f"{text} is not an address of a host")

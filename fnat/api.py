@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from fnat import __version__
+from fnat import __version__, api_config
 from fnat.config import explain
 from fnat.control import Control
 from fnat.errors import ChangeError, FnatError
@@ -71,6 +71,8 @@ def create_app(control: Control, counter_names: Sequence[tuple[str, str, str]] |
     def make_changes(request: ChangeRequest) -> AppliedView:
         """All changes or none. Success: in force on every worker and on disk."""
         return control.change(request.changes, dry_run=request.dry_run)
+
+    app.include_router(api_config.router(control))
 
     @app.get("/v1/services")
     def services(proto: Proto | None = None, vip: Ip | None = None, vport: PortNumberQuery = None) -> list[ServiceView]:

@@ -13,9 +13,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
+from typing import TYPE_CHECKING
 
-from fnat.model import Host, Timeouts
+from fnat import addresses
+from fnat.model import Host, Service, Timeouts
 from fnat.sizes import Sizes, frames_of, sizes
+
+if TYPE_CHECKING:
+    from fnat._core import PlaneInfo as Layout
 
 HUGE_PAGE = 2 << 20
 LIVES_PER_WORKER = 500_000  # TCP lives a second to plan with; bench/results has what was measured
@@ -50,6 +55,35 @@ class Need:
         return min(self.limits, key=lambda name: self.limits[name])
 
 
+def _memory(info: Layout, workers: int) -> tuple[dict[str, int], int]:
+    """Bytes by part, and huge pages."""
+    parts = {
+        "plane": info["plane_bytes"],
+        "workers": info["worker_bytes"] * workers,
+        "frames": info["frames_bytes"],
+    }
+    files = [info["plane_bytes"], *[info["worker_bytes"]] * workers, info["frames_bytes"]]
+    return parts, sum(ceil(size / HUGE_PAGE) for size in files)
+
+
+def memory_of(host: Host, ports: int) -> tuple[dict[str, int], int]:
+    """What a host with so many ports takes, each with a queue for each worker: bytes by part, and huge pages."""
+    from fnat._core import Plane
+
+    room = sizes(conns=host.conns, workers=host.workers, frames=frames_of(max(1, ports), RING))
+    parts, huge_pages = _memory(Plane.measure(**room), host.workers)
+    return {**parts, "total": sum(parts.values())}, huge_pages
+
+
+def room_of_lips(service: Service, ports: int) -> int:
+    """Connections that the LIPs of a service carry to its RSs; ports: of a LIP."""
+    count = 0
+    for family in (4, 6):
+        lips = sum(addresses.family(lip.addr) == family for lip in service.lips)
+        count += lips * ports * sum(addresses.family(r.rip) == family for r in service.servers)
+    return count
+
+
 def need(wish: Wish, available: int | None = None) -> Need:
     """available: bytes of memory that this machine has free; None: not asked. Raises OSError(EINVAL): more than a plane
     can be."""
@@ -64,12 +98,7 @@ def need(wish: Wish, available: int | None = None) -> Need:
     )
     room = sizes(conns=held, workers=workers, frames=frames_of(SOCKETS, RING))
     info = Plane.measure(**room)
-    parts = {
-        "plane": info["plane_bytes"],
-        "workers": info["worker_bytes"] * workers,
-        "frames": info["frames_bytes"],
-    }
-    files = [info["plane_bytes"], *[info["worker_bytes"]] * workers, info["frames_bytes"]]
+    parts, huge_pages = _memory(info, workers)
     limits = {
         "connection table": room["conns"] * workers,
         "local ports": lips * wish.rs * wish.ports,
@@ -87,6 +116,6 @@ def need(wish: Wish, available: int | None = None) -> Need:
         formula=formula,
         room=room,
         memory={**parts, "total": sum(parts.values())},
-        huge_pages=sum(ceil(size / HUGE_PAGE) for size in files),
+        huge_pages=huge_pages,
         limits=limits,
     )

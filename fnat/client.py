@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 import httpx
 
@@ -13,10 +13,14 @@ from fnat.errors import ChangeError, EngineError, FnatError, NotRunning, Privile
 from fnat.model import (
     AddressView,
     AppliedView,
+    ApplyView,
     Change,
+    ConfigView,
     ConnCount,
     ConnPage,
     ConnView,
+    DiffView,
+    GenerationView,
     HeadroomView,
     NeighbourView,
     PortView,
@@ -27,6 +31,8 @@ from fnat.model import (
     change_as_json,
 )
 from fnat.paths import default_socket
+
+FILE_TIMEOUT = 300.0  # seconds for a whole file: tens of thousands of services take some
 
 
 class Client:
@@ -104,6 +110,28 @@ class Client:
     def status(self) -> StatusView:
         return cast(StatusView, self._get("/v1/status"))
 
+    def config(self, *, startup: bool = False) -> ConfigView:
+        """What is in force as a file, or the file that it is on top of."""
+        return cast(ConfigView, self._get("/v1/config", startup=int(startup)))
+
+    def config_diff(self, text: str | None, source: str) -> DiffView:
+        body = {"text": text, "source": source}
+        return cast(DiffView, self._call("POST", "/v1/config/diff", json=body, timeout=FILE_TIMEOUT).json())
+
+    def config_apply(self, text: str | None, source: str, confirm: int = 0) -> ApplyView:
+        body = {"text": text, "source": source, "confirm": confirm}
+        return cast(ApplyView, self._call("POST", "/v1/config/apply", json=body, timeout=FILE_TIMEOUT).json())
+
+    def config_do(self, what: Literal["save", "discard", "rollback"], number: int | None = None) -> ApplyView:
+        params = {} if number is None else {"number": number}
+        return cast(ApplyView, self._call("POST", f"/v1/config/{what}", params=params, timeout=FILE_TIMEOUT).json())
+
+    def config_confirm(self) -> None:
+        self._call("POST", "/v1/config/confirm")
+
+    def config_history(self) -> list[GenerationView]:
+        return cast(list[GenerationView], self._get("/v1/config/history"))
+
     def metrics(self) -> str:
         """Prometheus text."""
         return self._call("GET", "/metrics").text
@@ -134,5 +162,7 @@ def _error_of(answer: httpx.Response) -> FnatError:
     except (ValueError, KeyError, TypeError):
         return EngineError("FN-1309", f"unexpected answer {answer.status_code} from fnat", "is it the same version?")
     if answer.status_code in (400, 404, 409):
-        return ChangeError(answer.status_code, code, message, fix)
+        refusal = ChangeError(answer.status_code, code, message, fix)
+        refusal.others = tuple(ChangeError(answer.status_code, **other) for other in error.get("others", ()))
+        return refusal
     return EngineError(code, message, fix)

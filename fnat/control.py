@@ -1,8 +1,8 @@
 """The control process: what the file and the operators want becomes what the data plane does. `python -m fnat.control`.
 
-Truth is on disk: the file (intent), the overlay (run-time changes on top of it), the ids. A control that dies costs no
-packet; the next one waits for the ports file, attaches the plane, hears the host's routes, and puts the whole picture
-in force at once.
+Truth is on disk: the file as it was applied (intent), the overlay (run-time changes on top of it), the ids. A control
+that dies costs no packet; the next one waits for the ports file, attaches the plane, hears the host's routes, and puts
+the whole picture in force at once.
 
     config file ─┐
                  ├─ plan.apply ─> Config ─> Engine ─> plane, XDP programs
@@ -10,10 +10,14 @@ in force at once.
     CLI, API ── change ───────────────────────┤
     host (netlink) ── routes, neighbours, links
 
-SIGHUP reads the file again: the overlay is replayed on it, and where both speak of one thing the overlay wins and it is
-logged. SIGTERM and SIGINT end the process; the data plane goes on.
+Applying a file (`fnat apply`, SIGHUP) writes its text to the history, puts it in force with the overlay on top, and
+then renames the overlay's file, whose first line says which text it is on top of: that is the one moment at which the
+new configuration is the one that a restart finds. Where file and overlay speak of one thing the overlay wins and it is
+told. A file that is edited and not applied is not taken up by a control that died; a new run of fnat takes it up.
+SIGTERM and SIGINT end the process; the data plane goes on.
 
-Unsatisfying: the port settings, workers and conns of the file are read at the start of the data plane only.
+Unsatisfying: the ports, workers and conns of the file are read at the start of the data plane only; whoever applies
+others is told so.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,23 +43,29 @@ from pydantic import ValidationError
 from fnat import __version__, plan
 from fnat import config as configuration
 from fnat.engine import Engine, NoSteering, Steering
-from fnat.errors import ConfigError, EngineError, FnatError
+from fnat.errors import ChangeError, ConfigError, EngineError, FnatError
 from fnat.ethtool import KernelNic
 from fnat.keeper import CANNOT_START, LOOK_AGAIN, Options, die_with_parent, read_options, say
 from fnat.model import (
     CHANGES,
     AppliedView,
+    ApplyView,
     Change,
     Config,
+    ConfigView,
+    DiffView,
+    GenerationView,
+    Host,
     PidsView,
     Port,
     PortInfo,
+    ServiceImpact,
     ServiceZero,
     StatusView,
     change_as_json,
 )
 from fnat.paths import Paths
-from fnat.state import Ids, Overlay
+from fnat.state import History, Ids, Overlay, digest, intent, replace_file
 from fnat.steering import LipRules
 
 if TYPE_CHECKING:
@@ -69,31 +80,79 @@ PORTS_PATIENCE = 60.0  # seconds for the data plane to open its ports
 MIRROR_PATIENCE = 5.0  # seconds for the first picture of the host
 GARBAGE = 50_000, 10, 100  # of gc: a configuration is millions of objects that stay, and walking them takes a second
 SWITCH = 0.0005  # seconds that a thread may keep the interpreter from another
+LOOK_EVERY = 0.5  # seconds between two looks at a confirmation that is waited for
+AT_START = ("routes", "idle", "conns", "workers", "cpus", "steering")  # of [host]: read at the start only
 SAMPLE_EVERY = 1.0  # seconds; more when sampling costs more than a fiftieth of them
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the configuration comes from: the text in force, what it is called, and its number in the history (None:
+    it has none yet). ports: those of the text, open or not. path: the file that `fnat run` was given; host: with which
+    settings the data plane runs."""
+
+    text: str = "version = 1\n"
+    name: str = "no file"
+    generation: int | None = None
+    ports: tuple[Port, ...] = ()
+    path: Path | None = None
+    node: str | None = None
+    run: str | None = None
+    host: Host | None = None
+
+
+@dataclass
+class _Plan:
+    """What applying a text would do."""
+
+    file: Config
+    config: Config
+    ports: tuple[Port, ...]
+    conflicts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 class Control:
     """The configuration in force, and the way it changes. Thread-safe."""
 
     def __init__(
-        self, engine: Engine, overlay: Overlay, paths: Paths | None = None, file: Config | None = None
+        self,
+        engine: Engine,
+        overlay: Overlay,
+        paths: Paths | None = None,
+        file: Config | None = None,
+        source: Source | None = None,
     ) -> None:
         """file: the config of the file (its ports are replaced by those that are open)."""
         self.engine = engine
         self.file = self._with_ports(file or Config())
+        self.source = source or Source(text=configuration.dump(file) if file else Source.text)
+        self.history = History(overlay.path.parent / "history")
         self._overlay = overlay
         self._paths = paths
         self._lock = threading.Lock()
         self._shortening: threading.Thread | None = None
         self._started = time.monotonic()
+        self._confirm_by: float | None = None  # monotonic
+        self._applied: Config | None = None  # what waits for its confirmation, as it was applied
 
     def start(self) -> None:
         """Put file and overlay in force. Raises FnatError."""
         changes = self._overlaid()
         config = plan.apply(self.file, changes, lenient=log.warning)
+        head, source = self._overlay.head, self.source
+        is_new = source.path is not None and source.generation is None
+        if "confirm" in head and not is_new:
+            self._applied = plan.apply(self.file, changes[: self._overlay.first], lenient=lambda _: None)
+            left = min(head["confirm"]["until"] - time.time(), head["confirm"]["seconds"])
+            self._confirm_by = time.monotonic() + max(0.0, left)
         self.engine.commit(config)
-        if changes:
+        if is_new:
+            generation = self.history.add(source.text, "start", source.name)
+            self._remember_source(replace(source, generation=generation), config)
+        elif changes and "confirm" not in head:
             self._shorten(config)
+        self.revert_if_due()
 
     def change(self, changes: Sequence[Change], *, dry_run: bool = False) -> AppliedView:
         """All or nothing; in force on every worker and on disk when it returns. Raises ChangeError, EngineError."""
@@ -114,18 +173,250 @@ class Control:
                     self.engine.zero(change.key)
             return AppliedView(applied=len(changes), snapshot=self.engine.snapshot)
 
-    def reload(self, file: Config) -> None:
-        """The file has changed: replay the overlay on it. Raises FnatError, and the old config stays in force."""
+    # ---- the file ----
+
+    def diff(self, text: str | None, name: str) -> DiffView:
+        """What applying the text would do; None: that of the file of the start. Raises ConfigError."""
+        text, name = (configuration.read(self._path()), str(self._path())) if text is None else (text, name)
         with self._lock:
-            file = self._with_ports(file)
-            overlay = plan.diff(self.file, self.engine.config)
+            return self._view(self._plan(text, name))
+
+    def apply(self, text: str | None, name: str, *, confirm: int = 0, why: str = "apply") -> ApplyView:
+        """Make the text of a file the intent, with the overlay on top; all or nothing. confirm: seconds after which it
+        is taken back unless confirmed; text None: that of the file of the start. Raises FnatError."""
+        text, name = (configuration.read(self._path()), str(self._path())) if text is None else (text, name)
+        with self._lock:
+            self._refuse_while_unconfirmed()
+            planned = self._plan(text, name)
+            view = self._view(planned)
+            self._switch(planned, text, name, confirm, why)
+            for conflict in planned.conflicts:
+                log.warning("%s", conflict)
+            snapshot, number = self.engine.snapshot, self.source.generation or 0
+            return ApplyView(**view, generation=number, snapshot=snapshot, confirm_in=self._confirm_in())
+
+    def confirm(self) -> None:
+        """What was applied for a time stays. Raises ChangeError, EngineError."""
+        with self._lock:
+            if self._confirm_by is None:
+                raise ChangeError(404, "FN-1209", "nothing waits for a confirmation", "see `fnat history`")
+            self._overlay.confirm()
+            self._confirm_by = self._applied = None
+
+    def revert_if_due(self) -> None:
+        """Take back what was not confirmed in time."""
+        with self._lock:
+            if self._confirm_by is not None and time.monotonic() >= self._confirm_by:
+                self._revert()
+                log.warning(
+                    "nobody confirmed the configuration: generation %s is in force again", self.source.generation
+                )
+
+    def rollback(self, number: int | None = None) -> ApplyView:
+        """Apply a text of the history; None: the one before, or what a confirmation is waited for. Raises FnatError."""
+        with self._lock:
+            if number is None and self._confirm_by is not None:
+                old = self.engine.config
+                conflicts = self._revert()
+                view = self._view(_Plan(self.file, self.engine.config, self.source.ports, conflicts), old)
+                number, snapshot = self.source.generation or 0, self.engine.snapshot
+                return ApplyView(**view, generation=number, snapshot=snapshot, confirm_in=None)
+        if number is None:
+            number = max((n for n in self.history.numbers() if n < (self.source.generation or 0)), default=None)
+            if number is None:
+                raise ChangeError(404, "FN-1209", "there is no earlier configuration", "see `fnat history`")
+        generation = self.history.get(number)
+        return self.apply(generation.text, generation.source, why=f"rollback to {number}")
+
+    def save(self) -> ApplyView:
+        """Write the overlay into the file that fnat was started with; the text before stays in the history. Raises
+        FnatError."""
+        with self._lock:
+            self._refuse_while_unconfirmed()
+            path, config = self._path(), self.engine.config
+            if configuration.read(path) != self.source.text:
+                raise ConfigError(
+                    "FN-1113",
+                    f"{path} is not what is in force (generation {self.source.generation}, from {self.source.name})",
+                    "see `fnat diff`; `fnat apply` it first",
+                )
+            text = configuration.fold(self.source.text, str(path), self.source.node, config)
+            read = configuration.parse(text, str(path), self.source.node).config
+            planned = _Plan(self._with_ports(read), config, read.ports)
+            view = self._view(planned, self.file)
+            number = self.history.add(text, "save", str(path), self._pinned())
+            replace_file(path, text.encode(), path.stat().st_mode & 0o777)
+            self.file = planned.file
+            self._remember_source(replace(self.source, text=text, name=str(path), generation=number), config)
+            return ApplyView(**view, generation=number, snapshot=self.engine.snapshot, confirm_in=None)
+
+    def discard(self) -> ApplyView:
+        """The file alone; what the overlay said is in the answer. Raises FnatError."""
+        with self._lock:
+            self._refuse_while_unconfirmed()
+            view = self._view(_Plan(self.file, self.file, self.source.ports))
+            before = self.engine.config
+            self.engine.commit(self.file)
+            try:
+                self._overlay.replace([])
+            except EngineError:
+                self.engine.commit(before)
+                raise
+            number = self.source.generation or 0
+            return ApplyView(**view, generation=number, snapshot=self.engine.snapshot, confirm_in=None)
+
+    def generations(self) -> list[GenerationView]:
+        return [
+            GenerationView(
+                number=g.number, at=g.at, why=g.why, source=g.source, in_force=g.number == self.source.generation
+            )
+            for g in self.history.all()
+        ]
+
+    def config_view(self, *, startup: bool = False) -> ConfigView:
+        """The configuration in force as a file; or, startup, the file that it is on top of."""
+        with self._lock:
+            source, config = self.source, self.engine.config
+            return ConfigView(
+                text=source.text if startup else configuration.dump(config),
+                generation=source.generation,
+                source=source.name,
+                file_edited=source.path is not None and digest(source.path) != self._overlay.head.get("seen"),
+                confirm_in=self._confirm_in(),
+                overlay=plan.describe(self.file, config),
+                restart=self._waits_for_restart(self.file, self.source.ports),
+            )
+
+    def _plan(self, text: str, name: str) -> _Plan:
+        loaded = configuration.parse(text, name, self.source.node)
+        file = self._with_ports(loaded.config)
+        overlay = plan.diff(self.file, self.engine.config)
+        conflicts: list[str] = []
+        if overlay:
             moved = {plan.subject(change) for change in plan.diff(self.file, file)}
-            for subject in sorted(moved & {plan.subject(change) for change in overlay}):
-                log.warning("file and overlay both change %s; the overlay wins", subject)
-            config = plan.apply(file, overlay, lenient=log.warning)
-            self.engine.commit(config)
+            both = sorted(moved & {plan.subject(change) for change in overlay})
+            conflicts = [f"file and overlay both change {subject}; the overlay wins" for subject in both]
+        config = plan.apply(file, overlay, lenient=conflicts.append)
+        return _Plan(file, config, loaded.config.ports, conflicts, loaded.warnings)
+
+    def _view(self, planned: _Plan, old: Config | None = None) -> DiffView:
+        """old None: the config in force."""
+        old, new = old or self.engine.config, planned.config
+        lines = plan.describe(old, new) + _host_lines(old.host, new.host)
+        touched: list[ServiceImpact] = []
+        for each in plan.impact(old, new):
+            key = each.service.key
+            conns, by_server = self.engine.open_conns(each.service)
+            touched.append(
+                ServiceImpact(
+                    service=str(key),
+                    name=each.service.name,
+                    conns=conns,
+                    cut=conns if each.cut else sum(by_server[r.key] for r in each.cut_servers),
+                    left=0 if each.cut else sum(by_server[r.key] for r in each.left_servers),
+                    slots=each.slots,
+                    without_rs=each.without_rs,
+                )
+            )
+        return DiffView(
+            lines=lines,
+            changes=len(lines),
+            impact=touched,
+            vips_without_rs=plan.vips_without_rs(old, new),
+            conflicts=planned.conflicts,
+            restart=self._waits_for_restart(planned.file, planned.ports),
+            warnings=planned.warnings,
+        )
+
+    def _switch(self, planned: _Plan, text: str, name: str, confirm: int, why: str) -> None:
+        """Put it in force, then on disk."""
+        before, file_before, source = self.engine.config, self.file, self.source
+        if source.generation is None:
+            source = replace(source, generation=self.history.add(source.text, "start", source.name))
+        number = self.history.add(text, why, name, [source.generation or 0])
+        head: dict[str, Any] = {}
+        if confirm:
+            back = {"on": source.generation, "changes": self._in_overlay(before)}
+            head["confirm"] = {"until": time.time() + confirm, "seconds": confirm, **back}
+        self.engine.commit(planned.config)
+        try:
+            self.file = planned.file
+            self._remember_source(
+                replace(source, text=text, name=name, generation=number, ports=planned.ports), planned.config, head
+            )
+        except EngineError:
+            self.file = file_before
+            self.engine.commit(before)
+            raise
+        self._confirm_by = time.monotonic() + confirm if confirm else None
+        self._applied = planned.config if confirm else None
+
+    def _revert(self) -> list[str]:
+        """Back to what was before, with what was changed since on top."""
+        assert self._applied is not None
+        back = self._overlay.head["confirm"]
+        generation = self.history.get(back["on"])
+        read = configuration.parse(generation.text, generation.source, self.source.node).config
+        file, source = self._with_ports(read), replace(self.source, ports=read.ports, generation=back["on"])
+        since = plan.diff(self._applied, self.engine.config)
+        conflicts: list[str] = []
+        config = plan.apply(file, [*CHANGES.validate_python(back["changes"]), *since], lenient=conflicts.append)
+        before, file_before = self.engine.config, self.file
+        self.engine.commit(config)
+        try:
             self.file = file
-            self._shorten(config)
+            self._remember_source(replace(source, text=generation.text, name=generation.source), config)
+        except EngineError:
+            self.file = file_before
+            self.engine.commit(before)
+            raise
+        self._confirm_by = self._applied = None
+        for conflict in conflicts:
+            log.warning("%s", conflict)
+        return conflicts
+
+    def _remember_source(self, source: Source, config: Config, head: dict[str, Any] | None = None) -> None:
+        """On disk: what is in force, on top of which text. self.file is that text's config."""
+        seen = digest(source.path) if source.path else None
+        new = {"on": source.generation, "seen": seen, "run": source.run, **(head or {})}
+        self._overlay.replace(self._in_overlay(config), new)
+        self.source = source
+
+    def _refuse_while_unconfirmed(self) -> None:
+        if (left := self._confirm_in()) is not None:
+            raise ChangeError(
+                409,
+                "FN-1208",
+                f"generation {self.source.generation} waits for its confirmation, another {left:.0f} s",
+                "`fnat apply --confirmed` keeps it, `fnat rollback` takes it back",
+            )
+
+    def _confirm_in(self) -> float | None:
+        return None if self._confirm_by is None else round(max(0.0, self._confirm_by - time.monotonic()), 1)
+
+    def _pinned(self) -> list[int]:
+        return [self.source.generation] if self.source.generation is not None else []
+
+    def _path(self) -> Path:
+        if self.source.path is None:
+            raise ConfigError("FN-1114", "fnat runs without a configuration file", "name one: `fnat apply FILE`")
+        return self.source.path
+
+    def _waits_for_restart(self, file: Config, ports: Sequence[Port]) -> list[str]:
+        """What the data plane was not started with."""
+        lines = []
+        if (runs := self.source.host) is not None:
+            for key in AT_START:
+                now, wanted = getattr(runs, key), getattr(file.host, key)
+                if now != wanted:
+                    lines.append(f"host.{key} {now} -> {wanted}: at the next start of fnat")
+        devices = {p.name: p.device for p in self.engine.ports}
+        for port in ports:
+            if port.name not in devices:
+                lines.append(f"port {port.name}: opened at the next start of fnat")
+            elif port.nic and devices[port.name] and port.nic != devices[port.name]:
+                lines.append(f"port {port.name} {devices[port.name]} -> {port.nic}: at the next start of fnat")
+        return lines
 
     def status(self) -> StatusView:
         engine = self.engine
@@ -185,15 +476,28 @@ class Control:
 
     def _with_ports(self, config: Config) -> Config:
         """The config on the ports that are open. Raises ConfigError when it needs others."""
-        ports = tuple(Port(name=p.name, nic=p.device or None) for p in self.engine.ports)
+        said = {p.name: p for p in config.ports}
+        opened = [(p.name, p.device or None) for p in self.engine.ports]
+        ports = tuple(
+            said[name] if name in said and said[name].nic in (None, nic) else Port(name=name, nic=nic)
+            for name, nic in opened
+        )
         names = [p.name for p in ports]
-        wanted = [a.port for a in config.addresses] + [lip.port for s in config.services for lip in s.lips]
+        wanted = dict.fromkeys(a.port for a in config.addresses)
+        wanted |= dict.fromkeys(port for ports in config.services.lips.values() for port in ports)
         missing = next((port for port in wanted if port not in names), None)
         if missing is not None:
             raise ConfigError(
                 "FN-1110", f"the file needs a port {missing!r}", f"the open ports are: {', '.join(names) or 'none'}"
             )
         return config.model_copy(update={"ports": ports})
+
+
+def _host_lines(old: Host, new: Host) -> list[str]:
+    before, after = old.model_dump(), new.model_dump()
+    before |= {f"timeouts.{k}": v for k, v in before.pop("timeouts").items()}
+    after |= {f"timeouts.{k}": v for k, v in after.pop("timeouts").items()}
+    return [f"~ host.{key}: {before[key]} -> {value}" for key, value in after.items() if value != before[key]]
 
 
 # ---- the process ----
@@ -240,19 +544,33 @@ def _ask_to_look() -> None:
         os.kill(keeper, LOOK_AGAIN)
 
 
-def _load_file(options: Options) -> Config:
-    if options["config"] is None:
-        return Config(node=options["node"])
-    loaded = configuration.load(options["config"], options["node"])
-    for warning in loaded.warnings:
-        say(warning)
-    return loaded.config
+def _source(options: Options, overlay: Overlay, history: History) -> tuple[Source, Config]:
+    """What is the intent at this start. Raises FnatError."""
+    path, run = Path(options["config"]) if options["config"] else None, os.environ.get("FNAT_RUN")
+    source = Source(path=path, node=options["node"], run=run)
+    known = intent(overlay, history, path, run)
+    if known is not None:
+        source = replace(source, text=known.text, name=known.source, generation=known.number)
+        if path is not None and known.source != str(path):
+            say(f"generation {known.number} from {known.source} is in force, not {path}; see `fnat diff`")
+    elif path is not None:
+        source = replace(source, text=configuration.read(path), name=str(path))
+    if known is None and path is None:
+        config = Config(node=options["node"])
+    else:
+        loaded = configuration.parse(source.text, source.name, options["node"])
+        config = loaded.config
+        for warning in loaded.warnings:
+            say(warning)
+    at_start = {key: options[key] for key in ("conns", "workers", "cpus", "idle", "steering")}
+    return replace(source, host=config.host.model_copy(update=at_start), ports=config.ports), config
 
 
 def build(options: Options) -> Control:
     """Everything up to the first picture: attach, load, but nothing in force yet. Raises FnatError."""
     paths = Paths(Path(options["state_dir"]), Path(options["socket"]))
-    file = _load_file(options)
+    overlay = Overlay(paths.overlay)
+    source, file = _source(options, overlay, History(paths.history))
     ports = _wait_for_ports(paths)
     from fnat._core import Plane
 
@@ -263,7 +581,7 @@ def build(options: Options) -> Control:
     ids = Ids(paths.ids)
     ids.load()
     engine = Engine(plane, _steering(ports), ports, ids, rules=_rules(plane, ports), groups=_ask_to_look)
-    return Control(engine, Overlay(paths.overlay), paths, file)
+    return Control(engine, overlay, paths, file, source)
 
 
 async def serve(control: Control, options: Options) -> None:
@@ -277,10 +595,11 @@ async def serve(control: Control, options: Options) -> None:
 
     path = Path(options["socket"])
     listening = api.listen(path)
-    tasks = [asyncio.create_task(_sample(control.engine)), asyncio.create_task(_reload(control, options, reload))]
+    tasks = [asyncio.create_task(_sample(control.engine)), asyncio.create_task(_reload(control, reload))]
     try:
         tasks.append(await _mirror_host(control))
         await asyncio.to_thread(control.start)
+        tasks.append(asyncio.create_task(_watch_confirmation(control)))
         server = _server(api.create_app(control))
         answering = asyncio.create_task(server.serve([listening]))
         stopping = asyncio.create_task(stop.wait())
@@ -324,18 +643,29 @@ async def _sample(engine: Engine) -> None:
         await asyncio.sleep(max(SAMPLE_EVERY - cost, 50 * cost - cost))
 
 
-async def _reload(control: Control, options: Options, asked: asyncio.Event) -> None:
-    """Read the file again whenever asked; a wrong file changes nothing."""
+async def _watch_confirmation(control: Control) -> None:
+    while True:
+        await asyncio.sleep(LOOK_EVERY)
+        try:
+            await asyncio.to_thread(control.revert_if_due)
+        except (OSError, FnatError) as error:
+            log.error("the configuration that nobody confirmed could not be taken back: %s", error)
+
+
+async def _reload(control: Control, asked: asyncio.Event) -> None:
+    """Apply the file whenever asked; a wrong file changes nothing."""
     while True:
         await asked.wait()
         asked.clear()
         try:
-            file = await asyncio.to_thread(_load_file, options)
-            await asyncio.to_thread(control.reload, file)
+            done = await asyncio.to_thread(lambda: control.apply(None, "", why="SIGHUP"))
         except FnatError as error:
-            say(f"the configuration stays as it is: {error}")
+            for each in (error, *error.others):
+                say(f"the configuration stays as it is: {each}")
         else:
-            say("configuration read again")
+            for line in done["restart"]:
+                say(f"the file wants a restart: {line}")
+            say(f"configuration read again: {done['changes']} changes, generation {done['generation']}")
 
 
 def _server(app: FastAPI) -> uvicorn.Server:

@@ -750,6 +750,13 @@ class Engine:
                 for s in self.services_named(proto, vip, vport)
             ]
 
+    def open_conns(self, service: Service) -> tuple[int, dict[tuple[str, int], int]]:
+        """Connections of a service in force, all and by server."""
+        with self._lock:
+            row = list(self._entries(service))
+            counts = [raw[5] + raw[6] for raw in map(self._raw, row)]
+            return counts[0], {r.key: n for r, n in zip(service.servers, counts[1:], strict=True)}
+
     def _services_of(self, key: Key | None) -> Iterable[Service]:
         """The service of this key, if there is one; all of them without a key."""
         if key is None:
@@ -765,6 +772,7 @@ class Engine:
         key = str(service.key)
         stats, rate = self._shown("service", key, row)
         view = ServiceView(
+            name=service.name,
             proto=service.proto,
             vip=service.vip,
             vport=service.vport,

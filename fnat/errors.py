@@ -7,12 +7,14 @@
     ├── NotRunning            nobody serves the socket                              exit 3
     └── PrivilegeError        the operating system says no                          exit 1
 
-An error is one line: ``MESSAGE; FIX (CODE)``. Codes are stable; CODES is the one table of them.
+An error is one line: ``MESSAGE; FIX (CODE)``. Codes are stable; CODES is the one table of them,
+help.toml says more of each.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 CODES: dict[str, str] = {
     "FN-1001": "No fnat serves the socket.",
@@ -29,14 +31,19 @@ CODES: dict[str, str] = {
     "FN-1109": "Two services have the same VIP, port and protocol.",
     "FN-1110": "The configuration file names a port or device that does not exist.",
     "FN-1111": "A feature is not available in this version.",
+    "FN-1112": "The configuration file cannot take up the run-time changes.",
+    "FN-1113": "The configuration file was edited and not applied yet.",
+    "FN-1114": "fnat runs without a configuration file.",
     "FN-1201": "A value in a change is not allowed.",
     "FN-1203": "The thing to change does not exist.",
     "FN-1204": "The thing to add exists already.",
     "FN-1205": "An address would be both a VIP and a LIP, or would lie on two ports.",
     "FN-1206": "The thing to delete is in use.",
     "FN-1207": "No such port.",
-    "FN-1208": "The tables of hash schedulers would not fit into the data plane's memory.",
-    "FN-1209": "An option of a service does not go with its scheduler.",
+    "FN-1208": "A configuration waits for its confirmation.",
+    "FN-1209": "There is no such configuration to go back to, or to confirm.",
+    "FN-1221": "The tables of hash schedulers would not fit into the data plane's memory.",
+    "FN-1222": "An option of a service does not go with its scheduler.",
     "FN-1301": "The data plane refused a change.",
     "FN-1302": "A running worker did not take up the new configuration in time.",
     "FN-1303": "The data plane has no room for the change.",
@@ -45,8 +52,20 @@ CODES: dict[str, str] = {
     "FN-1306": "The XDP program refused an address.",
     "FN-1307": 'A NIC cannot hold the flow rules of its local addresses (steering = "ntuple").',
     "FN-1401": "A test did not show what it should.",
+    "FN-1501": "A file to import cannot be read, or its result cannot be written.",
+    "FN-1502": "A file to import has a syntax that cannot be understood.",
+    "FN-1503": "What an import would write is not a valid configuration.",
+    "FN-1504": "An import would overwrite a file.",
     "FN-1309": "An unexpected failure inside fnat.",
 }
+
+
+def page(code: str) -> dict[str, str]:
+    """Title, cause and mend of a code. KeyError: there is none."""
+    import rtoml  # here: the data plane knows errors, but no pages
+
+    pages = rtoml.loads(Path(__file__).with_name("help.toml").read_text(encoding="utf-8"))
+    return {"code": code, "title": CODES[code], **pages[code]}
 
 
 class FnatError(Exception):
@@ -54,6 +73,7 @@ class FnatError(Exception):
 
     status: int = 500
     exit_code: ClassVar[int] = 1
+    others: tuple[FnatError, ...] = ()  # found in the same reading
 
     def __init__(self, code: str, message: str, fix: str) -> None:
         super().__init__(message)
@@ -64,9 +84,10 @@ class FnatError(Exception):
     def __str__(self) -> str:
         return f"{self.message}; {self.fix} ({self.code})" if self.fix else f"{self.message} ({self.code})"
 
-    def as_json(self) -> dict[str, dict[str, str]]:
+    def as_json(self) -> dict[str, Any]:
         """The body of an HTTP error."""
-        return {"error": {"code": self.code, "message": self.message, "fix": self.fix}}
+        first, *others = ({"code": e.code, "message": e.message, "fix": e.fix} for e in (self, *self.others))
+        return {"error": {**first, **({"others": others} if others else {})}}
 
 
 class ConfigError(FnatError):
@@ -76,7 +97,9 @@ class ConfigError(FnatError):
 
 
 class ChangeError(FnatError):
-    """The caller asks for a change that cannot be made; nothing has been changed."""
+    """The caller asks for a change that cannot be made; nothing has been changed. at: which of several changes."""
+
+    at: int = 0
 
     def __init__(self, status: int, code: str, message: str, fix: str) -> None:
         super().__init__(code, message, fix)

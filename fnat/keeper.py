@@ -130,6 +130,7 @@ class Keeper:
             **os.environ,
             "FNAT_OPTIONS": json.dumps(options),
             "FNAT_KEEPER": str(os.getpid()),
+            "FNAT_RUN": str(time.time_ns()),
             "PYTHONUNBUFFERED": "1",
         }
         self.dataplane = _Child("dataplane")

@@ -77,6 +77,13 @@ def _mac(value: object) -> str:
     return value.lower()
 
 
+def _pci(value: object) -> str:
+    function = r"([0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7]"
+    if not isinstance(value, str) or not re.fullmatch(function, value):
+        raise ValueError(f"{value!r} is not a PCI address (0000:5e:00.1)")
+    return (value if value.count(":") == 2 else f"0000:{value}").lower()
+
+
 def cpu_list(value: object) -> str:
     """ "auto", or CPUs as the kernel writes lists of them. ValueError in words for the user."""
     if value != "auto" and not (isinstance(value, str) and parse_cpus(value)):
@@ -88,6 +95,7 @@ Ip = Annotated[str, BeforeValidator(ip)]
 NextHop = Annotated[str, BeforeValidator(_next_hop)]
 Prefix = Annotated[str, BeforeValidator(_prefix)]
 Mac = Annotated[str, BeforeValidator(_mac)]
+Pci = Annotated[str, BeforeValidator(_pci)]
 PortNumber = Annotated[int, Field(ge=1, le=65535, strict=True)]
 PortText = Annotated[int, Field(ge=1, le=65535)]  # also as text, in a query
 LocalPort = Annotated[int, Field(ge=1024, le=65535, strict=True)]
@@ -95,7 +103,10 @@ Weight = Annotated[int, Field(ge=0, le=65535, strict=True)]
 Seconds = Annotated[int, Field(ge=0, le=MAX_SECONDS, strict=True)]
 HalfOpen = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 PrefixLength = Annotated[int, Field(ge=1, le=128, strict=True)]
-PortName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,10}$")]  # NAME.kni is a device name: 15 characters
+PORT_NAME = r"^[A-Za-z][A-Za-z0-9_.-]{0,10}$"  # NAME.kni is a device name: 15 characters
+PortName = Annotated[str, Field(pattern=PORT_NAME)]
+ServiceName = Annotated[str, Field(pattern=r"^[!#-\[\]-~]{0,64}$")]  # ASCII without blank, quote, backslash
+NODE_WORDS = ("mgmt", "lips", "routes")  # keys of a node in the file, where its ports stand beside them
 
 
 class Frozen(BaseModel):
@@ -134,8 +145,10 @@ class Shape(ServiceRef):
     """Names a service and says how it works. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only):
     every datagram is scheduled anew. quic (UDP only): clients that move keep their RS, by connection IDs (RFC 9000) in
     DPVS's form. hash_target: what a client is to the schedulers of HASHING; hash_slots None: HASH_SLOTS for mh.
-    slow_start: how long a server that comes to others grows to its weight, with the schedulers of GROWING."""
+    slow_start: how long a server that comes to others grows to its weight, with the schedulers of GROWING. name: what
+    the operator calls it; services with one name stand together in the file."""
 
+    name: ServiceName = ""
     scheduler: Scheduler = "wrr"
     hash_target: HashTarget = "sip"
     hash_slots: HashSlots | None = None
@@ -289,11 +302,18 @@ class HostNeighbour(Neighbour):
 
 
 class Port(Frozen):
-    """A NIC the balancer uses, by the operator's name. nic and mac must agree when both are given."""
+    """A NIC the balancer uses, by the operator's name. Of nic (kernel's name), mac and pci all that are given agree."""
 
     name: PortName
     nic: str | None = None
     mac: Mac | None = None
+    pci: Pci | None = None
+
+    @model_validator(mode="after")
+    def _not_a_key(self) -> Self:
+        if self.name in NODE_WORDS:
+            raise ValueError(f"{self.name!r} is a key of the node, not the name of a port")
+        return self
 
 
 class Timeouts(Frozen):
@@ -703,6 +723,15 @@ def change_as_json(change: Change) -> dict[str, Any]:
     return {"op": change.op, **given}
 
 
+class FileRequest(Frozen):
+    """Body of POST /v1/config/apply and /v1/config/diff: the text of a configuration file; None: that of the file that
+    fnat was started with. confirm: seconds after which it goes away unless it is confirmed; 0: it stays."""
+
+    text: str | None = None
+    source: str = "the request"
+    confirm: Annotated[int, Field(ge=0, le=86_400, strict=True)] = 0
+
+
 class ConnFilter(Frozen):
     """Which connections are asked for; addresses may be prefixes."""
 
@@ -788,6 +817,7 @@ class LipView(TypedDict):
 
 
 class ServiceView(TypedDict):
+    name: str
     proto: str
     vip: str
     vport: int
@@ -969,3 +999,55 @@ class StatusView(TypedDict):
 class AppliedView(TypedDict):
     applied: int
     snapshot: int
+
+
+class ServiceImpact(TypedDict):
+    """What a new configuration does to a service. conns: open now; cut: of them, those that end at once or find nobody;
+    left: those whose server gets no new ones any more; slots: of the hash table of its scheduler, (moved, all)."""
+
+    service: str
+    name: str
+    conns: int
+    cut: int
+    left: int
+    slots: tuple[int, int] | None
+    without_rs: bool
+
+
+class DiffView(TypedDict):
+    """lines: what changes; conflicts: run-time changes that are kept against the file, or cannot be any more; restart:
+    what waits for the next start."""
+
+    lines: list[str]
+    changes: int
+    impact: list[ServiceImpact]
+    vips_without_rs: list[str]
+    conflicts: list[str]
+    restart: list[str]
+    warnings: list[str]
+
+
+class ApplyView(DiffView):
+    generation: int
+    snapshot: int
+    confirm_in: float | None
+
+
+class GenerationView(TypedDict):
+    number: int
+    at: float
+    why: str
+    source: str
+    in_force: bool
+
+
+class ConfigView(TypedDict):
+    """text: of what was asked for; overlay: run-time changes in words, of --diff."""
+
+    text: str
+    generation: int | None
+    source: str | None
+    file_edited: bool
+    confirm_in: float | None
+    overlay: list[str]
+    restart: list[str]

@@ -36,6 +36,11 @@ class Paths:
         return self.state_dir / "overlay.json"
 
     @property
+    def history(self) -> Path:
+        """The last texts of the configuration file that were in force."""
+        return self.state_dir / "history"
+
+    @property
     def ids(self) -> Path:
         """Stable ids and counter baselines (JSON)."""
         return self.state_dir / "state.json"

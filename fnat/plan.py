@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, assert_never
 
 from pydantic import BaseModel
@@ -58,6 +59,7 @@ V = TypeVar("V", bound=Keyed[Any])
 
 MANY = 2000  # names above which the nearest one is not looked for
 SERVICE_FIELDS = (
+    "name",
     "scheduler",
     "hash_target",
     "hash_slots",
@@ -79,11 +81,12 @@ def apply(config: Config, changes: Iterable[Change], *, lenient: Callable[[str],
     skipped, and each such case is told to `lenient` in one line.
     """
     draft = _Draft(config)
-    for change in changes:
+    for number, change in enumerate(changes):
         try:
             draft.make(change, replace=lenient is not None)
         except ChangeError as error:
             if lenient is None:
+                error.at = number
                 raise
             lenient(f"{change.op} is not possible any more: {error}")
     result = draft.seal()
@@ -99,7 +102,7 @@ def check(config: Config, before: Config = Config()) -> None:  # noqa: B008, a c
     if services.table_slots > MOST_SLOTS:
         raise ChangeError(
             409,
-            "FN-1208",
+            "FN-1221",
             f"the tables of all mh services would have {services.table_slots} slots; there is room for {MOST_SLOTS}",
             "give some of them fewer (hash_slots = 4093), or use conhash, which needs no table",
         )
@@ -150,7 +153,7 @@ def _check_scheduling(service: Service) -> None:
     elif scheduler == "mh" and servers > service.table_slots:
         problem, fix = f"{servers} servers and {service.table_slots} slots of mh", "set hash_slots to more"
     if problem:
-        raise ChangeError(409, "FN-1209", f"{service.key}: {problem}", fix)
+        raise ChangeError(409, "FN-1222", f"{service.key}: {problem}", fix)
 
 
 def diff(old: Config, new: Config) -> list[Change]:
@@ -200,6 +203,127 @@ def _diff_service(
             come.append(ServerAdd(service=ref, rip=r.rip, rport=r.rport, weight=r.weight))
         elif servers[r.key].weight != r.weight:
             come.append(ServerSet(service=ref, rip=r.rip, rport=r.rport, weight=r.weight))
+
+
+def describe(old: Config, new: Config) -> list[str]:
+    """What differs in plain lines: + comes, - goes, ~ is otherwise. A service that comes or goes is one line."""
+    gone: list[str] = []
+    come: list[str] = []
+    within: tuple[list[Change], list[Change]] = [], []
+    for key in new.services.changed_since(old.services):
+        was, now = old.services.get(key), new.services.get(key)
+        if now is None:
+            gone.append(f"- service {key}")
+        elif was is None:
+            told = [f"{f} {_shown(v)}" for f, v in _fields(now).items() if v != Service.model_fields[f].default]
+            told += [f"{len(now.servers)} rs", f"{len(now.lips)} lips"]
+            come.append(f"+ service {key}: {', '.join(told)}")
+        else:
+            _diff_service(key, was, now, *within)
+    others = diff(old.model_copy(update={"services": new.services}), new)
+    return gone + [_line(change, old) for change in (*within[0], *within[1], *others)] + come
+
+
+def _line(change: Change, old: Config) -> str:
+    given = {f: getattr(change, f) for f in change.model_fields_set - {"op"}}
+    match change:
+        case ServiceSet():
+            was = old.services.get(change.key)
+            moved = [
+                f"{f} {_shown(getattr(was, f, None))} -> {_shown(v)}" for f, v in given.items() if f in SERVICE_FIELDS
+            ]
+            return f"~ service {change.key}: {', '.join(moved)}"
+        case ServiceAdd():
+            usual = ServiceAdd.model_fields
+            told = [f"{f} {_shown(v)}" for f, v in given.items() if f in SERVICE_FIELDS and v != usual[f].default]
+            return f"+ service {change.key}" + (f": {', '.join(told)}" if told else "")
+        case ServiceDel():
+            return f"- service {change.key}"
+        case ServerAdd() | ServerSet():
+            service, at = old.services.get(change.service.key), (change.rip, change.rport)
+            was_rs = next((r for r in service.servers if r.key == at), None) if service else None
+            sign, told = ("~" if was_rs else "+"), []
+            for f in RealServer.model_fields:
+                before, value = getattr(was_rs, f, None), getattr(change, f, None)
+                if f in ("rip", "rport") or f not in given or (was_rs and before == value):
+                    continue
+                told.append(f"{f} {_shown(before)} -> {_shown(value)}" if was_rs else f"{f} {_shown(value)}")
+            return f"{sign} rs {addresses.endpoint(*at)} of {change.service.key}: {', '.join(told)}"
+        case ServerDel():
+            return f"- rs {addresses.endpoint(change.rip, change.rport)} of {change.service.key}"
+        case LipAdd() | LipDel():
+            on = f" on {change.port}" if change.port else ""
+            return f"{_sign(change)} lip {change.addr}{on} of {change.service.key}"
+        case AddrAdd() | AddrDel():
+            return f"{_sign(change)} addr {change.addr}/{change.plen} on {change.port}" + " sapool" * change.sapool
+        case LinkSet():
+            return f"~ port {change.port}: {'up' if change.up else 'down'}"
+        case _:
+            told = [f"{f} {_shown(v)}" for f, v in given.items() if v not in (None, 0)]
+            return f"{_sign(change)} {change.op.split('.')[0]} {', '.join(told)}".rstrip()
+
+
+def _sign(change: Change) -> str:
+    return {"add": "+", "del": "-", "clear": "-", "flush": "-"}.get(change.op.split(".")[1], "~")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "default" if value is None else str(value) or "none"
+
+
+def slots_moved(old: Service, new: Service) -> tuple[int, int] | None:
+    """How many slots of the service's hash table name another server afterwards, of how many; None: it has none."""
+    return None
+
+
+@dataclass
+class Impact:
+    """What becomes of a service's connections. cut_servers: those whose connections end at once; left_servers: those
+    that only get no new ones."""
+
+    service: Service
+    cut: bool  # all of them
+    cut_servers: list[RealServer]
+    left_servers: list[RealServer]
+    slots: tuple[int, int] | None
+    without_rs: bool
+
+
+def impact(old: Config, new: Config) -> list[Impact]:
+    """The blast radius: services of old whose connections or scheduling the new config touches."""
+    found = []
+    stopped = set(new.down) - set(old.down)
+    held = new.addresses.by_key.keys() | new.services.lips.keys()
+    touched = dict.fromkeys(new.services.changed_since(old.services))
+    gone = {a for a in old.addresses.changed_since(new.addresses) if a not in held}
+    if gone or stopped:
+        touched |= dict.fromkeys(old.services.by_key)
+    for key in touched:
+        was, now = old.services.get(key), new.services.get(key)
+        if was is None:
+            continue
+        usable = {r.key for r in now.servers if r.weight} if now else set[tuple[str, int]]()
+        idle = [r for r in was.servers if r.weight and r.key not in usable]
+        vip = old.addresses.get(was.vip)
+        stops = any(lip.port in stopped for lip in was.lips) or (vip is not None and vip.port in stopped)
+        cut = (vip is not None and was.vip not in held) or stops
+        without = now is not None and not usable and any(r.weight for r in was.servers)
+        slots = slots_moved(was, now) if now else None
+        if idle or cut or slots or without or now is None:
+            ends = was.expire_quiescent
+            found.append(Impact(was, cut, idle if ends else [], [] if ends else idle, slots, without))
+    return found
+
+
+def vips_without_rs(old: Config, new: Config) -> list[str]:
+    """VIPs that the new config leaves without a usable server, and the old one did not."""
+    return [
+        vip
+        for vip in new.services.vips
+        if vip not in new.services.served and (vip in old.services.served or vip not in old.services.vips)
+    ]
 
 
 _IDENTITY: dict[str, tuple[str, ...]] = {
@@ -295,7 +419,7 @@ class _Draft:
                 "addresses": old.addresses.edited(self.addresses.edits),
                 "routes": old.routes.edited(self.routes.edits),
                 "neighbours": old.neighbours.edited(self.neighbours.edits),
-                "down": tuple(self.down),
+                "down": tuple(port for port in self.ports if port in self.down),
             }
         )
 

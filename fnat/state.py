@@ -12,14 +12,18 @@ name another thing. Counters belong to ids and never restart; `base` is what is 
 from __future__ import annotations
 
 import contextlib
+import gzip
+import hashlib
 import json
 import os
+import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fnat.errors import EngineError
+from fnat.errors import ChangeError, EngineError
 
 Kind = Literal["service", "member", "address"]
 KINDS: tuple[Kind, ...] = ("service", "member", "address")
@@ -35,7 +39,7 @@ _json = json.JSONEncoder(separators=(",", ":")).encode
 
 def _encode(record: Any) -> str:  # noqa: ANN401, JSON
     """As JSON, lists in a record item by item: one call over a whole configuration would keep other threads waiting."""
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or "changes" not in record:
         return _json(record)
     items = [
         f"{_json(k)}:[{','.join([_json(item) for item in v])}]" if isinstance(v, list) else f"{_json(k)}:{_json(v)}"
@@ -181,26 +185,56 @@ def _sync_directory(path: Path) -> None:
 
 
 class Overlay:
-    """Run-time changes on top of the configuration file, oldest first; each line of the file is one transaction."""
+    """Run-time changes on top of the configuration file, oldest first; each line of the file is one transaction.
+
+    The first line also says on top of what they are (`head`): so file, overlay and a confirmation that is waited for
+    change together, by one renaming. Keys of head: on, the generation of the file in History; seen, a digest of what
+    the file's path held then; run, the keeper's run; confirm {until, on, changes}, what to go back to unless it is
+    confirmed in time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.head: dict[str, Any] = {}
+        self.first = 0  # changes in the first line
         self._journal = Journal(path)
 
     def load(self) -> list[dict[str, Any]]:
         """Changes as JSON; see model.CHANGES."""
-        return [change for transaction in self._journal.load() for change in transaction["changes"]]
+        self.head, self.first = {}, 0
+        found: list[dict[str, Any]] = []
+        for number, record in enumerate(self._journal.load()):
+            if record.get("confirmed"):
+                self.head.pop("confirm", None)
+                continue
+            found += record["changes"]
+            if number == 0:
+                self.head, self.first = {k: v for k, v in record.items() if k != "changes"}, len(found)
+        return found
 
     def append(self, changes: list[dict[str, Any]]) -> None:
         if changes:
             self._journal.append([{"changes": changes}])
 
-    def replace(self, changes: list[dict[str, Any]]) -> None:
-        self._journal.rewrite(_transaction(changes))
+    def replace(self, changes: list[dict[str, Any]], head: dict[str, Any] | None = None) -> None:
+        """head None: as it is."""
+        before = self.head
+        try:
+            self.head = before if head is None else head
+            self._journal.rewrite(self._transaction(changes))
+        except BaseException:
+            self.head = before
+            raise
+        self.first = len(changes)
+
+    def confirm(self) -> None:
+        """What was applied stays."""
+        self._journal.append([{"confirmed": True}])
+        del self.head["confirm"]
 
     @property
     def is_long(self) -> bool:
-        return self._journal.is_long
+        """Not while a confirmation is waited for: the first line tells what was applied from what came since."""
+        return "confirm" not in self.head and self._journal.is_long
 
     def mark(self) -> tuple[int, int, int]:
         """Where the file ends now, for `shorten`."""
@@ -208,19 +242,91 @@ class Overlay:
 
     def prepare(self, changes: list[dict[str, Any]]) -> Path:
         """First half of a replacement by these changes; transactions may be appended, and all replaced, meanwhile."""
-        return self._journal.prepare(_transaction(changes), ".aside")
+        return self._journal.prepare(self._transaction(changes), ".aside")
 
     def shorten(self, prepared: Path, changes: list[dict[str, Any]], mark: tuple[int, int, int]) -> None:
         """Second half: the prepared changes say all up to the mark. A file that was replaced since stays as it is."""
         generation, size, lines = mark
         if generation == self._journal.generation:
-            self._journal.swap(prepared, len(_transaction(changes)), size, lines)
+            self._journal.swap(prepared, len(self._transaction(changes)), size, lines)
         else:
             prepared.unlink(missing_ok=True)
 
+    def _transaction(self, changes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**self.head, "changes": changes}] if changes or self.head else []
 
-def _transaction(changes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"changes": changes}] if changes else []
+
+def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """The whole file, atomically and on disk when this returns. Raises EngineError(FN-1304)."""
+    new = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        try:
+            os.fchmod(fd, mode)
+            _write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(new, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise EngineError("FN-1304", f"{path}: {error.strerror}", "make room or set the permissions there") from None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A text that was in force, or was to be. why: apply, start, save, rollback to N."""
+
+    number: int
+    at: float
+    why: str
+    source: str
+    text: str = ""
+
+
+class History:
+    """The last texts of the configuration file, each in a file of its own that is never changed: a line of JSON, then
+    the text, compressed."""
+
+    KEPT = 30
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def numbers(self) -> list[int]:
+        return sorted(int(path.name.split(".")[0]) for path in self.directory.glob("[0-9]*.gz"))
+
+    def add(self, text: str, why: str, source: str, keep: Iterable[int] = ()) -> int:
+        """Its number; it is on disk when this returns. Drops the oldest but those to keep."""
+        known = self.numbers()
+        number = known[-1] + 1 if known else 1
+        head = {"at": time.time(), "why": why, "source": source}
+        data = gzip.compress(f"{_json(head)}\n{text}".encode(), 1, mtime=0)
+        replace_file(self.directory / f"{number:06}.gz", data)
+        for old in known[: -self.KEPT]:
+            if old not in keep:
+                (self.directory / f"{old:06}.gz").unlink(missing_ok=True)
+        return number
+
+    def get(self, number: int) -> Generation:
+        return self._read(number, whole=True)
+
+    def all(self) -> list[Generation]:
+        """The newest last, without their texts."""
+        return [self._read(number, whole=False) for number in self.numbers()]
+
+    def _read(self, number: int, *, whole: bool) -> Generation:
+        path = self.directory / f"{number:06}.gz"
+        try:
+            with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+                head = json.loads(file.readline())
+                return Generation(number, head["at"], head["why"], head["source"], file.read() if whole else "")
+        except FileNotFoundError:
+            near = ", ".join(map(str, self.numbers()[-5:])) or "none"
+            raise ChangeError(404, "FN-1209", f"there is no generation {number}", f"the last are: {near}") from None
+        except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
+            raise EngineError("FN-1304", f"{path} is damaged: {error}", "delete it; the others are whole") from None
 
 
 @dataclass
@@ -333,3 +439,23 @@ def _record(entry: Entry) -> dict[str, Any]:
     if entry.port is not None:
         record["port"] = entry.port
     return record
+
+
+def digest(path: Path) -> str | None:
+    """Of a file's bytes; None: there is none."""
+    try:
+        return hashlib.blake2s(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def intent(overlay: Overlay, history: History, path: Path | None, run: str | None) -> Generation | None:
+    """The text that a start goes on with; None: what the file of this path says. A file that was edited counts from a
+    new run of fnat on, not from a control that died in the run."""
+    overlay.load()
+    head = overlay.head
+    number = head.get("on")
+    same_run = run is not None and head.get("run") == run
+    if number in history.numbers() and (same_run or (digest(path) if path else None) == head.get("seen")):
+        return history.get(number)
+    return None

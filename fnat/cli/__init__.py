@@ -1,7 +1,7 @@
 """The commands: what is typed becomes a change or a question to the API; what comes back becomes text.
 
 `guarded` is the one place where a failure becomes one line on standard error and an exit code:
-0 done, 1 failed, 2 wrong usage, 3 fnat is not running.
+0 done, 1 failed, 2 wrong usage, 3 fnat is not running, 4 findings of a check or a comparison.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def guarded(program: str, command: Callable[[], int]) -> int:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
     except FnatError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        for each in (error, *error.others):
+            print(f"{program}: {each}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader had enough; keep the interpreter from saying so at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,11 +6,13 @@ untouched.
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import os
 import re
 import socket
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,16 +21,16 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from fnat import __version__, keeper
-from fnat.cli import guarded, nouns, say, say_json, show
+from fnat.cli import files, guarded, imports, nouns, say, say_json, show
 from fnat.cli.nouns import Tree, settings
 from fnat.errors import CODES, FnatError
 from fnat.grammar import Usage
 from fnat.keeper import PortOption
 
 if TYPE_CHECKING:
-    from fnat.config import Loaded
+    from fnat.model import Config
+    from fnat.paths import Paths
 
-DEFAULT_CONFIG = Path("/etc/fnat/fnat.toml")
 MINIMUM_KERNEL = (5, 11)  # oldest kernel that the AF_XDP driver supports
 _REJECT = 0x0200  # RTF_REJECT, linux/route.h
 PORT_KINDS = ("xdp", "tap")
@@ -55,7 +57,7 @@ def fnat() -> None:
 
     The options --socket, --json, --quiet and --dry-run may also stand behind the command.
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 fnat is not running.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 fnat is not running, 4 findings.
     """
 
 
@@ -118,19 +120,18 @@ def run(
 ) -> int:
     """Run the balancer in the foreground until SIGTERM or Ctrl-C. Existing connections of an earlier run go on."""
     from fnat.config import resolve_ports
+    from fnat.model import Host
+    from fnat.paths import DEFAULT_STATE_DIR, Paths, default_socket
 
     if node and not config:
         raise Usage("--node without --config", "name the file, or leave --node out")
     named = [_port(text) for text in ports]
-    file = _load(config, node).config if config else None
+    file = _intent(config, node, Paths(state_dir or DEFAULT_STATE_DIR))
     in_file = (
         [PortOption(name=p["name"], kind=p["kind"], device=p["device"]) for p in resolve_ports(file)] if file else []
     )
     chosen = _merge(in_file, named)
     _fit_to_run(chosen, exclusive)
-    from fnat.model import Host
-    from fnat.paths import DEFAULT_STATE_DIR, default_socket
-
     host = file.host if file else Host()
     options: keeper.Options = {
         "config": str(config.absolute()) if config else None,
@@ -262,35 +263,17 @@ def metrics() -> None:
         say(door.metrics())
 
 
-@fnat.command()
-@click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_CONFIG)
-@click.option("--node", metavar="NAME", help="Which node of the file; the host name when left out.")
-@nouns.json_option
-def check(file: Path, node: str | None) -> None:
-    """Check a configuration file; nothing is changed."""
-    loaded = _load(file, node)
-    config = loaded.config
-    counts = {
-        "ports": len(config.ports),
-        "services": len(config.services),
-        "servers": sum(len(service.servers) for service in config.services),
-        "lips": len({lip.addr for service in config.services for lip in service.lips}),
-    }
-    if settings().json:
-        say_json({"file": str(file), "node": config.node, **counts, "warnings": loaded.warnings})
-    else:
-        say("".join(f"warning: {warning}\n" for warning in loaded.warnings))
-        say(
-            f"{file}: ok, node {config.node or '-'}: "
-            + ", ".join(f"{count} {name}" for name, count in counts.items())
-            + "\n"
-        )
+def _intent(path: Path | None, node: str | None, paths: Paths) -> Config | None:
+    """What control will read at this start: the file, or what was applied since it was last edited."""
+    from fnat.config import load, parse
+    from fnat.state import History, Overlay, intent
 
-
-def _load(file: Path, node: str | None) -> Loaded:
-    from fnat.config import load
-
-    return load(file, node)
+    absolute = path.absolute() if path else None
+    if keeper.running_pid(paths) is None and (
+        known := intent(Overlay(paths.overlay), History(paths.history), absolute, None)
+    ):
+        return parse(known.text, known.source, node).config
+    return load(path, node).config if path else None
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
@@ -372,15 +355,33 @@ def test_client_addr(service: str, listen: bool, proto: str, seconds: float | No
 
 @fnat.command("help")
 @click.argument("code", metavar="CODE")
+@nouns.json_option
 def explain_code(code: str) -> None:
-    """What an error code such as FN-1203 means."""
-    if code not in CODES:
-        raise Usage(f"{code} is not an error code", "codes look like FN-1203 and stand at the end of a message")
-    say(f"{code}: {CODES[code]}\n")
+    """What an error code such as FN-1203 means: its cause, and how to mend it."""
+    from fnat.errors import page
+
+    wanted = f"FN-{code}" if code.isdecimal() else code.upper()
+    if wanted not in CODES:
+        near = difflib.get_close_matches(wanted, CODES, n=1, cutoff=0.8)
+        fix = f"did you mean {near[0]}? " if near else ""
+        raise Usage(f"{code} is not an error code", f"{fix}codes look like FN-1203 and stand at the end of a message")
+    told = page(wanted)
+    if settings().json:
+        say_json(told)
+        return
+    text = f"{wanted}: {told['title']}\n"
+    for word in ("cause", "mend"):
+        text += (
+            "\n"
+            + textwrap.fill(told[word], 100, initial_indent=f"{word.capitalize()}: ", subsequent_indent="  ")
+            + "\n"
+        )
+    say(text)
 
 
 # ---- other languages ----
 
+fnat.add_command(imports.command)
 
 _UNTOUCHED = {"ignore_unknown_options": True, "help_option_names": []}
 
@@ -409,7 +410,7 @@ def _with_settings(words: tuple[str, ...]) -> list[str]:
     return [*words, *(["--json"] if settings().json and "--json" not in words else [])]
 
 
-for noun in nouns.NOUNS:
+for noun in (*files.COMMANDS, *nouns.NOUNS):
     fnat.add_command(noun)
 
 

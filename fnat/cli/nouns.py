@@ -209,6 +209,7 @@ def _shape(function: F) -> F:
         click.option("--hash-slots", type=click.Choice(get_args(HashSlots)), help="Of mh's table; else 65537."),
         click.option("--hash-target", type=click.Choice(get_args(HashTarget)), help="A client to sh, mh and conhash."),
         click.option("--scheduler", type=click.Choice(SCHEDULERS), help="wrr when left out."),
+        click.option("--name", metavar="NAME", help="As listings and the file call it."),
     ):
         function = option(function)
     return function

@@ -82,6 +82,7 @@ def services(rows: Iterable[Row]) -> Table:
     """One line a service; bad: no server takes new connections, or for want of a local address."""
     columns = ("proto", "service", "scheduler", ">rs", ">rs in use", ">lips", ">active", ">inactive", ">conns/s",
                ">in pkt/s", ">out pkt/s", ">in B/s", ">out B/s", ">conns", "timeout", "no rs")  # fmt: skip
+    rows = list(rows)
     lines: list[tuple[object, ...]] = []
     bad: set[int] = set()
     for row in rows:
@@ -94,6 +95,10 @@ def services(rows: Iterable[Row]) -> Table:
         lines.append((*_name(row), scheduler, len(row["servers"]), usable, len(row["lips"]), stats["active"],
                       stats["inactive"], rate["cps"], rate["in_pps"], rate["out_pps"], rate["in_bps"], rate["out_bps"],
                       stats["conns"], timeout, row["no_rs"]))  # fmt: skip
+    if any(row.get("name") for row in rows):
+        return Table(
+            ("name", *columns), [(r.get("name"), *line) for r, line in zip(rows, lines, strict=True)], frozenset(bad)
+        )
     return Table(columns, lines, frozenset(bad))
 
 

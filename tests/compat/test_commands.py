@@ -190,7 +190,14 @@ SHOWN: list[tuple[str, str]] = [
     ),
     ("fnat metrics", "fnat_conns 7\n"),
     ("fnat version", "fnat 0.1.0\n"),
-    ("fnat help FN-1001", "FN-1001: No fnat serves the socket.\n"),
+    (
+        "fnat help FN-1001",
+        "FN-1001: No fnat serves the socket.\n\n"
+        "Cause: No process listens on the socket: fnat has not been started, has ended, or serves another\n"
+        "  --socket or $FNAT_SOCKET.\n\n"
+        "Mend: Start it with `fnat run --config FILE`, or give the command the socket that `fnat run` was\n"
+        "  given.\n",
+    ),
 ]  # fmt: skip
 
 

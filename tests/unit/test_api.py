@@ -92,7 +92,8 @@ def test_changes_come_into_force_and_listings_show_them(house):
     (service,) = house.client.services()
     assert service["servers"][0]["rip"] == "10.1.1.1" and service["lips"][0]["addr"] == "10.2.0.1"
     assert set(service) == {
-        "proto", "vip", "vport", "scheduler", "hash_target", "hash_slots", "slow_start", "conn_timeout", "no_rs", "expire_quiescent", "one_packet", "quic", "half_open",
+        "name", "proto", "vip", "vport", "scheduler", "hash_target", "hash_slots", "slow_start",
+        "conn_timeout", "no_rs", "expire_quiescent", "one_packet", "quic", "half_open",
         "client_addr",
         "stats", "rate", "lips", "servers",
     }  # fmt: skip
@@ -281,7 +282,7 @@ def test_reload_keeps_the_overlay_and_says_where_both_speak(tmp_path, caplog):
     house = House(tmp_path, file=file())
     house.client.change([{"op": "server.set", "service": WEB, "rip": "10.1.1.1", "rport": 8080, "weight": 0}])
     house.client.change([{"op": "addr.add", "addr": "10.0.0.9", "port": "wan"}])
-    house.control.reload(file(FILE.replace("weight = 1", "weight = 5") + '"10.1.1.2:8080" = { weight = 2 }\n'))
+    house.control.apply(FILE.replace("weight = 1", "weight = 5") + '"10.1.1.2:8080" = { weight = 2 }\n', "f.toml")
     (service,) = house.client.services()
     assert [(r["rip"], r["weight"]) for r in service["servers"]] == [("10.1.1.1", 0), ("10.1.1.2", 2)]
     assert "10.0.0.9" in [a["addr"] for a in house.client.addresses()]
@@ -297,7 +298,7 @@ def test_reload_of_a_file_that_clashes_changes_nothing(tmp_path):
     )
     before = house.control.engine.config
     with pytest.raises(FnatError, match=r"10\.2\.0\.9"):
-        house.control.reload(file(FILE.replace("10.0.0.1:80", "10.2.0.9:80")))
+        house.control.apply(FILE.replace("10.0.0.1:80", "10.2.0.9:80"), "f.toml")
     assert house.control.engine.config == before
 
 

@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import rtoml
 
-from fnat import config
+from fnat import config, plan
 from fnat.errors import ConfigError
-from fnat.model import Config, Port
+from fnat.model import HALF_OPEN_DEFAULT, Config, Port, Service
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,9 +135,9 @@ WRONG = [
     ("no_rs", "no_r", "FN-1103", ":16: service.web.no_r", "did you mean 'no_rs'?"),
     ('no_rs = "reset"', 'no_rs = "10.31.9.9:80"', "FN-1104", ":16:", "'drop' or 'reset'"),
     ('scheduler = "rr"', 'scheduler = "lblc"', "FN-1104", ":15:", "'rr', 'wrr'"),
-    ('scheduler = "rr"', "hash_target = 'sip-port'", "FN-1209", "", "is for sh, mh, conhash, not for wrr"),
-    ('scheduler = "rr"', "scheduler = 'mh'\nslow_start = '30s'", "FN-1209", "", "slow_start is not for mh: peers must agree"),
-    ('scheduler = "rr"', "hash_slots = 1021", "FN-1209", "", "hash_slots is for mh, not for wrr"),
+    ('scheduler = "rr"', "hash_target = 'sip-port'", "FN-1222", "", "is for sh, mh, conhash, not for wrr"),
+    ('scheduler = "rr"', "scheduler = 'mh'\nslow_start = '30s'", "FN-1222", "", "slow_start is not for mh: peers must agree"),
+    ('scheduler = "rr"', "hash_slots = 1021", "FN-1222", "", "hash_slots is for mh, not for wrr"),
     ('scheduler = "rr"', 'client_addr = "proxy-v3"', "FN-1104", ":15:", "proxy-v2"),
     ('scheduler = "rr"', "client_addr = { udp = 'toa' }", "FN-1104", ":15:", "not for udp"),
     ('scheduler = "rr"', "client_addr = { icmp = 'toa' }", "FN-1103", ":15:", "icmp"),
@@ -176,7 +177,7 @@ WRONG = [
     ("mgmt", "mgnt", "FN-1103", ":3: node.lb1.mgnt", "did you mean 'mgmt'?"),
     ('mgmt = "10.31.0.11"', 'mgmt = "10.31.0"', "FN-1104", ":3:", "not an IPv4 address"),
     ('{ mac = "02:00:00:00:00:01" }', '{ mac = "02:00" }', "FN-1104", ":5:", "not a MAC address"),
-    ('{ mac = "02:00:00:00:00:01" }', '{ pci = "0000:5e:00.1" }', "FN-1111", ":5:", "not available"),
+    ('{ mac = "02:00:00:00:00:01" }', '{ pci = "5e:00" }', "FN-1104", ":5:", "not a PCI address (0000:5e:00.1)"),
     ('{ mac = "02:00:00:00:00:01" }', "{}", "FN-1105", ":5:", "names no NIC"),
     ("lan  =", "a-very-long-name =", "FN-1104", ":5:", "at most 10"),
     ("[service.dns]", "[ha]\n[service.dns]", "FN-1111", ":20: ha", "not available"),
@@ -251,10 +252,108 @@ def test_dump_says_what_limits_answers():
     assert read(config.dump(c)).host == c.host
 
 
-def test_dump_names_what_the_file_cannot_say():
-    c = read(GOOD)
-    c = c.model_copy(update={"down": ("lan",)})
-    assert "# only in the overlay: {'op': 'link.set', 'port': 'lan', 'up': False}" in config.dump(c)
+WHOLE = """\
+version = 1
+[node.lb1]
+mgmt = "10.31.0.11"
+lips = ["10.31.101.1-10.31.101.3", "10.31.102.1 dev wan"]
+routes = [
+  { prefix = "default", gateway = "198.51.100.1" },
+  { prefix = "10.31.2.0/24", gateway = "10.31.101.254", port = "lan", metric = 5, mtu = 1400, src = "10.31.101.1" },
+]
+[node.lb1.wan]
+pci = "5E:00.1"
+addresses = ["198.51.100.80/24", "198.51.100.9"]
+neighbours = { "198.51.100.1" = "02:00:00:00:00:09", "fe80::1" = "02:00:00:00:00:0a" }
+[node.lb1.lan]
+nic = "ens1f0"
+up = false
+sapool = ["10.31.101.1/24"]
+[service.web]
+listen = ["198.51.100.80:443", "[2001:db8::80]:443"]
+proto = ["tcp", "udp"]
+client_addr = { tcp = "toa" }
+[service.web.rs]
+"10.31.2.11:8443" = { weight = 10 }
+[service.web-quic]
+name = "web"
+listen = "198.51.100.80:8443"
+proto = "udp"
+port = ""
+lips = ["10.31.102.1", "10.31.101.3"]
+quic = true
+[service.web-quic.rs]
+"10.31.2.11:8443" = {}
+"""
+
+
+def test_the_file_says_all_that_a_node_can_hold():
+    c = read(WHOLE)
+    assert c.ports[0].pci == "0000:5e:00.1" and c.down == ("lan",)
+    assert [(lip.addr, lip.port) for lip in c.services[0].lips][2:] == [("10.31.101.3", "lan"), ("10.31.102.1", "wan")]
+    assert [lip.addr for lip in c.services[4].lips] == ["10.31.102.1", "10.31.101.3"]
+    assert {s.name for s in c.services} == {"web"}
+    assert {(a.addr, a.plen, a.port, a.sapool) for a in c.addresses} == {
+        ("198.51.100.80", 24, "wan", False),
+        ("198.51.100.9", 32, "wan", False),
+        ("10.31.101.1", 24, "lan", True),
+        ("2001:db8::80", 128, "wan", False),
+    }
+    assert [(r.prefix, r.gateway, r.port, r.scope) for r in c.routes] == [
+        ("0.0.0.0/0", "198.51.100.1", "wan", "global"),
+        ("10.31.2.0/24", "10.31.101.254", "lan", "global"),
+    ]
+    assert [(n.addr, n.port) for n in c.neighbours] == [("198.51.100.1", "wan"), ("fe80::1", "wan")]
+    text = config.dump(c)
+    assert read(text) == c and config.dump(read(text)) == text
+    assert "[service.web]" in text and "[service.web-2]" in text and "#" not in text
+
+
+# what is replaced, by what, code, where, words
+WRONG_WHOLE = [
+    ('"5E:00.1"', '"5E:00"', "FN-1104", ":10: node.lb1.wan.pci", "not a PCI address"),
+    ('"198.51.100.80/24"', '"198.51.100.0/24"', "FN-1104", ":11: node.lb1.wan.addresses", "network or broadcast"),
+    ('"198.51.100.80/24"', '"198.51.100.80/33"', "FN-1104", ":11:", "too large a prefix length"),
+    ('"198.51.100.80/24"', '"198.51.100.80/x"', "FN-1104", ":11:", "'x'"),
+    ('"02:00:00:00:00:09"', '"03:00:00:00:00:09"', "FN-1104", ":12:", "group address"),
+    ("up = false", 'up = "no"', "FN-1104", ":15: node.lb1.lan.up", "true, false"),
+    ('gateway = "198.51.100.1"', 'gateway = "203.0.113.1"', "FN-1104", ":5: node.lb1.routes", "port is not known"),
+    ('port = "lan", metric', 'port = "lam", metric', "FN-1110", ":5:", "did you mean 'lan'?"),
+    ("metric = 5", "metrix = 5", "FN-1103", ":5:", "did you mean 'metric'?"),
+    (" dev wan", " dev wam", "FN-1110", ":4:", "did you mean 'wan'?"),
+    ("[node.lb1.lan]", "[node.lb1.routes]", "FN-1102", "f.toml", "duplicate key"),
+    ('name = "web"', 'name = "my web"', "FN-1104", ":24: service.web-quic.name", "at most 64"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "code", "where", "words"), WRONG_WHOLE, ids=[w[1][:30] for w in WRONG_WHOLE])
+def test_wrong_line_of_a_node_is_one_clear_error(old, new, code, where, words):
+    assert old in WHOLE
+    with pytest.raises(ConfigError) as caught:
+        read(WHOLE.replace(old, new, 1))
+    line = str(caught.value)
+    assert caught.value.code == code and where in line and words in line and "\n" not in line, line
+
+
+def test_all_errors_are_told_at_once():
+    text = GOOD.replace("conns = ", "conms = ").replace('"2h4m"', "0").replace('"rr"', '"wr"').replace("= 10", "= -1")
+    text = text.replace('proto = ["udp", "tcp"]', 'proto = ["ucp"]').replace('mgmt = "10.31.0.11"', 'mgmt = "x"')
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    assert [str(e).split(": ")[1] for e in (caught.value, *caught.value.others)] == [
+        "node.lb1.mgmt",
+        "host.conms",
+        "host.timeouts.established",
+    ]
+    text = GOOD.replace('"rr"', '"wr"').replace("= 10", "= -1").replace('["udp", "tcp"]', '["ucp"]')
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    assert [str(e).split(": ")[1] for e in (caught.value, *caught.value.others)] == [
+        'service.web.rs."10.31.2.11:8443".weight',
+        "service.web.scheduler",
+        "service.dns.proto",
+    ]
+    assert "did you mean 'wrr'?" in str(caught.value.others[0])
 
 
 @pytest.mark.parametrize(
@@ -265,11 +364,43 @@ def test_shipped_files_load(file):
     assert loaded.config.services and loaded.warnings == []
 
 
+def shipped(whole: bool) -> str:
+    """conf/fnat.toml; whole: with the defaults behind "#=", too."""
+    text = (ROOT / "conf/fnat.toml").read_text()
+    if whole:
+        text = re.sub(r"^wan  = .*\n", "", text, flags=re.M)
+        inner, rest = re.findall(r"(?m)^#= (.*\n)", text), re.sub(r"(?m)^#= .*\n", "", text)
+        table = "".join(inner[inner.index(next(line for line in inner if line.startswith("[node"))) :][:6])
+        rest = rest.replace("lan  = ", f"{inner[0]}lan  = ", 1).replace("[host]", f"{table}[host]", 1)
+        return rest.replace("[service.web]", "[service.web]\n" + "".join(inner[7:]), 1)
+    return text
+
+
 def test_shipped_file_shows_the_defaults():
-    shown = config.load(ROOT / "conf/fnat.toml").config.host
-    assert shown.timeouts == Config().host.timeouts
-    assert (shown.routes, shown.idle, shown.workers, shown.unserved) == ("kernel", "sleep", 1, "reset")
-    assert (shown.echo, shown.echo_rate, shown.icmp_rate, shown.announce) == ("always", 10_000, 1_000, True)
+    text = shipped(whole=True)
+    config_shown = read(text)
+    assert config_shown.host == Config().host
+    web = config_shown.services[0]
+    usual = Service(proto="tcp", vip="192.0.2.1", vport=1, half_open=HALF_OPEN_DEFAULT)
+    for name in plan.SERVICE_FIELDS:
+        assert getattr(web, name) == getattr(usual, name) or name == "name", name
+    ports = {p.name: p for p in read(shipped(whole=False)).ports}
+    assert {p.name: p for p in config_shown.ports} == ports
+    assert config_shown.model_copy(update={"ports": ()}) == read(shipped(whole=False)).model_copy(update={"ports": ()})
+
+
+def test_shipped_file_shows_every_key():
+    data = rtoml.loads(shipped(whole=True))
+    shown = {
+        "host": {*data["host"], "timeouts"},
+        "host.timeouts": {*data["host"]["timeouts"], *config._SHORTHANDS},
+        "service.*": set(data["service"]["web"]),
+        "service.*.limits": set(data["service"]["web"]["limits"]),
+        "service.*.rs.*": {key for rs in data["service"]["web"]["rs"].values() for key in rs},
+        "node.*.*": {*data["node"]["lb1"]["wan"], "mac", "pci"},
+    }
+    for table, keys in shown.items():
+        assert set(config._KEYS[table]) == keys, table
 
 
 @pytest.mark.parametrize(
@@ -328,3 +459,45 @@ def test_a_port_that_clients_choose_wants_a_secret():
     text = GOOD.replace('scheduler = "rr"', 'scheduler = "mh"\nhash_target = "sip-port"')
     (warning,) = config.parse(text, "f.toml", "lb1").warnings
     assert "without [host] hash_key" in warning
+
+
+@pytest.fixture
+def sysfs(tmp_path):
+    """Two functions of a card, one of them with two devices, and a virtio device."""
+    net = tmp_path / "class" / "net"
+    net.mkdir(parents=True)
+    for name, mac, way in (
+        ("ens1f0", "02:00:00:00:00:01", "pci0000:5d/0000:5d:02.0/0000:5e:00.0"),
+        ("ens1f1", "02:00:00:00:00:02", "pci0000:5d/0000:5d:02.0/0000:5e:00.1"),
+        ("ens1f1d1", "02:00:00:00:00:03", "pci0000:5d/0000:5d:02.0/0000:5e:00.1"),
+        ("eth0", "02:00:00:00:00:04", "pci0000:00/0000:00:03.0/virtio0"),
+        ("lo", "00:00:00:00:00:00", None),
+    ):
+        (net / name).mkdir()
+        (net / name / "address").write_text(mac + "\n")
+        if way:
+            (tmp_path / "devices" / way).mkdir(parents=True, exist_ok=True)
+            (net / name / "device").symlink_to(tmp_path / "devices" / way)
+    return net
+
+
+# what the file says of the port, the device or the words of the error
+BY_PCI = [
+    ({"pci": "5e:00.0"}, "ens1f0"),
+    ({"pci": "0000:00:03.0"}, "eth0"),
+    ({"pci": "0000:5e:00.1", "mac": "02:00:00:00:00:03"}, "ens1f1d1"),
+    ({"nic": "ens1f0", "mac": "02:00:00:00:00:01", "pci": "0000:5e:00.0"}, "ens1f0"),
+    ({"pci": "0000:5e:00.1"}, "pci 0000:5e:00.1 is that of ens1f1, ens1f1d1; give the kernel's name (nic), too"),
+    ({"pci": "0000:5e:00.1", "nic": "ens1f0"}, "nic ens1f0 has pci 0000:5e:00.0, not 0000:5e:00.1"),
+    ({"pci": "0000:5e:00.2"}, "there is no NIC with pci 0000:5e:00.2 on this machine; did you mean"),
+    ({"nic": "ens1f2"}, "there is no nic ens1f2 on this machine; did you mean 'ens1f"),
+]
+
+
+@pytest.mark.parametrize(("said", "wanted"), BY_PCI, ids=[str(row[0]) for row in BY_PCI])
+def test_all_that_is_said_of_a_nic_agrees(sysfs, said, wanted):
+    port = Config(ports=(Port(name="wan", **said),))
+    try:
+        assert config.resolve_ports(port, sysfs) == [{"name": "wan", "kind": "xdp", "device": wanted}]
+    except ConfigError as error:
+        assert error.code == "FN-1110" and wanted in str(error)

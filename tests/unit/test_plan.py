@@ -278,7 +278,7 @@ OPTIONS = [
 def test_an_option_that_would_do_nothing_is_refused(scheduler, options, says):
     with pytest.raises(ChangeError, match=says) as caught:
         make({"op": "service.add", **WEB, "scheduler": scheduler, **options})
-    assert caught.value.code == "FN-1209"
+    assert caught.value.code == "FN-1222"
 
 
 def test_options_go_with_their_scheduler():
@@ -296,7 +296,7 @@ def test_tables_of_all_services_have_a_room():
     assert config.services.table_slots == MOST_SLOTS
     with pytest.raises(ChangeError, match="there is room for") as caught:
         make({"op": "service.add", **WEB, "vport": 300, "scheduler": "mh", "hash_slots": 1021}, config=config)
-    assert caught.value.code == "FN-1208"
+    assert caught.value.code == "FN-1221"
     fewer = make(
         {"op": "service.set", **WEB, "vport": 1, "hash_slots": 4093},
         {"op": "service.del", **WEB, "vport": 2},
