@@ -144,14 +144,14 @@ class ServiceRef(Frozen):
 class Shape(ServiceRef):
     """Names a service and says how it works. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only):
     every datagram is scheduled anew. quic (UDP only): clients that move keep their RS, by connection IDs (RFC 9000) in
-    DPVS's form. hash_target: what a client is to the schedulers of HASHING; hash_slots None: HASH_SLOTS for mh.
+    DPVS's form. hash_target: what a client is to the schedulers of HASHING; hash_slots: of mh's table.
     slow_start: how long a server that comes to others grows to its weight, with the schedulers of GROWING. name: what
     the operator calls it; services with one name stand together in the file."""
 
     name: ServiceName = ""
     scheduler: Scheduler = "wrr"
     hash_target: HashTarget = "sip"
-    hash_slots: HashSlots | None = None
+    hash_slots: HashSlots = 65537
     slow_start: Seconds = 0
     conn_timeout: Seconds = 0
     no_rs: NoRs = "drop"
@@ -208,7 +208,7 @@ class Service(Shape):
     @property
     def table_slots(self) -> int:
         """Slots of its scheduler's table."""
-        return (self.hash_slots or HASH_SLOTS) if self.scheduler == "mh" else 0
+        return self.hash_slots if self.scheduler == "mh" else 0
 
 
 class Address(Frozen):
@@ -823,7 +823,7 @@ class ServiceView(TypedDict):
     vport: int
     scheduler: str
     hash_target: str
-    hash_slots: int | None
+    hash_slots: int
     slow_start: int
     conn_timeout: int
     no_rs: str

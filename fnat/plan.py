@@ -18,6 +18,7 @@ from fnat import addresses
 from fnat.errors import ChangeError
 from fnat.model import (
     GROWING,
+    HASH_SLOTS,
     HASHING,
     MOST_SLOTS,
     AddrAdd,
@@ -130,7 +131,7 @@ def check(config: Config, before: Config = Config()) -> None:  # noqa: B008, a c
 def _of_no_use(scheduler: str) -> dict[str, Any]:
     """Options that go with another scheduler, as they are without it."""
     options: dict[str, Any] = {} if scheduler in HASHING else {"hash_target": "sip"}
-    options |= {} if scheduler == "mh" else {"hash_slots": None}
+    options |= {} if scheduler == "mh" else {"hash_slots": HASH_SLOTS}
     return options | ({} if scheduler in GROWING else {"slow_start": 0})
 
 
@@ -143,7 +144,7 @@ def _check_scheduling(service: Service) -> None:
         fix = "set hash_target to 'sip', or choose one of these schedulers"
     elif service.hash_target == "qid" and service.proto != "udp":
         problem, fix = "hash_target 'qid' is for UDP services only", "use sip or sip-port"
-    elif service.hash_slots is not None and scheduler != "mh":
+    elif service.hash_slots != HASH_SLOTS and scheduler != "mh":
         problem, fix = f"hash_slots is for mh, not for {scheduler}", "leave it out, or choose scheduler mh"
     elif service.slow_start and scheduler not in GROWING:
         why = "peers must agree on a client's server at any moment" if scheduler in HASHING else "it ignores weights"

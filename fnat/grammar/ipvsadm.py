@@ -523,7 +523,7 @@ def save_text(services: Iterable[Row]) -> str:
         name = f"{_SHOWN[service['proto'] + '-service']} {service_text(service)}"
         shape = f" --conn-timeout {service['conn_timeout']}" if service.get("conn_timeout") else ""
         shape += f" --hash-target {service['hash_target']}" if service.get("hash_target", "sip") != "sip" else ""
-        shape += f" --hash-slots {service['hash_slots']}" if service.get("hash_slots") else ""
+        shape += f" --hash-slots {service['hash_slots']}" if service.get("hash_slots", 65537) != 65537 else ""
         shape += f" --slow-start {service['slow_start']}" if service.get("slow_start") else ""
         shape += " --expire-quiescent" if service.get("expire_quiescent") else ""
         shape += " --ops" if service.get("one_packet") else ""

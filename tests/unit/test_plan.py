@@ -285,7 +285,7 @@ def test_options_go_with_their_scheduler():
     config = make({"op": "service.add", **WEB, "scheduler": "mh", "hash_target": "sip-port", "hash_slots": 1021})
     config = make({"op": "service.set", **WEB, "scheduler": "wlc", "slow_start": 30}, config=config)
     (service,) = config.services
-    assert (service.hash_target, service.hash_slots, service.slow_start) == ("sip", None, 30)
+    assert (service.hash_target, service.hash_slots, service.slow_start) == ("sip", 65537, 30)
     (service,) = make({"op": "service.set", **WEB, "scheduler": "sh"}, config=config).services
     assert service.slow_start == 0
 
