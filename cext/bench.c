@@ -13,6 +13,7 @@
 #endif
 #include "clock.h"
 #include "csum.h"
+#include "sched.h"
 #include "worker.h"
 
 #include <errno.h>
@@ -709,5 +710,68 @@ int fnat_bench_cps(struct fnat_worker *w, double seconds, struct fnat_bench_resu
     gen = thread_ns() - gen;
     out->generator_ns = (u64)((double)gen / (16.0 * WINDOW) * (double)out->opened);
     shut_down(&g, w);
+    return 0;
+}
+
+/* ---- picks of a scheduler ---- */
+
+static const struct snap_service *service_by_id(const struct core *k, u32 id)
+{
+    const union snap_slot *slot;
+    for (u32 cursor = 0; k->snap && (slot = snapshot_next(&k->snap->services, k->area, &cursor));) {
+        const struct snap_service *s = snapshot_at(k->area, slot->service.blob);
+        if (s->id == id)
+            return s;
+    }
+    return NULL;
+}
+
+static void count_conn(struct core *k, const struct snap_service *s, u32 member, u32 more)
+{
+    struct member_stats *m = &k->members[s->members[member].id];
+    if (s->proto == PROTO_UDP)
+        m->inactive += more;
+    else
+        m->active += more;
+}
+
+int fnat_bench_picks(struct fnat_worker *w, u32 service, u64 n, u32 held, u64 seed, u64 *picked, u64 *holds, u64 *ns)
+{
+    enum { NOBODY = ~0u };
+    struct core *k = &w->core;
+    worker_step(w, k->now_ns ? k->now_ns : monotonic_ns()); /* adopt the snapshot */
+    const struct snap_service *s = service_by_id(k, service);
+    if (!s)
+        return -ENOENT;
+    u32 *open = malloc((held + 1ull) * sizeof *open);
+    if (!open)
+        return -ENOMEM;
+    memset(open, 0xff, held * sizeof *open);
+    memset(picked, 0, s->n_members * sizeof *picked);
+    memset(holds, 0, s->n_members * sizeof *holds);
+    struct packet p = {.family = 4, .proto = s->proto, .kind = s->proto == PROTO_UDP ? KIND_UDP : KIND_TCP};
+    u64 start = thread_ns();
+    for (u64 i = 0; i < n; i++) {
+        u64 random = next_random(&seed);
+        p.saddr = (u32)random, p.sport = (u16)(random >> 32);
+        int member = sched_pick(k, s, &p);
+        if (member < 0)
+            continue;
+        picked[member]++;
+        if (!held)
+            continue;
+        u32 at = scale_u32((u32)(next_random(&seed) >> 32), held);
+        if (open[at] != NOBODY)
+            count_conn(k, s, open[at], -1u);
+        open[at] = (u32)member;
+        count_conn(k, s, (u32)member, 1);
+    }
+    *ns = thread_ns() - start;
+    for (u32 at = 0; at < held; at++)
+        if (open[at] != NOBODY) {
+            holds[open[at]]++;
+            count_conn(k, s, open[at], -1u);
+        }
+    free(open);
     return 0;
 }

@@ -90,6 +90,7 @@ static void half_open_begins(struct core *k, u32 index)
         s->half_head = index;
     s->half_tail = index;
     s->half_count++;
+    k->members[c->member].half_open++;
     k->counters[TAKEN_half_open]++;
 }
 
@@ -106,6 +107,7 @@ void conn_half_open_ends(struct core *k, u32 index)
     else
         s->half_tail = c->half_prev;
     s->half_count--;
+    k->members[c->member].half_open--;
     c->half_prev = c->half_next = 0;
     c->flags &= (u8)~CONN_HALF_OPEN;
     k->counters[TAKEN_half_open]--;
@@ -344,7 +346,7 @@ static int member_for(struct core *k, const struct snap_service *svc, const stru
 {
     int known = unlikely(svc->flags & FNAT_SVC_QUIC) ? quic_member(svc, p) : -1;
     if (likely(known < 0))
-        return sched_pick(svc, &k->services[svc->id]);
+        return sched_pick(k, svc, p);
     count(k, CNT_quic_moved);
     return known;
 }

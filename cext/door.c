@@ -4,6 +4,7 @@
 #endif
 #include "clock.h"
 #include "conn.h"
+#include "slots.h"
 #include "track.h"
 #include "worker.h"
 
@@ -75,6 +76,17 @@ int fnat_put_service(struct fnat_plane *p, const struct fnat_service_spec *svc, 
     return snapshot_put_service(p, svc, members, lips);
 }
 int fnat_del_service(struct fnat_plane *p, uint32_t id) { return snapshot_del_service(p, id); }
+int fnat_sched_owners(const struct fnat_service_spec *svc, const struct fnat_member_spec *members, uint32_t n, uint32_t *out)
+{
+    return snapshot_owners(svc, members, n, out);
+}
+int fnat_maglev(const uint32_t *offset, const uint32_t *skip, const uint16_t *weight, uint32_t n, uint32_t slots, uint16_t *table)
+{
+    for (u32 i = 0; i < n; i++)
+        if (offset[i] >= slots || !skip[i] || skip[i] >= slots || !weight[i])
+            return -EINVAL;
+    return n && n < 65535 ? slots_maglev(offset, skip, weight, n, slots, table) : -EINVAL;
+}
 int fnat_put_address(struct fnat_plane *p, const struct fnat_address_spec *addr) { return snapshot_put_address(p, addr); }
 int fnat_del_address(struct fnat_plane *p, uint16_t id) { return snapshot_del_address(p, id); }
 int fnat_put_addresses(struct fnat_plane *p, const struct fnat_address_spec *addrs, uint32_t n)

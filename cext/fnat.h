@@ -58,7 +58,21 @@ void fnat_plane_info(const struct fnat_plane *plane, struct fnat_plane_info *out
 
 /* ---- control: what the workers shall do. Nothing is in force before fnat_publish ---- */
 
-enum { FNAT_SCHED_RR = 0, FNAT_SCHED_WRR = 1 };
+enum {
+    FNAT_SCHED_RR = 0,
+    FNAT_SCHED_WRR = 1,
+    FNAT_SCHED_LC = 2,      /* fewest connections */
+    FNAT_SCHED_WLC = 3,     /* fewest by weight */
+    FNAT_SCHED_SED = 4,     /* fewest by weight, the new one counted */
+    FNAT_SCHED_NQ = 5,      /* an idle one first, else as SED */
+    FNAT_SCHED_SH = 6,      /* by hash, parts of its range by weight */
+    FNAT_SCHED_MH = 7,      /* by hash, Maglev's table */
+    FNAT_SCHED_CONHASH = 8, /* by hash, rendezvous: a member that goes moves only its own flows */
+    FNAT_SCHED_FO = 9,      /* the highest weight */
+    FNAT_SCHED_P2C = 10,    /* of two drawn by weight the less loaded */
+    FNAT_SCHEDS
+};
+enum { FNAT_HASH_SIP = 0, FNAT_HASH_SIP_PORT = 1, FNAT_HASH_QID = 2 /* UDP: the first 8 bytes of QUIC's destination connection ID */ };
 enum { FNAT_NO_RS_DROP = 0, FNAT_NO_RS_RESET = 1 };
 enum {
     FNAT_SVC_EXPIRE_QUIESCENT = 1,
@@ -94,6 +108,11 @@ struct fnat_service_spec {
     uint32_t conn_timeout;                    /* seconds, replaces ESTABLISHED (TCP, SCTP) or all states (UDP); 0: the general timeouts */
     uint32_t half_open;                       /* most half-open connections of this service on one worker; 0: unlimited */
     uint32_t n_members, n_lips;
+    uint32_t slow_start; /* seconds in which a member that comes to others grows to its weight; WRR, WLC, SED, NQ, P2C */
+    uint32_t slots;      /* MH: of the table, a prime up to 131071, at least as many as members */
+    uint64_t now_ns;     /* when members that come begin to grow */
+    uint8_t hash_target; /* FNAT_HASH_*: of a client, for SH, MH and CONHASH */
+    uint8_t pad[7];
 };
 
 enum { FNAT_ADDR_VIP = 1, FNAT_ADDR_LIP = 2, FNAT_ADDR_SERVED = 4 /* a service on this VIP has a usable RS: FNAT_ECHO_SERVED */ };
@@ -142,7 +161,8 @@ struct fnat_settings {
     uint8_t fragment_seconds;         /* 1..60: until the fragments of a datagram are forgotten */
     uint8_t pad[3];
     uint32_t icmp_rate,
-        echo_rate; /* most ICMP errors and echo replies a worker makes, packets a second, at most FNAT_RATE_MOST; 0: unlimited */
+        echo_rate;        /* most ICMP errors and echo replies a worker makes, packets a second, at most FNAT_RATE_MOST; 0: unlimited */
+    uint64_t hash_key[4]; /* of SH, MH and CONHASH: what all balancers of a cluster share; zero: one that everybody knows */
 };
 
 int fnat_put_settings(struct fnat_plane *plane, const struct fnat_settings *settings);
@@ -151,6 +171,11 @@ int fnat_put_port(struct fnat_plane *plane, const struct fnat_port_spec *port); 
 int fnat_put_service(struct fnat_plane *plane, const struct fnat_service_spec *svc, const struct fnat_member_spec *members,
                      const uint16_t *lips);
 int fnat_del_service(struct fnat_plane *plane, uint32_t id);
+/* Who would own n hashes spread evenly over all: places in `members`. With slots of MH for n, its table. SH, MH, CONHASH, with a member
+ * of weight; -EINVAL as above, -ENOMEM. */
+int fnat_sched_owners(const struct fnat_service_spec *svc, const struct fnat_member_spec *members, uint32_t n, uint32_t *out);
+/* Maglev's table of these members: offset and skip of their preferences, weights above 0. -EINVAL, -ENOMEM */
+int fnat_maglev(const uint32_t *offset, const uint32_t *skip, const uint16_t *weight, uint32_t n, uint32_t slots, uint16_t *table);
 int fnat_put_address(struct fnat_plane *plane, const struct fnat_address_spec *addr); /* add or replace one */
 int fnat_del_address(struct fnat_plane *plane, uint16_t id);
 int fnat_put_addresses(struct fnat_plane *plane, const struct fnat_address_spec *addrs, uint32_t n); /* the whole list */
@@ -334,6 +359,11 @@ struct fnat_bench_options {
 int fnat_bench_nat(struct fnat_worker *worker, const struct fnat_bench_options *options, struct fnat_bench_result *out);
 /* Whole TCP lives: SYN, SYN-ACK, ACK, data, FIN both ways: 6 packets in and 6 out; packets = lives x 6. */
 int fnat_bench_cps(struct fnat_worker *worker, double seconds, struct fnat_bench_result *out);
+/* n picks of a service's scheduler by one worker, for clients of random addresses and ports, without packets. Each of the last `held` picks stays
+ * a connection until a random later one takes its place. picked, holds: by place of the member; ns: of the picks and of
+ * drawing clients and ends. -ENOENT no such service in the newest snapshot, -ENOMEM. */
+int fnat_bench_picks(struct fnat_worker *worker, uint32_t service, uint64_t n, uint32_t held, uint64_t seed, uint64_t *picked,
+                     uint64_t *holds, uint64_t *ns);
 
 /* ---- measuring from outside: load over real queues, and a forwarder that does nothing else (traffic.c) ---- */
 

@@ -29,7 +29,7 @@ struct plane_member {
     u32 service; /* service id + 1 */
     u32 next;    /* next member id + 1 of the same service */
     u32 usable;  /* weight > 0 */
-    u32 spare;
+    u32 since;   /* eighths of a second of CLOCK_MONOTONIC: when it came to others that were usable; 0: it did not */
 };
 
 /* Counters of members that left a service and whose ids went to others, so that service counters never go backwards. */
@@ -62,7 +62,8 @@ struct plane_header {
 struct member_stats {
     u64 conns, packets[2], bytes[2];
     u32 active, inactive;
-    u64 spare[2];
+    u32 half_open, spare; /* of the inactive ones */
+    u64 spare2;
 } cache_aligned;
 _Static_assert(sizeof(struct member_stats) == CACHE_LINE, "one line a member");
 
@@ -71,7 +72,9 @@ struct service_state {
     u32 rr, lip_rr;
     s32 wrr_weight;
     u32 half_head, half_tail, half_count;
-    u32 spare[10];
+    u32 started, draws; /* of sched.c, as are the next ones */
+    u16 light[2];       /* members that were least loaded */
+    u32 spare[7];
 } cache_aligned;
 
 struct address_state {

@@ -8,7 +8,7 @@
  *
  * A failed publish leaves the last snapshot and all that was put; putting something else and publishing again is the way on.
  */
-#include "snapshot.h"
+#include "slots.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -48,6 +48,9 @@ struct snapshot_builder {
     u32 dying_first, dying_end, dying_room;
 };
 
+/* Of those who set none: clients can compute whom they share a server with. */
+static const u64 HASH_KEY[4] = {0x243f6a8885a308d3, 0x13198a2e03707344, 0xa4093822299f31d0, 0x082efa98ec4e6c89};
+
 /* Seconds. ESTABLISHED: RFC 5382 REQ-5; half-closed connections may last minutes while one side still sends. */
 void snapshot_default_settings(struct fnat_settings *s)
 {
@@ -65,6 +68,7 @@ void snapshot_default_settings(struct fnat_settings *s)
     s->echo_rate = 10000;
     s->lport_first = LIP_PORT_FIRST;
     s->lport_last = 65535;
+    memcpy(s->hash_key, HASH_KEY, sizeof HASH_KEY);
 }
 
 /* ---- space of the shared area ---- */
@@ -193,15 +197,16 @@ static bool room_to_die(struct snapshot_builder *b, u32 more)
 
 /* ---- the builder ---- */
 
-static u64 blob_bytes(u32 n_members, u32 n_lips)
+static u64 blob_bytes(u8 sched, u32 n_members, u32 n_lips, u32 slots)
 {
-    return sizeof(struct snap_service) + n_members * sizeof(struct snap_member) + n_lips * sizeof(u16);
+    return sizeof(struct snap_service) + n_members * sizeof(struct snap_member) + n_lips * sizeof(u16) +
+           slots_bytes(sched, n_members, slots);
 }
 
 static u32 blob_units(const struct fnat_plane *p, u32 at)
 {
     const struct snap_service *s = snapshot_at(p->snapshots, at);
-    return units_of(blob_bytes(s->n_members, s->n_lips));
+    return units_of(blob_bytes(s->sched, s->n_members, s->n_lips, s->slots));
 }
 
 static void keep_until_replaced(struct snapshot_builder *b, u32 at, u32 units)
@@ -332,6 +337,8 @@ int snapshot_put_settings(struct fnat_plane *p, const struct fnat_settings *sett
     if (settings->icmp_rate > FNAT_RATE_MOST || settings->echo_rate > FNAT_RATE_MOST)
         return -ERANGE;
     b->settings = *settings;
+    if (!memcmp(settings->hash_key, (const u64[4]){0}, sizeof settings->hash_key))
+        memcpy(b->settings.hash_key, HASH_KEY, sizeof HASH_KEY);
     return 0;
 }
 
@@ -389,12 +396,85 @@ static bool is_client_addr(u8 how, u8 proto)
     }
 }
 
+/* What of a scheduler and its options goes together. */
+static bool can_schedule(const struct fnat_service_spec *svc)
+{
+    u8 sched = svc->sched;
+    bool hashes = sched == FNAT_SCHED_SH || sched == FNAT_SCHED_MH || sched == FNAT_SCHED_CONHASH;
+    bool grows =
+        sched == FNAT_SCHED_WRR || sched == FNAT_SCHED_WLC || sched == FNAT_SCHED_SED || sched == FNAT_SCHED_NQ || sched == FNAT_SCHED_P2C;
+    if (sched >= FNAT_SCHEDS || svc->hash_target > FNAT_HASH_QID || (svc->hash_target && !hashes) || (svc->slow_start && !grows) ||
+        (svc->hash_target == FNAT_HASH_QID && svc->proto != PROTO_UDP))
+        return false;
+    return sched != FNAT_SCHED_MH || (svc->slots > 2 && svc->slots <= 131071 && svc->n_members <= svc->slots);
+}
+
+/* A member as workers see it, after the one before it in the list. */
+static void fill_member(struct snap_service *s, u32 i, const struct fnat_member_spec *from)
+{
+    struct snap_member *to = &s->members[i];
+    memcpy(to->rip, from->rip, 16);
+    to->id = from->id, to->rport = be16(from->rport), to->weight = from->weight, to->family = from->family;
+    to->upto = (i ? to[-1].upto : 0) + from->weight;
+    if (from->weight) {
+        s->usable++;
+        s->weight_gcd = gcd(from->weight, s->weight_gcd);
+        s->weight_max = max_u32(s->weight_max, from->weight);
+    }
+}
+
+static void fill_service(struct snap_service *s, const struct fnat_service_spec *svc)
+{
+    memcpy(s->vip, svc->vip, 16);
+    s->id = svc->id, s->vport = be16(svc->vport), s->family = svc->family, s->proto = svc->proto;
+    s->sched = svc->sched, s->no_rs = svc->no_rs, s->flags = svc->flags, s->client_addr = svc->client_addr;
+    s->conn_timeout = svc->conn_timeout, s->half_open = svc->half_open;
+    s->n_members = svc->n_members, s->n_lips = svc->n_lips;
+    s->slots = svc->sched == FNAT_SCHED_MH ? svc->slots : 0, s->slow_start = svc->slow_start, s->hash_target = svc->hash_target;
+}
+
+static bool is_usable_in(const struct fnat_plane *p, u32 id, u32 service)
+{
+    return p->members[id].service == service + 1 && p->members[id].usable;
+}
+
+/* Members that come to others begin to grow; who is alone, or comes with the service, need not. */
+static void note_arrivals(struct fnat_plane *p, const struct fnat_service_spec *svc, const struct fnat_member_spec *members)
+{
+    u32 others = 0, now = (u32)(svc->now_ns / SNAP_EIGHTH_NS);
+    for (u32 i = 0; i < svc->n_members; i++)
+        others += members[i].weight && is_usable_in(p, members[i].id, svc->id);
+    for (u32 i = 0; i < svc->n_members; i++)
+        if (members[i].weight && !is_usable_in(p, members[i].id, svc->id))
+            store_relaxed(&p->members[members[i].id].since, others ? max_u32(now, 1) : 0);
+}
+
+/* What a scheduler would do with these members: its owners. */
+int snapshot_owners(const struct fnat_service_spec *svc, const struct fnat_member_spec *members, u32 n, u32 *out)
+{
+    bool hashes = svc->sched == FNAT_SCHED_SH || svc->sched == FNAT_SCHED_MH || svc->sched == FNAT_SCHED_CONHASH;
+    if (!hashes || !can_schedule(svc) || svc->n_members > 65535 || !n)
+        return -EINVAL;
+    struct snap_service *s = calloc(1, blob_bytes(svc->sched, svc->n_members, 0, svc->slots));
+    if (!s)
+        return -ENOMEM;
+    fill_service(s, svc);
+    s->n_lips = 0;
+    for (u32 i = 0; i < svc->n_members; i++)
+        fill_member(s, i, &members[i]);
+    int rc = s->usable ? slots_build(s) : -EINVAL;
+    for (u64 i = 0; i < n && !rc; i++)
+        out[i] = slots_owner(s, ((i << 32) + n - 1) / n << 32);
+    free(s);
+    return rc;
+}
+
 int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *svc, const struct fnat_member_spec *members, const u16 *lips)
 {
     struct snapshot_builder *b = builder_of(p);
     if (!b)
         return -ENOMEM;
-    if (svc->id >= p->config.services || !is_family(svc->family) || !is_proto(svc->proto) || !svc->vport || svc->sched > FNAT_SCHED_WRR ||
+    if (svc->id >= p->config.services || !is_family(svc->family) || !is_proto(svc->proto) || !svc->vport || !can_schedule(svc) ||
         svc->n_members > 65535 || svc->n_lips > 65535 || !is_client_addr(svc->client_addr, svc->proto) ||
         (svc->flags & FNAT_SVC_QUIC && (svc->proto != PROTO_UDP || svc->flags & FNAT_SVC_ONE_PACKET)))
         return -EINVAL;
@@ -403,33 +483,27 @@ int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *s
             return -EINVAL;
     if (!touch(&b->services, svc->id))
         return -ENOMEM;
-    u32 at = take_space(p, b, blob_bytes(svc->n_members, svc->n_lips));
+    u32 at = take_space(p, b, blob_bytes(svc->sched, svc->n_members, svc->n_lips, svc->slots));
     if (!at)
         return -ENOSPC;
     struct snap_service *s = (struct snap_service *)(p->snapshots + (u64)at * 64);
-    memcpy(s->vip, svc->vip, 16);
-    s->id = svc->id, s->vport = be16(svc->vport), s->family = svc->family, s->proto = svc->proto;
-    s->sched = svc->sched, s->no_rs = svc->no_rs, s->flags = svc->flags, s->client_addr = svc->client_addr;
-    s->conn_timeout = svc->conn_timeout, s->half_open = svc->half_open;
-    s->n_members = svc->n_members, s->n_lips = svc->n_lips;
+    fill_service(s, svc);
+    for (u32 i = 0; i < svc->n_members; i++)
+        fill_member(s, i, &members[i]);
+    memcpy((u16 *)(s->members + s->n_members), lips, svc->n_lips * sizeof(u16));
+    if (!slots_copy(s, b->blobs[svc->id] ? snapshot_at(p->snapshots, b->blobs[svc->id]) : NULL) && slots_build(s)) {
+        mark(b, at, blob_units(p, at), false);
+        return -ENOMEM;
+    }
+    note_arrivals(p, svc, members);
     /* Members that left the list stop being usable; they keep counting for this service. */
     for (u32 id = p->services[svc->id].members; id; id = p->members[id - 1].next)
         store_relaxed(&p->members[id - 1].usable, 0);
     for (u32 i = 0; i < svc->n_members; i++) {
-        const struct fnat_member_spec *from = &members[i];
-        struct snap_member *to = &s->members[i];
-        memcpy(to->rip, from->rip, 16);
-        to->id = from->id, to->rport = be16(from->rport), to->weight = from->weight, to->family = from->family;
-        if (from->weight) {
-            s->usable++;
-            s->weight_gcd = gcd(from->weight, s->weight_gcd);
-            s->weight_max = max_u32(s->weight_max, from->weight);
-        }
-        move_member(p, from->id, svc->id);
-        store_relaxed(&p->members[from->id].usable, from->weight ? 1 : 0);
+        move_member(p, members[i].id, svc->id);
+        store_relaxed(&p->members[members[i].id].usable, members[i].weight ? 1 : 0);
     }
     store_relaxed(&p->services[svc->id].conn_timeout, svc->conn_timeout);
-    memcpy((u16 *)(s->members + s->n_members), lips, svc->n_lips * sizeof(u16));
     forget_unpublished(p, b, svc->id);
     b->blobs[svc->id] = at;
     return 0;

@@ -17,10 +17,11 @@ struct snap_member {
     u32 id;
     u16 rport; /* network order */
     u16 weight;
-    u8 family, pad[7];
+    u8 family, pad[3];
+    u32 upto; /* weights of the members up to this one */
 };
 
-/* One service: immutable, followed by its members and the ids of its LIPs. */
+/* One service: immutable, followed by its members, the ids of its LIPs and what slots.h has computed. */
 struct snap_service {
     u8 vip[16];
     u32 id;
@@ -31,7 +32,9 @@ struct snap_service {
     u32 n_members, n_lips;
     u32 weight_gcd, weight_max; /* of members with weight */
     u32 usable;                 /* members with weight */
-    u32 pad2[2];
+    u32 slots, runs;            /* of slots.h */
+    u32 slow_start;             /* seconds */
+    u8 hash_target, pad2[11];
     struct snap_member members[];
 };
 
@@ -65,7 +68,8 @@ _Static_assert(sizeof(union snap_slot) == 24 && offsetof(struct snap_address_slo
                    offsetof(struct snap_service_slot, blob) == 20,
                "one key and one word");
 
-enum { SNAP_PAGE = 128 }; /* slots of a page; probing stays inside a page */
+enum { SNAP_PAGE = 128 };            /* slots of a page; probing stays inside a page */
+enum { SNAP_EIGHTH_NS = 125000000 }; /* the unit of plane_member.since */
 
 struct snap_table {
     u32 directory; /* of the units of the pages */
@@ -99,6 +103,7 @@ int snapshot_put_settings(struct fnat_plane *p, const struct fnat_settings *sett
 int snapshot_put_port(struct fnat_plane *p, const struct fnat_port_spec *port);
 int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *svc, const struct fnat_member_spec *members,
                          const u16 *lips);
+int snapshot_owners(const struct fnat_service_spec *svc, const struct fnat_member_spec *members, u32 n, u32 *out);
 int snapshot_del_service(struct fnat_plane *p, u32 id);
 int snapshot_put_address(struct fnat_plane *p, const struct fnat_address_spec *addr);
 int snapshot_del_address(struct fnat_plane *p, u16 id);

@@ -76,7 +76,7 @@ static void clear_derived(struct fnat_plane *p, u32 index)
     h->lip.endpoints_used = h->lip.block_free = h->lip.block_fresh = h->lip.blocks_used = h->lip.ports_used = 0;
     memset(&h->wheel, 0, sizeof h->wheel);
     for (u32 i = 0; i < p->config.members; i++)
-        m->members[i].active = m->members[i].inactive = 0;
+        m->members[i].active = m->members[i].inactive = m->members[i].half_open = 0;
     for (u32 i = 0; i < p->config.services; i++)
         m->services[i].half_head = m->services[i].half_tail = m->services[i].half_count = 0;
     for (u32 i = 0; i < 65536; i++)

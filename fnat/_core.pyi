@@ -139,6 +139,15 @@ def toeplitz(key: bytes, data: bytes) -> int:
 def steering_owner(rule: Rule, flow: str, workers: int, rip: str, lip: str, rport: int, lport: int) -> int:
     """The worker that an answer from rip:rport to lip:lport belongs to."""
 
+def sched_owners(
+    scheduler: str, members: list[tuple[str, int, int]], count: int, hash_slots: int = 65537
+) -> list[int]:
+    """Whose each of `count` hashes spread evenly over all would be: places in members, (rip, rport, weight). With
+    hash_slots for count it is the table of mh. EINVAL no member with weight, or a scheduler that does not hash."""
+
+def maglev(preferences: list[tuple[int, int, int]], slots: int) -> list[int]:
+    """Maglev's table of members given as (offset, skip, weight)."""
+
 def steering_shares(rule: Rule, flow: str, workers: int, lports: tuple[int, int] = (1024, 65535)) -> tuple[int, int]:
     """The fewest and the most of these local ports that one worker owns towards any RS."""
 
@@ -188,6 +197,7 @@ class Plane:
         echo_served: bool = False,
         announce: bool = False,
         own_sources: bool = False,
+        hash_key: bytes = b"",
     ) -> None:
         """Seconds by state name (see STATES); a state left out keeps its built-in default; FRAGMENTS, 1..60: of
         a datagram's fragments.
@@ -196,7 +206,8 @@ class Plane:
         packets a second, 0 to 10 000 000; 0: unlimited. echo_served: a VIP answers pings only while its kind says
         "served". announce: owned addresses that are new on a port are told to its link (gratuitous ARP, RFC 5227 3;
         unsolicited advertisement, RFC 4861 7.2.6). own_sources: an owned address may be the
-        source of a first packet, which else is dropped as `martian`."""
+        source of a first packet, which else is dropped as `martian`. hash_key: 32 bytes, secret, that hash
+        schedulers draw clients with; empty: a key that everybody knows."""
     def put_port(self, id: int, name: str, mac: str, mtu: int, *, up: bool = True, exclusive: bool = False) -> None: ...
     def put_service(
         self,
@@ -213,12 +224,18 @@ class Plane:
         conn_timeout: int = 0,
         half_open: int = 0,
         client_addr: str = "none",
+        hash_target: str = "sip",
+        hash_slots: int = 65537,
+        slow_start: int = 0,
+        now_ns: int | None = None,
         members: list[tuple[int, str, int, int]] = ...,
         lips: list[int] = ...,
     ) -> None:
         """members: (member id, rip, rport, weight); lips: address ids; client_addr: how the RSs learn the client's
         address, "none", "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", the last two also with "-insecure".
-        EINVAL one that the protocol cannot have."""
+        hash_target: see HASH_TARGETS; hash_slots: of mh, a prime. slow_start: seconds in which a member that comes to
+        others grows to its weight, from now_ns on, which is CLOCK_MONOTONIC's when left out.
+        EINVAL what cannot be together."""
     def del_service(self, id: int) -> None: ...
     def put_address(self, id: int, addr: str, kind: str, port: int) -> None:
         """Add or replace one owned address; kind is "vip", "lip" or "vip+lip",
@@ -314,6 +331,12 @@ class Worker:
         self, proto: int, conns: int, seconds: float, *, payload: int = 4, stages: bool = False
     ) -> BenchResult: ...
     def bench_cps(self, seconds: float) -> BenchResult: ...
+    def bench_picks(
+        self, service: int, members: int, n: int, held: int = 0, seed: int = 1
+    ) -> tuple[list[int], list[int], int]:
+        """n picks of a service's scheduler for random clients, without packets; the last `held` are connections that
+        end at random. members: how many the service has. (picks, connections at the end, ns), the first two by place
+        in the service."""
 
 class TrafficResult(TypedDict):
     """Counts since the last open_flows or run began; see fnat.h."""

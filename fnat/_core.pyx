@@ -17,7 +17,9 @@ cdef extern from "<arpa/inet.h>" nogil:
 
 cdef extern from "fnat.h" nogil:
     enum: FNAT_PORTS, FNAT_STATES, FNAT_NAME, FNAT_ANON, FNAT_FRESH
-    enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT, FNAT_SVC_ONE_PACKET, FNAT_SVC_QUIC
+    enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_SCHED_LC, FNAT_SCHED_WLC, FNAT_SCHED_SED, FNAT_SCHED_NQ, FNAT_SCHED_SH, FNAT_SCHED_MH
+    enum: FNAT_SCHED_CONHASH, FNAT_SCHED_FO, FNAT_SCHED_P2C, FNAT_HASH_SIP, FNAT_HASH_SIP_PORT, FNAT_HASH_QID
+    enum: FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT, FNAT_SVC_ONE_PACKET, FNAT_SVC_QUIC
     enum: FNAT_CLIENT_ADDR_NONE, FNAT_CLIENT_ADDR_TOA, FNAT_CLIENT_ADDR_UOA_OPP, FNAT_CLIENT_ADDR_UOA_IPO
     enum: FNAT_CLIENT_ADDR_PROXY_V1, FNAT_CLIENT_ADDR_PROXY_V2, FNAT_CLIENT_ADDR_INSECURE
     enum: FNAT_ADDR_VIP, FNAT_ADDR_LIP, FNAT_ADDR_SERVED, FNAT_ECHO_ALWAYS, FNAT_ECHO_SERVED, FNAT_ROUTE_UNICAST, FNAT_ROUTE_HOST, FNAT_ROUTE_UNREACHABLE
@@ -47,7 +49,9 @@ cdef extern from "fnat.h" nogil:
         uint32_t id
         uint16_t vport
         uint8_t family, proto, sched, no_rs, flags, client_addr
-        uint32_t conn_timeout, half_open, n_members, n_lips
+        uint32_t conn_timeout, half_open, n_members, n_lips, slow_start, slots
+        uint64_t now_ns
+        uint8_t hash_target
     struct fnat_address_spec:
         uint8_t addr[16]
         uint16_t id
@@ -68,6 +72,7 @@ cdef extern from "fnat.h" nogil:
         uint16_t lport_first, lport_last
         uint8_t unserved, own_sources, echo, announce, fragment_seconds
         uint32_t icmp_rate, echo_rate
+        uint64_t hash_key[4]
     struct fnat_steering_spec:
         uint8_t mode, loose, key_len
         uint16_t slots
@@ -131,6 +136,8 @@ cdef extern from "fnat.h" nogil:
     int fnat_put_port(fnat_plane *plane, const fnat_port_spec *port)
     int fnat_put_service(fnat_plane *plane, const fnat_service_spec *svc, const fnat_member_spec *members, const uint16_t *lips)
     int fnat_del_service(fnat_plane *plane, uint32_t id)
+    int fnat_sched_owners(const fnat_service_spec *svc, const fnat_member_spec *members, uint32_t n, uint32_t *out)
+    int fnat_maglev(const uint32_t *offset, const uint32_t *skip, const uint16_t *weight, uint32_t n, uint32_t slots, uint16_t *table)
     int fnat_put_address(fnat_plane *plane, const fnat_address_spec *addr)
     int fnat_del_address(fnat_plane *plane, uint16_t id)
     int fnat_put_addresses(fnat_plane *plane, const fnat_address_spec *addrs, uint32_t n)
@@ -178,6 +185,8 @@ cdef extern from "fnat.h" nogil:
     uint64_t fnat_pcap_measure(io_queue *q, uint64_t packets)
     int fnat_bench_nat(fnat_worker *worker, const fnat_bench_options *options, fnat_bench_result *out)
     int fnat_bench_cps(fnat_worker *worker, double seconds, fnat_bench_result *out)
+    int fnat_bench_picks(fnat_worker *worker, uint32_t service, uint64_t n, uint32_t held, uint64_t seed, uint64_t *picked,
+                         uint64_t *holds, uint64_t *ns)
 
     enum: FNAT_TRAFFIC_SLOTS, FNAT_TRAFFIC_SLOT_NS
     struct fnat_traffic:
@@ -351,7 +360,20 @@ UNSPECIFIED = ("0.0.0.0", "::")
 ROUTE_KINDS = {"unicast": FNAT_ROUTE_UNICAST, "host": FNAT_ROUTE_HOST, "unreachable": FNAT_ROUTE_UNREACHABLE}
 ADDR_KINDS = {"vip": FNAT_ADDR_VIP, "lip": FNAT_ADDR_LIP, "vip+lip": FNAT_ADDR_VIP | FNAT_ADDR_LIP}
 ADDR_KINDS |= {kind + "+served": bits | FNAT_ADDR_SERVED for kind, bits in ADDR_KINDS.items()}
-SCHEDULERS = {"rr": FNAT_SCHED_RR, "wrr": FNAT_SCHED_WRR}
+SCHEDULERS = {
+    "rr": FNAT_SCHED_RR,
+    "wrr": FNAT_SCHED_WRR,
+    "lc": FNAT_SCHED_LC,
+    "wlc": FNAT_SCHED_WLC,
+    "sed": FNAT_SCHED_SED,
+    "nq": FNAT_SCHED_NQ,
+    "sh": FNAT_SCHED_SH,
+    "mh": FNAT_SCHED_MH,
+    "conhash": FNAT_SCHED_CONHASH,
+    "fo": FNAT_SCHED_FO,
+    "p2c": FNAT_SCHED_P2C,
+}
+HASH_TARGETS = {"sip": FNAT_HASH_SIP, "sip-port": FNAT_HASH_SIP_PORT, "qid": FNAT_HASH_QID}
 CLIENT_ADDRS = {
     "none": FNAT_CLIENT_ADDR_NONE,
     "toa": FNAT_CLIENT_ADDR_TOA,
@@ -407,6 +429,46 @@ def steering_shares(rule, flow, workers, lports=(1024, 65535)):
     check(fnat_steering_shares(&spec, FLOWS.index(flow), workers, lports[0], lports[1], &fewest, &most),
           f"steering of {flow} over {workers} workers")
     return fewest, most
+
+
+def sched_owners(scheduler, members, count, hash_slots=65537):
+    """Whose each of `count` hashes spread evenly over all would be: places in members, (rip, rport, weight). With hash_slots for count it
+    is the table of mh."""
+    cdef fnat_service_spec s
+    memset(&s, 0, sizeof(s))
+    s.sched, s.slots, s.n_members, s.proto, s.family = SCHEDULERS[scheduler], hash_slots, len(members), 6, 4
+    cdef fnat_member_spec *m = <fnat_member_spec *>calloc(len(members) + 1, sizeof(fnat_member_spec))
+    cdef uint32_t *out = <uint32_t *>calloc(count + 1, sizeof(uint32_t))
+    try:
+        if m == NULL or out == NULL:
+            raise MemoryError
+        for i, (rip, rport, weight) in enumerate(members):
+            m[i].family = put_addr(m[i].rip, rip)
+            m[i].rport, m[i].weight = rport, weight
+        check(fnat_sched_owners(&s, m, count, out), f"scheduler {scheduler} with {len(members)} servers")
+        return [out[i] for i in range(count)]
+    finally:
+        free(m)
+        free(out)
+
+
+def maglev(preferences, slots):
+    """Maglev's table of members given as (offset, skip, weight)."""
+    cdef uint32_t n = len(preferences)
+    cdef uint32_t *p = <uint32_t *>calloc(2 * n + 1, sizeof(uint32_t))
+    cdef uint16_t *weights = <uint16_t *>calloc(n + 1, sizeof(uint16_t))
+    cdef uint16_t *table = <uint16_t *>calloc(slots + 1, sizeof(uint16_t))
+    try:
+        if p == NULL or weights == NULL or table == NULL:
+            raise MemoryError
+        for i, (offset, skip, weight) in enumerate(preferences):
+            p[i], p[n + i], weights[i] = offset, skip, weight
+        check(fnat_maglev(p, p + n, weights, n, slots, table), f"a table of {slots} slots")
+        return [table[i] for i in range(slots)]
+    finally:
+        free(p)
+        free(weights)
+        free(table)
 
 
 def monotonic_ns():
@@ -472,9 +534,13 @@ cdef class Plane:
         return info_dict(&info)
 
     def put_settings(self, timeouts, unserved_reset, lports=(1024, 65535), *, icmp_rate=1000, echo_rate=10000, echo_served=False,
-                     announce=False, own_sources=False):
+                     announce=False, own_sources=False, hash_key=b""):
         cdef fnat_settings s
         memset(&s, 0, sizeof(s))
+        cdef bytes key = hash_key
+        if len(key) not in (0, sizeof(s.hash_key)):
+            raise ValueError(f"a hash key of {len(key)} bytes: it has {sizeof(s.hash_key)}")
+        memcpy(s.hash_key, <const char *>key, len(key))
         s.own_sources = own_sources
         defaults = (2, 7440, 10, 10, 600, 7, 3, 900, 30, 120, 30, 10, 300, 300, 2, 900, 60, 60, 3)
         for i, name in enumerate(STATES):
@@ -500,7 +566,7 @@ cdef class Plane:
         check(fnat_put_port(self.handle(), &spec), f"port {name} (id {id}, mtu {mtu})")
 
     def put_service(self, id, vip, vport, proto, *, scheduler="rr", no_rs_reset=False, expire_quiescent=False, one_packet=False, quic=False, conn_timeout=0,
-                    half_open=0, client_addr="none", members=(), lips=()):
+                    half_open=0, client_addr="none", hash_target="sip", hash_slots=65537, slow_start=0, now_ns=None, members=(), lips=()):
         cdef fnat_service_spec s
         cdef fnat_member_spec *m = NULL
         cdef uint16_t *l = NULL
@@ -512,6 +578,8 @@ cdef class Plane:
         s.flags |= FNAT_SVC_QUIC if quic else 0
         s.client_addr = CLIENT_ADDRS[client_addr]
         s.conn_timeout, s.half_open, s.n_members, s.n_lips = conn_timeout, half_open, len(members), len(lips)
+        s.hash_target, s.slots, s.slow_start = HASH_TARGETS[hash_target], hash_slots, slow_start
+        s.now_ns = monotonic_ns() if now_ns is None else now_ns
         m = <fnat_member_spec *>calloc(len(members) + 1, sizeof(fnat_member_spec))
         l = <uint16_t *>calloc(len(lips) + 1, sizeof(uint16_t))
         try:
@@ -522,7 +590,7 @@ cdef class Plane:
                 m[i].id, m[i].rport, m[i].weight = member, rport, weight
             for i, lip in enumerate(lips):
                 l[i] = lip
-            check(fnat_put_service(self.handle(), &s, m, l), f"service {vip}:{vport}, client address {client_addr}")
+            check(fnat_put_service(self.handle(), &s, m, l), f"service {vip}:{vport}, scheduler {scheduler}, client address {client_addr}")
         finally:
             free(m)
             free(l)
@@ -885,6 +953,23 @@ cdef class Worker:
             rc = fnat_bench_cps(w, seconds, &r)
         check(rc, "bench cps")
         return r
+
+    def bench_picks(self, service, members, n, held=0, seed=1):
+        cdef fnat_worker *w = self.handle()
+        cdef uint32_t id = service, keep = held
+        cdef uint64_t count = n, start = seed, ns = 0
+        cdef uint64_t *found = <uint64_t *>calloc(2 * members + 1, sizeof(uint64_t))
+        cdef uint64_t *holds = found + <uint32_t>members
+        cdef int rc
+        try:
+            if found == NULL:
+                raise MemoryError
+            with nogil:
+                rc = fnat_bench_picks(w, id, count, keep, start, found, holds, &ns)
+            check(rc, f"picks of service id {service}")
+            return [found[i] for i in range(members)], [holds[i] for i in range(members)], ns
+        finally:
+            free(found)
 
 
 cdef uint32_t host4(text) except? 0:

@@ -63,7 +63,7 @@ _SHORTHANDS = {
     "udp": ("udp_oneway", "udp_normal"),
 }
 _LIMITS = {"half_open": "half_open"}  # key of `limits` -> field of the service
-_TIMES = ("conn_timeout",)  # fields of the service that are seconds
+_TIMES = ("conn_timeout", "slow_start")  # fields of the service that are seconds
 _SERVER_FIELDS = tuple(name for name in RealServer.model_fields if name not in ("rip", "rport"))
 _PLAIN = tuple(f for f in plan.SERVICE_FIELDS if f not in ("client_addr", *_LIMITS.values()))
 _SERVICE_KEYS = ("listen", "proto", "port", *_PLAIN, "client_addr", "limits", "lips", "rs")
@@ -323,7 +323,13 @@ class _Reader:
             routes = [change for _, change in mine.changes if change.op in ("route.add", "neigh.add")]
             config = plan.apply(config, routes)
         except ChangeError as error:
-            raise ConfigError("FN-1107", f"{self.file}: {error.message}", error.fix) from None
+            code = error.code if error.code in ("FN-1221", "FN-1222") else "FN-1107"
+            raise ConfigError(code, f"{self.file}: {error.message}", error.fix) from None
+        if not config.host.hash_key and (exposed := next((s for s in services if s.hash_target != "sip"), None)):
+            what = f"hash_target {exposed.hash_target!r} without [host] hash_key"
+            self.warnings.append(
+                f"{self.file}: {exposed.key}: {what}; a client can choose its ports so that all go to one server"
+            )
         return Loaded(config, self.warnings, {key: _split(path)[1] for key, path in seen.items()})
 
     def version(self, data: dict[str, Any]) -> None:

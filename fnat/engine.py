@@ -14,6 +14,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import errno
+import hashlib
 import logging
 import threading
 import time
@@ -28,6 +29,7 @@ from fnat.drivers import DriverError
 from fnat.errors import ChangeError, EngineError, FnatError
 from fnat.model import (
     HALF_OPEN_DEFAULT,
+    HASH_SLOTS,
     STATES,
     Address,
     AddressView,
@@ -497,6 +499,7 @@ class Engine:
             "echo_rate": host.echo_rate,
             "echo_served": host.echo == "while-served",
             "announce": host.announce,
+            "hash_key": hashlib.blake2b(host.hash_key.encode(), digest_size=32).digest() if host.hash_key else b"",
         }
         settings = host.timeouts.by_state(), host.unserved == "reset", host.lports, limits
         change.settings = settings if settings != was.settings else None
@@ -599,6 +602,9 @@ class Engine:
             "vport": service.vport,
             "proto": PROTOS[service.proto],
             "scheduler": service.scheduler,
+            "hash_target": service.hash_target,
+            "hash_slots": service.table_slots or HASH_SLOTS,
+            "slow_start": service.slow_start,
             "no_rs_reset": service.no_rs == "reset",
             "expire_quiescent": service.expire_quiescent,
             "one_packet": service.one_packet,
@@ -771,6 +777,9 @@ class Engine:
             vip=service.vip,
             vport=service.vport,
             scheduler=service.scheduler,
+            hash_target=service.hash_target,
+            hash_slots=service.hash_slots,
+            slow_start=service.slow_start,
             conn_timeout=service.conn_timeout,
             no_rs=service.no_rs,
             expire_quiescent=service.expire_quiescent,

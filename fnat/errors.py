@@ -42,6 +42,8 @@ CODES: dict[str, str] = {
     "FN-1207": "No such port.",
     "FN-1208": "A configuration waits for its confirmation.",
     "FN-1209": "There is no such configuration to go back to, or to confirm.",
+    "FN-1221": "The tables of hash schedulers would not fit into the data plane's memory.",
+    "FN-1222": "An option of a service does not go with its scheduler.",
     "FN-1301": "The data plane refused a change.",
     "FN-1302": "A running worker did not take up the new configuration in time.",
     "FN-1303": "The data plane has no room for the change.",

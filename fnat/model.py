@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, overload
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, get_args, overload
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic_core import CoreSchema, core_schema
@@ -27,7 +27,14 @@ HALF_OPEN_DEFAULT = 16_384  # half-open connections of a service over all worker
 
 Proto = Literal["tcp", "udp", "sctp"]
 PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
-Scheduler = Literal["rr", "wrr"]
+Scheduler = Literal["rr", "wrr", "lc", "wlc", "sed", "nq", "sh", "mh", "conhash", "fo", "p2c"]
+SCHEDULERS: tuple[Scheduler, ...] = get_args(Scheduler)
+HASHING = ("sh", "mh", "conhash")  # schedulers that choose by who the client is
+GROWING = ("wrr", "wlc", "sed", "nq", "p2c")  # those that can let a server grow to its weight
+HashTarget = Literal["sip", "sip-port", "qid"]
+HASH_SLOTS = 65_537  # of mh's table, when a service does not say
+HashSlots = Literal[1021, 4093, 16381, 65537]
+MOST_SLOTS = 256 * HASH_SLOTS  # of all mh services: 2 bytes each in the data plane's memory
 NoRs = Literal["drop", "reset"]
 ClientAddr = Literal[
     "none", "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", "proxy-v1-insecure", "proxy-v2-insecure"
@@ -137,10 +144,15 @@ class ServiceRef(Frozen):
 class Shape(ServiceRef):
     """Names a service and says how it works. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only):
     every datagram is scheduled anew. quic (UDP only): clients that move keep their RS, by connection IDs (RFC 9000) in
-    DPVS's form. name: what the operator calls it; services with one name stand together in the file."""
+    DPVS's form. hash_target: what a client is to the schedulers of HASHING; hash_slots: of mh's table.
+    slow_start: how long a server that comes to others grows to its weight, with the schedulers of GROWING. name: what
+    the operator calls it; services with one name stand together in the file."""
 
     name: ServiceName = ""
     scheduler: Scheduler = "wrr"
+    hash_target: HashTarget = "sip"
+    hash_slots: HashSlots = 65537
+    slow_start: Seconds = 0
     conn_timeout: Seconds = 0
     no_rs: NoRs = "drop"
     expire_quiescent: bool = False
@@ -192,6 +204,11 @@ class Service(Shape):
 
     lips: tuple[LocalAddress, ...] = ()
     servers: tuple[RealServer, ...] = ()
+
+    @property
+    def table_slots(self) -> int:
+        """Slots of its scheduler's table."""
+        return self.hash_slots if self.scheduler == "mh" else 0
 
 
 class Address(Frozen):
@@ -374,6 +391,7 @@ class Host(Frozen):
     echo_rate: Rate = 10_000  # echo replies of each worker, packets a second; 0: unlimited
     icmp_rate: Rate = 1_000  # ICMP errors that each worker makes, likewise
     announce: bool = True  # addresses that are new on a port, to its link
+    hash_key: str = ""  # of hash schedulers, the same on every node; "": one that everybody knows
     timeouts: Timeouts = Timeouts()
 
     @property
@@ -468,12 +486,13 @@ class Table(Sequence[V], Generic[K, V]):
 class Services(Table[Key, Service]):
     """Services, and who uses which address: VIP -> number of services, LIP -> port -> number of services.
 
-    served: VIP -> number of services with a usable RS."""
+    served: VIP -> number of services with a usable RS. table_slots: of all services together."""
 
-    __slots__ = ("lips", "served", "vips")
+    __slots__ = ("lips", "served", "table_slots", "vips")
 
     def __init__(self, values: Iterable[Service] = ()) -> None:
         super().__init__(values)
+        self.table_slots = sum(service.table_slots for service in self)
         self.vips: dict[str, int] = {}
         self.served: dict[str, int] = {}
         self.lips: dict[str, dict[str, int]] = {}
@@ -486,9 +505,11 @@ class Services(Table[Key, Service]):
         table = super().edited(edits)
         if table is not self:
             table.vips, table.served, table.lips = self.vips.copy(), self.served.copy(), self.lips.copy()
+            table.table_slots = self.table_slots
             for key in edits:
                 old, new = self.by_key.get(key), table.by_key.get(key)
                 for service, step in ((old, -1), (new, 1)):
+                    table.table_slots += step * service.table_slots if service is not None else 0
                     if service is not None and any(server.weight for server in service.servers):
                         _add(table.served, service.vip, step)
                 if old is not None and new is not None and old.lips == new.lips:
@@ -801,6 +822,9 @@ class ServiceView(TypedDict):
     vip: str
     vport: int
     scheduler: str
+    hash_target: str
+    hash_slots: int
+    slow_start: int
     conn_timeout: int
     no_rs: str
     expire_quiescent: bool

@@ -17,6 +17,10 @@ from pydantic import BaseModel
 from fnat import addresses
 from fnat.errors import ChangeError
 from fnat.model import (
+    GROWING,
+    HASH_SLOTS,
+    HASHING,
+    MOST_SLOTS,
     AddrAdd,
     AddrDel,
     Address,
@@ -58,6 +62,9 @@ MANY = 2000  # names above which the nearest one is not looked for
 SERVICE_FIELDS = (
     "name",
     "scheduler",
+    "hash_target",
+    "hash_slots",
+    "slow_start",
     "conn_timeout",
     "no_rs",
     "expire_quiescent",
@@ -93,9 +100,17 @@ def check(config: Config, before: Config = Config()) -> None:  # noqa: B008, a c
 
     before: a config for which it holds; only what differs from it is looked at."""
     services, given = config.services, config.addresses.by_key
+    if services.table_slots > MOST_SLOTS:
+        raise ChangeError(
+            409,
+            "FN-1221",
+            f"the tables of all mh services would have {services.table_slots} slots; there is room for {MOST_SLOTS}",
+            "give some of them fewer (hash_slots = 4093), or use conhash, which needs no table",
+        )
     changed = dict.fromkeys(config.addresses.changed_since(before.addresses))
     for key in services.changed_since(before.services):
         if (service := services.get(key)) is not None:
+            _check_scheduling(service)
             changed |= dict.fromkeys([service.vip, *(lip.addr for lip in service.lips)])
     for addr in changed:
         ports = [given[addr].port] if addr in given else []
@@ -111,6 +126,35 @@ def check(config: Config, before: Config = Config()) -> None:  # noqa: B008, a c
                 f"{addr} would be the VIP of {vip} and a LIP of {lip}",
                 "use another address for one of them",
             )
+
+
+def _of_no_use(scheduler: str) -> dict[str, Any]:
+    """Options that go with another scheduler, as they are without it."""
+    options: dict[str, Any] = {} if scheduler in HASHING else {"hash_target": "sip"}
+    options |= {} if scheduler == "mh" else {"hash_slots": HASH_SLOTS}
+    return options | ({} if scheduler in GROWING else {"slow_start": 0})
+
+
+def _check_scheduling(service: Service) -> None:
+    """Options of a scheduler that the service does not have would do nothing."""
+    scheduler, servers = service.scheduler, len(service.servers)
+    problem, fix = "", ""
+    if service.hash_target != "sip" and scheduler not in HASHING:
+        problem = f"hash_target {service.hash_target!r} is for {', '.join(HASHING)}, not for {scheduler}"
+        fix = "set hash_target to 'sip', or choose one of these schedulers"
+    elif service.hash_target == "qid" and service.proto != "udp":
+        problem, fix = "hash_target 'qid' is for UDP services only", "use sip or sip-port"
+    elif service.hash_slots != HASH_SLOTS and scheduler != "mh":
+        problem, fix = f"hash_slots is for mh, not for {scheduler}", "leave it out, or choose scheduler mh"
+    elif service.slow_start and scheduler not in GROWING:
+        why = "peers must agree on a client's server at any moment" if scheduler in HASHING else "it ignores weights"
+        why = "it looks for the highest weight" if scheduler == "fo" else why
+        problem = f"slow_start is not for {scheduler}: {why}"
+        fix = f"set slow_start to 0, or choose one of {', '.join(GROWING)}"
+    elif scheduler == "mh" and servers > service.table_slots:
+        problem, fix = f"{servers} servers and {service.table_slots} slots of mh", "set hash_slots to more"
+    if problem:
+        raise ChangeError(409, "FN-1222", f"{service.key}: {problem}", fix)
 
 
 def diff(old: Config, new: Config) -> list[Change]:
@@ -386,7 +430,10 @@ class _Draft:
                 self._service_add(change, replace)
             case ServiceSet():
                 given = {f: getattr(change, f) for f in SERVICE_FIELDS if f in change.model_fields_set}
-                self._service(change.key).fields |= given
+                draft = self._service(change.key)
+                draft.fields |= given
+                if "scheduler" in given:
+                    draft.fields |= {f: v for f, v in _of_no_use(change.scheduler).items() if f not in given}
             case ServiceDel():
                 self._service(change.key)
                 self.services[change.key] = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 SERVICES, MEMBERS = 32_768, 262_144
-SNAPSHOT_MIB = 64  # two pictures of that many services and what changes between them
+SNAPSHOT_MIB = 96  # two pictures of that many services and what changes between them; 33 MiB for tables of mh
 LEAST_ENDPOINTS, MOST_ENDPOINTS = 4_096, 262_144
 
 

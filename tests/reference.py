@@ -23,7 +23,6 @@ Left out: several workers.
 from __future__ import annotations
 
 import ipaddress
-import math
 import struct
 from collections import Counter
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from dataclasses import dataclass, field, replace
 import packets as wire
 import reference_icmp as icmp
 import reference_quic as quic
+import reference_sched as sched
 import reference_sctp as sctp
 from datagrams import Datagram, Datagrams, Piece, part_at
 from packets import ACK, FIN, RST, SCTP, SYN, TCP, UDP
@@ -130,36 +130,9 @@ class Service:
     one_packet: bool
     client_addr: str = "none"
     quic: bool = False
-
-
-@dataclass
-class Scheduler:
-    """Cursors of a service; they outlive changes of its members."""
-
-    next: int = 0
-    level: int = 0
-
-    def pick(self, service: Service) -> Member | None:
-        """rr and wrr as LVS describes them: rounds over the list; wrr lowers the level by the gcd at each new round."""
-        members = service.members
-        weights = [m.weight for m in members if m.weight]
-        if not weights:
-            return None
-        if self.next >= len(members):
-            self.next = 0
-        top, step = max(weights), math.gcd(*weights)
-        if service.scheduler == "wrr":
-            self.level = min(self.level, top)
-        while True:
-            at = self.next
-            if service.scheduler == "wrr" and at == 0:
-                self.level -= step
-                if self.level <= 0:
-                    self.level = top
-            self.next = (at + 1) % len(members)
-            wanted = self.level if service.scheduler == "wrr" else 1
-            if members[at].weight >= max(wanted, 1):
-                return members[at]
+    hash_target: str = "sip"
+    hash_slots: int = 65537
+    slow_start: int = 0
 
 
 Hop = tuple[int, str]  # port, and the address whose MAC is asked for
@@ -283,7 +256,10 @@ class Reference:
         self.punt: set[int] = set()
         self.services: dict[int, Service] = {}
         self.conn_timeouts: dict[int, int] = {}  # by service id; outlives the service
-        self.schedulers: dict[int, Scheduler] = {}
+        self.schedulers: dict[int, sched.Scheduler] = {}
+        self.arrived: dict[int, set[int]] = {}  # member ids by service id
+        self.since: dict[int, int | None] = {}  # by member id: when it began to grow, in eighths of a second
+        self.hash_key = sched.KEY
         self.addresses: dict[int, tuple[str, str, int]] = {}  # id -> (address, kind, port)
         self.lip_names: dict[int, str] = {}  # every id ever given out
         # prefix, gateway, port, kind, metric, mtu, source
@@ -320,7 +296,9 @@ class Reference:
         icmp_rate: int = 1000,
         echo_rate: int = 10000,
         echo_served: bool = False,
+        hash_key: bytes = b"",
     ) -> None:
+        self.hash_key = sched.key_of(hash_key)
         self.errors.rate, self.echoes.rate, self.echo_served = icmp_rate, echo_rate, echo_served
         self.timeouts.update(timeouts)
         self.unserved_reset = unserved_reset
@@ -347,6 +325,10 @@ class Reference:
         one_packet: bool = False,
         quic: bool = False,
         client_addr: str = "none",
+        hash_target: str = "sip",
+        hash_slots: int = 65537,
+        slow_start: int = 0,
+        now_ns: int = 0,
         members: list[tuple[int, str, int, int]] | None = None,
         lips: list[int] | None = None,
     ) -> None:
@@ -365,15 +347,56 @@ class Reference:
             one_packet and proto == UDP,
             client_addr,
             quic,
+            hash_target,
+            hash_slots,
+            slow_start,
         )
-        self.schedulers.setdefault(id, Scheduler())
+        self.schedulers.setdefault(id, sched.Scheduler(id))
+        self._arrive(self.services[id], now_ns)
         for conn in self.conns:  # a shorter timeout counts from the next look at the connection: at its old deadline
             if conn.service == id:
                 conn.looked_at = max(conn.looked_at, self.deadline(conn))
         self.conn_timeouts[id] = conn_timeout
 
+    def _arrive(self, service: Service, now_ns: int) -> None:
+        """Members that come to others begin to grow; those that come with the service, or alone, are grown."""
+        there = self.arrived.get(service.id, set())
+        usable = {m.id for m in service.members if m.weight}
+        for id in usable - there:
+            self.since[id] = now_ns // sched.EIGHTH if usable & there else None
+        self.arrived[service.id] = usable
+
+    def _grown(self, service: Service, id: int) -> int:
+        since = self.since[id]
+        if not service.slow_start or since is None:
+            return sched.FULL
+        passed = self.now // sched.EIGHTH - since
+        return min(sched.FULL, max(1, passed * sched.FULL // (service.slow_start * 8)))
+
+    def _load(self, service: Service, id: int) -> sched.Load:
+        conns = [c for c in self.conns if c.member == id]
+        busy = [c for c in conns if service.proto == UDP or c.state in ("TCP_EST", "SCTP_EST") or c.half_open]
+        return sched.Load(len(busy), len(conns) - len(busy))
+
+    def _scheduled(self, f: wire.Frame, service: Service, d: Datagram | None) -> Member | None:
+        payload = None
+        if f.proto == UDP and d is None:
+            payload = f.payload[: struct.unpack_from("!H", f.raw, f.l4 + 4)[0] - 8]
+        picked = self.schedulers[service.id].pick(
+            sched.World(
+                service.scheduler,
+                [sched.Candidate(m.id, m.rip, m.rport, m.weight) for m in service.members],
+                sched.client_hash(self.hash_key, service.hash_target, f.src, f.sport, payload),
+                service.hash_slots,
+                lambda id: self._load(service, id),
+                lambda id: self._grown(service, id),
+            )
+        )
+        return next((m for m in service.members if picked and m.id == picked.id), None)
+
     def del_service(self, id: int) -> None:
         del self.services[id]
+        self.arrived[id] = set()
 
     def put_addresses(self, addresses: list[tuple[int, str, str, int]]) -> None:
         self.addresses = {id: (addr, kind, port) for id, addr, kind, port in addresses}
@@ -1073,7 +1096,7 @@ class Reference:
             return self._reset(port, f) if service.no_rs_reset and f.proto == TCP and not d else "no_rs"
         if f.proto != UDP and service.half_open and len(self._half_open(service)) >= service.half_open:
             self._evict(service)
-        member = self._named(f, service, d) or self.schedulers[service.id].pick(service)
+        member = self._named(f, service, d) or self._scheduled(f, service, d)
         assert member is not None
         if len(self.conns) >= self.capacity and not self._evict(service) and not self._evict_expendable(f):
             return "table_full"

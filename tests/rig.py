@@ -122,6 +122,7 @@ class Rig:
         """Add or replace a service; by default one RS and one LIP."""
         options.setdefault("members", [(id * 8, RS1, 8080, 1)])
         options.setdefault("lips", [3])
+        options.setdefault("now_ns", self.now)
         for side in self.both():
             side.put_service(id, vip, vport, proto, **options)
         self.plane.publish()

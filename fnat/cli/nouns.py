@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
@@ -21,7 +21,7 @@ from fnat.client import Client
 from fnat.grammar import Change, Row, address, endpoint, family_of_default, mac, network, number, prefix, split
 from fnat.grammar.dpip import SCOPES
 from fnat.grammar.ipvsadm import CLIENT_ADDRS, SCHEDULERS
-from fnat.model import PROTOS, ServiceView
+from fnat.model import PROTOS, HashSlots, HashTarget, ServiceView
 
 PAGE = 8192  # connections asked for at a time
 F = TypeVar("F", bound=Callable[..., Any])
@@ -200,6 +200,14 @@ def _shape(function: F) -> F:
             metavar="SECONDS",
             help="Instead of the general timeout; 0: the general one.",
         ),
+        click.option(
+            "--slow-start",
+            type=click.IntRange(0),
+            metavar="SECONDS",
+            help="In which a server that comes to others grows to its weight: wrr, wlc, sed, nq, p2c.",
+        ),
+        click.option("--hash-slots", type=click.Choice(get_args(HashSlots)), help="Of mh's table; else 65537."),
+        click.option("--hash-target", type=click.Choice(get_args(HashTarget)), help="A client to sh, mh and conhash."),
         click.option("--scheduler", type=click.Choice(SCHEDULERS), help="wrr when left out."),
         click.option("--name", metavar="NAME", help="As listings and the file call it."),
     ):

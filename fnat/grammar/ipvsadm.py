@@ -51,7 +51,7 @@ _VALUED = """
     -/conn-timeout -/no-rs -/half-open -/client-addr -/cpu -/sockpair
     k/blklst 2/whtlst -/start-daemon -/stop-daemon q/icmp-service 1/icmpv6-service f/fwmark-service
     H/match M/netmask x/u-threshold y/l-threshold j/synproxy -/hash-target -/proxy-protocol -/dest-check -/pe
-    -/mcast-interface -/syncid
+    -/mcast-interface -/syncid -/hash-slots -/slow-start
 """
 _NAMES = [tuple(name.split("/")) for name in (_FLAGS + _VALUED).split()]
 _LONG_OF = {letter: name for letter, name in _NAMES if letter != "-"}
@@ -77,7 +77,6 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "gatewaying": _MODE, "ipip": _MODE, "masquerading": _MODE, "snat": _MODE,
     "u-threshold": _LIMIT, "l-threshold": _LIMIT, "thresholds": _LIMIT,
     "synproxy": ("the SYN proxy is not in fnat", "leave it out and limit half-open connections with --half-open"),
-    "hash-target": ("hashing schedulers are not in fnat", "leave it out and use -s rr or -s wrr"),
     "dest-check": ("passive health checks are not in fnat", "leave it out or say disable"),
 }  # fmt: skip
 # What switches a refused option off is what fnat does anyway.
@@ -92,7 +91,7 @@ _NAMED_BY = {"tcp-service": "tcp", "udp-service": "udp", "sctp-service": "sctp"}
 _SHOWN = {"tcp-service": "-t", "udp-service": "-u", "sctp-service": "--sctp-service"}
 _SERVICE = set(_NAMED_BY)
 _SHAPE = {"scheduler", "conn-timeout", "expire-quiescent", "ops", "quic", "no-rs", "half-open"}
-_SHAPE |= {"proxy-protocol", "client-addr"}
+_SHAPE |= {"proxy-protocol", "client-addr", "hash-target", "hash-slots", "slow-start"}
 _PROXY = ("disable", "v1", "v2", "v1-insecure", "v2-insecure")
 DEFAULT_CLIENT_ADDR = {"tcp": "toa", "udp": "none", "sctp": "none"}
 _READS: dict[str, set[str]] = {
@@ -113,7 +112,7 @@ _READS: dict[str, set[str]] = {
     "help": set(),
     "version": set(),
 }
-SCHEDULERS = ("rr", "wrr")
+SCHEDULERS = ("rr", "wrr", "lc", "wlc", "sed", "nq", "sh", "mh", "conhash", "fo", "p2c")
 CLIENT_ADDRS = {
     "tcp": ("none", "toa", "proxy-v1", "proxy-v2", "proxy-v1-insecure", "proxy-v2-insecure"),
     "udp": ("none", "uoa-opp", "uoa-ipo", "proxy-v2", "proxy-v2-insecure"),
@@ -256,7 +255,15 @@ def _shape(options: dict[str, str]) -> Change:
     if "scheduler" in options:
         fields["scheduler"] = options["scheduler"]
         if options["scheduler"] not in SCHEDULERS:
-            raise Usage(f"scheduler {options['scheduler']} is not in fnat", "use -s rr or -s wrr")
+            raise Usage(f"scheduler {options['scheduler']} is not in fnat", f"use one of {', '.join(SCHEDULERS)}")
+    if "hash-target" in options:
+        fields["hash_target"] = options["hash-target"]
+        if options["hash-target"] not in ("sip", "sip-port", "qid"):
+            raise Usage(f"--hash-target {options['hash-target']} is unknown", "say sip, sip-port or qid")
+    if "hash-slots" in options:
+        fields["hash_slots"] = number(options["hash-slots"], "--hash-slots", 1021, 65537)
+    if "slow-start" in options:
+        fields["slow_start"] = number(options["slow-start"], "--slow-start", 0, 31535999)
     if "conn-timeout" in options:
         fields["conn_timeout"] = number(options["conn-timeout"], "--conn-timeout", 0, 31535999)
     if "expire-quiescent" in options:
@@ -379,7 +386,7 @@ HELP = """\
 Usage: fnat-ipvsadm COMMAND [OPTIONS]      the FullNAT part of DPVS's ipvsadm
 
   -A --add-service     SERVICE [-s SCHED] [-o | --quic] [--conn-timeout SEC] [--expire-quiescent] [--no-rs drop|reset]
-                       [--half-open N]
+                       [--half-open N] [--hash-target sip|sip-port|qid] [--hash-slots N] [--slow-start SEC]
                        [--proxy-protocol disable|v1|v2|v1-insecure|v2-insecure | --client-addr none|toa|uoa-opp|uoa-ipo]
   -E --edit-service    SERVICE, and only what shall change
   -D --delete-service  SERVICE
@@ -400,9 +407,11 @@ Usage: fnat-ipvsadm COMMAND [OPTIONS]      the FullNAT part of DPVS's ipvsadm
 SERVICE is -t VIP:PORT (TCP), -u VIP:PORT (UDP) or --sctp-service VIP:PORT (SCTP); an IPv6 address stands in brackets:
 -t [2001:db8::1]:80.
 Servers may be of the other family than the VIP; each family of servers needs local addresses of its own.
-SCHED is rr or wrr; wrr when left out. WEIGHT is 0..65535, 1 when left out. -b (FullNAT) is the only mode
-and may be left out.
+SCHED is rr, wrr, lc, wlc, sed, nq, sh, mh, conhash, fo or p2c; wrr when left out. WEIGHT is 0..65535, 1 when left out.
+-b (FullNAT) is the only mode and may be left out.
 --conn-timeout replaces the established timeout of TCP and SCTP and all timeouts of UDP; 0 means the general ones.
+--hash-target: what a client is to sh, mh and conhash, sip when left out. --hash-slots: of mh's table, 1021, 4093,
+16381 or 65537. --slow-start: with wrr, wlc, sed, nq, p2c a server that comes to others grows to its weight.
 -o --ops: UDP only; every datagram of a client goes to a server chosen anew.
 --quic: UDP only; a client that moves keeps its server, which its connection ID names in DPVS's form.
 --no-rs: a SYN when no server is usable is dropped or answered with RST.
@@ -513,6 +522,9 @@ def save_text(services: Iterable[Row]) -> str:
     for service in sorted(services, key=service_key):
         name = f"{_SHOWN[service['proto'] + '-service']} {service_text(service)}"
         shape = f" --conn-timeout {service['conn_timeout']}" if service.get("conn_timeout") else ""
+        shape += f" --hash-target {service['hash_target']}" if service.get("hash_target", "sip") != "sip" else ""
+        shape += f" --hash-slots {service['hash_slots']}" if service.get("hash_slots", 65537) != 65537 else ""
+        shape += f" --slow-start {service['slow_start']}" if service.get("slow_start") else ""
         shape += " --expire-quiescent" if service.get("expire_quiescent") else ""
         shape += " --ops" if service.get("one_packet") else ""
         shape += " --quic" if service.get("quic") else ""

@@ -86,6 +86,7 @@ def test_core_is_reached_through_few_doors():
         "model.py",
         "conversations.py",
         "capacity.py",
+        "slots.py",
     }, users
 
 

@@ -69,6 +69,12 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("-E -t 192.168.100.254:80 --proxy-protocol disable", {"op": "service.set", **WEB, "client_addr": "toa"}),
     ("-A -ou 192.168.100.253:53 -s rr", {"op": "service.add", **DNS, "scheduler": "rr", "one_packet": True}),
     ("-A -u 192.168.100.253:53 --quic", {"op": "service.add", **DNS, "scheduler": "wrr", "quic": True}),
+    ("-A -u 192.168.100.253:53 -s conhash --hash-target qid",
+     {"op": "service.add", **DNS, "scheduler": "conhash", "hash_target": "qid"}),
+    ("-E -u 192.168.100.253:53 -s mh --hash-slots 4093",
+     {"op": "service.set", **DNS, "scheduler": "mh", "hash_slots": 4093}),
+    ("-E -u 192.168.100.253:53 -s wlc --slow-start 30",
+     {"op": "service.set", **DNS, "scheduler": "wlc", "slow_start": 30}),
     ("-E -u 192.168.100.253:53 --ops", {"op": "service.set", **DNS, "one_packet": True}),
     ("-E -t 192.168.100.254:80 -s rr", {"op": "service.set", **WEB, "scheduler": "rr"}),
     ("-E -t 192.168.100.254:80 --conn-timeout=0", {"op": "service.set", **WEB, "conn_timeout": 0}),
@@ -184,7 +190,7 @@ REFUSED: list[tuple[str, str]] = [
     ("-A -t 10.0.0.1:80 -j enable", "-j enable: the SYN proxy is not in fnat"),
     ("-A -t 10.0.0.1:80 --quic", "--quic is for UDP services only"),
     ("-A -u 10.0.0.1:80 --quic --ops", "--quic and --ops given; give one of them"),
-    ("-A -t 10.0.0.1:80 --hash-target sip", "--hash-target: hashing schedulers are not in fnat"),
+    ("-A -t 10.0.0.1:80 -s mh --hash-target dip", "--hash-target dip is unknown; say sip, sip-port or qid"),
     ("-A -t 10.0.0.1:80 --proxy-protocol v3", "--proxy-protocol v3 is unknown"),
     ("-A -u 10.0.0.1:53 --proxy-protocol v1", "--proxy-protocol v1 is not for UDP services"),
     ("-A -u 10.0.0.1:53 --client-addr toa", "--client-addr toa is not for UDP services"),
@@ -194,8 +200,8 @@ REFUSED: list[tuple[str, str]] = [
     ("-A -t 10.0.0.1:80 -o", "--ops is for UDP services only; leave it out, or name the service with -u"),
     ("-a -u 10.0.0.1:80 -r 10.0.0.2 -o", "--ops means nothing with --add-server"),
     ("-A -t 10.0.0.1:80 --pe sip", "--pe: persistence is not in fnat"),
-    ("-A -t 10.0.0.1:80 -s wlc", "scheduler wlc is not in fnat; use -s rr or -s wrr"),
-    ("-A -t 10.0.0.1:80 -s mh", "scheduler mh is not in fnat"),
+    ("-A -t 10.0.0.1:80 -s lblc", "scheduler lblc is not in fnat; use one of rr, wrr, lc, wlc"),
+    ("-A -t 10.0.0.1:80 -s dh", "scheduler dh is not in fnat"),
     ("-A -f 1", "-f: fnat has no firewall marks"),
     ("-A -q 10.0.0.1:0", "-q: fnat balances TCP, UDP and SCTP services only"),
     ("-A -1 10.0.0.1:0", "-1: fnat balances TCP, UDP and SCTP services only"),
@@ -526,7 +532,7 @@ def test_what_is_saved_can_be_restored() -> None:
             half_open=100,
         ),
         service("sctp:192.168.100.252:36412", [server("192.168.100.2:36412", 1)], conn_timeout=60),
-        service("udp:192.168.100.254:443", [], quic=True),
+        service("udp:192.168.100.254:443", [], quic=True, hash_target="qid", hash_slots=4093, slow_start=30),
     ]
     saved = ipvsadm.save_text(services)
     assert saved == (
@@ -535,7 +541,7 @@ def test_what_is_saved_can_be_restored() -> None:
         "-a -t 192.168.100.254:80 -r 192.168.100.2:8080 -b -w 0\n"
         "-a -t 192.168.100.254:80 -r 192.168.100.3:80 -b -w 5\n"
         "-A -u 192.168.100.253:53 -s wrr --conn-timeout 30 --expire-quiescent --ops --no-rs reset --half-open 100\n"
-        "-A -u 192.168.100.254:443 -s rr --quic\n"
+        "-A -u 192.168.100.254:443 -s rr --hash-target qid --hash-slots 4093 --slow-start 30 --quic\n"
         "-A --sctp-service 192.168.100.252:36412 -s rr --conn-timeout 60\n"
         "-a --sctp-service 192.168.100.252:36412 -r 192.168.100.2:36412 -b -w 1\n"
     )
@@ -549,7 +555,10 @@ def test_what_is_saved_can_be_restored() -> None:
             "op": "service.add", **DNS, "scheduler": "wrr", "conn_timeout": 30, "expire_quiescent": True,
             "one_packet": True, "no_rs": "reset", "half_open": 100,
         },
-        {"op": "service.add", **WEB, "proto": "udp", "vport": 443, "scheduler": "rr", "quic": True},
+        {
+            "op": "service.add", **WEB, "proto": "udp", "vport": 443, "scheduler": "rr", "quic": True,
+            "hash_target": "qid", "hash_slots": 4093, "slow_start": 30,
+        },
         {"op": "service.add", **SIG, "scheduler": "rr", "conn_timeout": 60},
         {"op": "server.add", "service": SIG, "rip": "192.168.100.2", "rport": 36412, "weight": 1},
     ]  # fmt: skip
@@ -560,8 +569,8 @@ def test_what_is_saved_can_be_restored() -> None:
     [
         ("-A -t 10.0.0.1:80\n-ln\n", "line 2: only commands that change something can be restored"),
         (
-            "\n-A -t 10.0.0.1:80 -s wlc\n",
-            "line 2: scheduler wlc is not in fnat; use -s rr or -s wrr; nothing was changed",
+            "\n-A -t 10.0.0.1:80 -s lblc\n",
+            "line 2: scheduler lblc is not in fnat; use one of rr, wrr, lc, wlc, sed, nq, sh, mh, conhash, fo, p2c; nothing was changed",
         ),
         ("-A -t '10.0.0.1:80\n", "line 1: No closing quotation"),
     ],

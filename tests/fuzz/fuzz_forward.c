@@ -55,13 +55,23 @@ static const uint8_t how_told[2][6] = {
      FNAT_CLIENT_ADDR_PROXY_V2 | FNAT_CLIENT_ADDR_INSECURE, FNAT_CLIENT_ADDR_UOA_OPP},
 };
 
+/* How the next service schedules; as far as it goes together. */
+static uint8_t scheduler;
+static void schedule(struct fnat_service_spec *s)
+{
+    s->sched = scheduler % FNAT_SCHEDS, s->slots = 13, s->now_ns = now;
+    if (s->sched == FNAT_SCHED_SH || s->sched == FNAT_SCHED_MH || s->sched == FNAT_SCHED_CONHASH)
+        s->hash_target = scheduler / FNAT_SCHEDS % (s->proto == PROTO_UDP ? 3 : 2);
+    else if (s->sched != FNAT_SCHED_RR && s->sched != FNAT_SCHED_LC && s->sched != FNAT_SCHED_FO)
+        s->slow_start = scheduler / FNAT_SCHEDS;
+}
+
 static void put_service(uint32_t id, uint8_t proto, uint16_t vport, uint16_t weight, uint8_t flags, uint32_t half_open, uint32_t lips)
 {
     struct fnat_service_spec s = {.id = id,
                                   .vport = vport,
                                   .family = 4,
                                   .proto = proto,
-                                  .sched = id & 1,
                                   .flags = flags,
                                   .half_open = half_open,
                                   .n_members = 2,
@@ -71,6 +81,7 @@ static void put_service(uint32_t id, uint8_t proto, uint16_t vport, uint16_t wei
     struct fnat_member_spec m[2] = {{.id = id * 2, .rport = 8080, .weight = weight, .family = 4},
                                     {.id = id * 2 + 1, .rport = 8081, .weight = (uint16_t)(weight / 2), .family = 4}};
     const uint16_t lip = 2;
+    schedule(&s);
     memcpy(s.vip, &VIP, 4);
     memcpy(m[0].rip, &RS, 4);
     memcpy(m[1].rip, &RS, 4);
@@ -310,6 +321,7 @@ static void run(const uint8_t *p, const uint8_t *end)
             break;
         case 8: /* another configuration */
             told = what / OPERATIONS;
+            scheduler = (uint8_t)(n >> 4 | (how & 15) << 4);
             put_service(how & 1, how & 1 ? PROTO_UDP : PROTO_TCP, 80, n & 3, (how >> 1) & (FNAT_SVC_EXPIRE_QUIESCENT | FNAT_SVC_ONE_PACKET),
                         how >> 5, !!(n & 12));
             break;

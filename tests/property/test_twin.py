@@ -56,6 +56,8 @@ from rig import (
 )
 from telling import SIGNATURE
 
+from fnat.model import GROWING, HASHING, SCHEDULERS
+
 OPERATIONS = int(os.environ.get("FNAT_PROPERTY_OPS", "0"))
 PROTOS = {0: TCP, 1: TCP, 2: UDP, 3: UDP, 4: TCP, 5: UDP, 6: SCTP, 7: SCTP}
 VIPS = {
@@ -881,7 +883,9 @@ class CoreAndReference(RuleBasedStateMachine):
 
     @rule(
         id=ids,
-        scheduler=st.sampled_from(["rr", "wrr"]),
+        scheduler=st.sampled_from(SCHEDULERS),
+        hash_target=st.sampled_from(["sip", "sip-port", "qid"]),
+        slow_start=st.sampled_from([0, 0, 3, 30]),
         no_rs_reset=st.booleans(),
         expire_quiescent=st.booleans(),
         conn_timeout=st.sampled_from([0, 0, 5]),
@@ -903,6 +907,10 @@ class CoreAndReference(RuleBasedStateMachine):
             )
         options["one_packet"] &= id == 2
         options["quic"] &= id in (3, 5)
+        if options["scheduler"] not in HASHING or (options["hash_target"] == "qid" and PROTOS[id] != UDP):
+            options["hash_target"] = "sip"
+        options["hash_slots"] = 1021
+        options["slow_start"] *= options["scheduler"] in GROWING
         self.options[id] = options
         self.put(id)
         self.twin.operations += 1

@@ -92,7 +92,8 @@ def test_changes_come_into_force_and_listings_show_them(house):
     (service,) = house.client.services()
     assert service["servers"][0]["rip"] == "10.1.1.1" and service["lips"][0]["addr"] == "10.2.0.1"
     assert set(service) == {
-        "name", "proto", "vip", "vport", "scheduler", "conn_timeout", "no_rs", "expire_quiescent", "one_packet", "quic", "half_open",
+        "name", "proto", "vip", "vport", "scheduler", "hash_target", "hash_slots", "slow_start",
+        "conn_timeout", "no_rs", "expire_quiescent", "one_packet", "quic", "half_open",
         "client_addr",
         "stats", "rate", "lips", "servers",
     }  # fmt: skip

@@ -134,7 +134,10 @@ WRONG = [
     ('"2h4m"', '"2 hours"', "FN-1104", ":12:", "not a time"),
     ("no_rs", "no_r", "FN-1103", ":16: service.web.no_r", "did you mean 'no_rs'?"),
     ('no_rs = "reset"', 'no_rs = "10.31.9.9:80"', "FN-1104", ":16:", "'drop' or 'reset'"),
-    ('scheduler = "rr"', 'scheduler = "mh"', "FN-1104", ":15:", "'rr' or 'wrr'"),
+    ('scheduler = "rr"', 'scheduler = "lblc"', "FN-1104", ":15:", "'rr', 'wrr'"),
+    ('scheduler = "rr"', "hash_target = 'sip-port'", "FN-1222", "", "is for sh, mh, conhash, not for wrr"),
+    ('scheduler = "rr"', "scheduler = 'mh'\nslow_start = '30s'", "FN-1222", "", "slow_start is not for mh: peers must agree"),
+    ('scheduler = "rr"', "hash_slots = 1021", "FN-1222", "", "hash_slots is for mh, not for wrr"),
     ('scheduler = "rr"', 'client_addr = "proxy-v3"', "FN-1104", ":15:", "proxy-v2"),
     ('scheduler = "rr"', "client_addr = { udp = 'toa' }", "FN-1104", ":15:", "not for udp"),
     ('scheduler = "rr"', "client_addr = { icmp = 'toa' }", "FN-1103", ":15:", "icmp"),
@@ -437,6 +440,25 @@ def test_wrong_port_is_one_clear_error(ports, words):
     with pytest.raises(ConfigError) as caught:
         config.resolve_ports(Config(ports=ports))
     assert caught.value.code == "FN-1110" and words in str(caught.value)
+
+
+def test_schedulers_and_their_options_come_back_from_a_dump():
+    told = 'scheduler = "mh"\nhash_target = "sip-port"\nhash_slots = 4093'
+    text = GOOD.replace('scheduler = "rr"', told).replace('conns = "4M"', "hash_key = 'of \"us\"'")
+    loaded = config.parse(text, "f.toml", "lb1")
+    assert loaded.warnings == [] and loaded.config.host.hash_key == 'of "us"'
+    again = config.parse(config.dump(loaded.config), "f.toml", "lb1")
+    assert [s.hash_slots for s in again.config.services] == [s.hash_slots for s in loaded.config.services]
+    assert again.config.services == loaded.config.services and again.config.host == loaded.config.host
+    slow = config.parse(GOOD.replace('scheduler = "rr"', 'scheduler = "wlc"\nslow_start = "30s"'), "f.toml", "lb1")
+    again = config.parse(config.dump(slow.config), "f.toml", "lb1")
+    assert slow.config.services[0].slow_start == 30 and again.config.services == slow.config.services
+
+
+def test_a_port_that_clients_choose_wants_a_secret():
+    text = GOOD.replace('scheduler = "rr"', 'scheduler = "mh"\nhash_target = "sip-port"')
+    (warning,) = config.parse(text, "f.toml", "lb1").warnings
+    assert "without [host] hash_key" in warning
 
 
 @pytest.fixture

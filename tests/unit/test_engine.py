@@ -1,5 +1,7 @@
 """The engine against a fake plane: what is put, in which order, and that a failure leaves the old picture."""
 
+import hashlib
+
 import pytest
 
 from fnat import plan
@@ -87,6 +89,9 @@ def test_config_becomes_specs(house):
         "vport": 80,
         "proto": 6,
         "scheduler": "wrr",
+        "hash_target": "sip",
+        "hash_slots": 65537,
+        "slow_start": 0,
         "no_rs_reset": False,
         "expire_quiescent": False,
         "one_packet": False,
@@ -397,11 +402,13 @@ def test_fewer_ports_leave_less_room(house):
 
 
 def test_rates_and_announcements_are_told(house):
-    limits = {"icmp_rate": 1000, "echo_rate": 10000, "echo_served": False, "announce": True}
+    limits = {"icmp_rate": 1000, "echo_rate": 10000, "echo_served": False, "announce": True, "hash_key": b""}
     assert house.plane.limits == limits
-    host = Host(echo="while-served", echo_rate=0, icmp_rate=7, announce=False)
+    host = Host(echo="while-served", echo_rate=0, icmp_rate=7, announce=False, hash_key="of the cluster")
     house.commit(house.engine.config.model_copy(update={"host": host}))
-    assert house.plane.limits == {"icmp_rate": 7, "echo_rate": 0, "echo_served": True, "announce": False}
+    key = hashlib.blake2b(b"of the cluster", digest_size=32).digest()
+    limits = {"icmp_rate": 7, "echo_rate": 0, "echo_served": True, "announce": False, "hash_key": key}
+    assert house.plane.limits == limits
 
 
 def kinds(house):

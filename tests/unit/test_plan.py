@@ -8,6 +8,8 @@ from fnat import plan
 from fnat.errors import ChangeError
 from fnat.model import (
     CHANGES,
+    MOST_SLOTS,
+    SCHEDULERS,
     Address,
     Config,
     LocalAddress,
@@ -210,7 +212,7 @@ services = st.lists(
         proto=st.sampled_from(["tcp", "udp"]),
         vip=hosts(0),
         vport=st.just(80),
-        scheduler=st.sampled_from(["rr", "wrr"]),
+        scheduler=st.sampled_from(SCHEDULERS),
         half_open=st.sampled_from([None, 0, 5]),
         lips=lips,
         servers=servers,
@@ -260,3 +262,45 @@ def test_diff_leads_from_one_to_the_other(old, new):
 def test_diff_of_one_service_is_one_change():
     ref = ServiceRef(**WEB)
     assert plan.diff(BASE, make({"op": "service.del", **WEB}, config=BASE)) == [ServiceDel(**ref.model_dump())]
+
+
+OPTIONS = [
+    ("rr", {"hash_target": "sip-port"}, "is for sh, mh, conhash, not for rr"),
+    ("mh", {"hash_target": "qid"}, "UDP services only"),
+    ("conhash", {"hash_slots": 4093}, "hash_slots is for mh"),
+    ("mh", {"slow_start": 9}, "peers must agree"),
+    ("lc", {"slow_start": 9}, "it ignores weights"),
+    ("fo", {"slow_start": 9}, "the highest weight"),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "options", "says"), OPTIONS)
+def test_an_option_that_would_do_nothing_is_refused(scheduler, options, says):
+    with pytest.raises(ChangeError, match=says) as caught:
+        make({"op": "service.add", **WEB, "scheduler": scheduler, **options})
+    assert caught.value.code == "FN-1222"
+
+
+def test_options_go_with_their_scheduler():
+    config = make({"op": "service.add", **WEB, "scheduler": "mh", "hash_target": "sip-port", "hash_slots": 1021})
+    config = make({"op": "service.set", **WEB, "scheduler": "wlc", "slow_start": 30}, config=config)
+    (service,) = config.services
+    assert (service.hash_target, service.hash_slots, service.slow_start) == ("sip", 65537, 30)
+    (service,) = make({"op": "service.set", **WEB, "scheduler": "sh"}, config=config).services
+    assert service.slow_start == 0
+
+
+def test_tables_of_all_services_have_a_room():
+    many = [{"op": "service.add", **WEB, "vport": port, "scheduler": "mh"} for port in range(1, 257)]
+    config = make(*many)
+    assert config.services.table_slots == MOST_SLOTS
+    with pytest.raises(ChangeError, match="there is room for") as caught:
+        make({"op": "service.add", **WEB, "vport": 300, "scheduler": "mh", "hash_slots": 1021}, config=config)
+    assert caught.value.code == "FN-1221"
+    fewer = make(
+        {"op": "service.set", **WEB, "vport": 1, "hash_slots": 4093},
+        {"op": "service.del", **WEB, "vport": 2},
+        config=config,
+    )
+    assert fewer.services.table_slots == 254 * 65537 + 4093
+    assert fewer.services.table_slots == type(fewer.services)(fewer.services).table_slots
