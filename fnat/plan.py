@@ -54,6 +54,7 @@ from fnat.model import (
     ServiceZero,
     Table,
 )
+from fnat.slots import slots_moved
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V", bound=Keyed[Any])
@@ -274,11 +275,6 @@ def _shown(value: object) -> str:
     return "default" if value is None else str(value) or "none"
 
 
-def slots_moved(old: Service, new: Service) -> tuple[int, int] | None:
-    """How many slots of the service's hash table name another server afterwards, of how many; None: it has none."""
-    return None
-
-
 @dataclass
 class Impact:
     """What becomes of a service's connections. cut_servers: those whose connections end at once; left_servers: those
@@ -311,7 +307,8 @@ def impact(old: Config, new: Config) -> list[Impact]:
         stops = any(lip.port in stopped for lip in was.lips) or (vip is not None and vip.port in stopped)
         cut = (vip is not None and was.vip not in held) or stops
         without = now is not None and not usable and any(r.weight for r in was.servers)
-        slots = slots_moved(was, now) if now else None
+        moved = slots_moved(was, now) if now else None
+        slots = (moved.moved, moved.slots) if moved and moved.moved else None
         if idle or cut or slots or without or now is None:
             ends = was.expire_quiescent
             found.append(Impact(was, cut, idle if ends else [], [] if ends else idle, slots, without))
