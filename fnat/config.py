@@ -929,7 +929,8 @@ def _grouped(
     used = set(taken)
     for service in config.services:
         used.add(service.name or _word(service.key))
-    free = {service.name for service in config.services} - set(taken)
+    unnamed = {_word(service.key) for service in config.services if not service.name}
+    free = {service.name for service in config.services} - unnamed - set(taken)
     for service in services:
         groups = by_name.setdefault(service.name, []) if service.name else []
         for group in groups:
@@ -979,7 +980,7 @@ def _dump_service(
     listens = dict.fromkeys(words.endpoint(s.vip, s.vport) for s in services)
     protos = dict.fromkeys(s.proto for s in services)
     lines = [f"[service.{_quote(word)}]", f"listen = {_toml(list(listens))}", f"proto = {_toml(list(protos))}"]
-    if service.name and service.name != word:
+    if service.name and (service.name != word or service.name == _word(service.key)):
         lines.append(f"name = {_toml(service.name)}")
     lines.append(f"port = {_toml(_port_of(service, config))}")
     for name in _PLAIN:
