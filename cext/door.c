@@ -22,6 +22,7 @@ int fnat_plane_create(const char *dir, const struct fnat_plane_config *config, i
         return rc;
     if (p->config.workers > 1)
         rc = handoff_open(p->config.workers, p->config.frames, &p->handoff);
+    memset(p->clients, 0, (u64)plane_client_buckets(&p->config) * CACHE_LINE); /* counted anew from the records */
     for (u32 i = 0; i < p->config.workers && !rc; i++)
         rc = worker_open(p, i, &p->workers[i]);
     if (rc) {
@@ -244,6 +245,11 @@ int fnat_member_stats(const struct fnat_plane *p, uint32_t id, struct fnat_stats
     *out = (struct fnat_stats){0};
     plane_sum_member(p, id, out);
     return 0;
+}
+
+int fnat_member_overloaded(const struct fnat_plane *p, uint32_t id)
+{
+    return id < p->config.members ? (int)load_relaxed(&p->limits[id].overloaded) : -EINVAL;
 }
 
 int fnat_address_stats(const struct fnat_plane *p, uint16_t id, struct fnat_address_stats *out)

@@ -60,6 +60,8 @@ void fnat_plane_info(const struct fnat_plane *plane, struct fnat_plane_info *out
 
 enum { FNAT_SCHED_RR = 0, FNAT_SCHED_WRR = 1 };
 enum { FNAT_NO_RS_DROP = 0, FNAT_NO_RS_RESET = 1 };
+/* A member is asked only when none of the roles before its own can take a connection. */
+enum { FNAT_ROLE_ACTIVE = 0, FNAT_ROLE_BACKUP = 1, FNAT_ROLE_SORRY = 2, FNAT_ROLES = 3 };
 enum {
     FNAT_SVC_EXPIRE_QUIESCENT = 1,
     FNAT_SVC_ONE_PACKET = 2, /* UDP: every datagram of a client is scheduled anew */
@@ -82,17 +84,22 @@ struct fnat_member_spec {
     uint16_t rport;
     uint16_t weight; /* 0: gets no new connections */
     uint8_t family;  /* 4 | 6 */
-    uint8_t pad[7];
+    uint8_t role;    /* FNAT_ROLE_* */
+    uint8_t pad[2];
+    uint32_t upper,
+        lower; /* connections over all workers: at `upper` no more until there are fewer than `lower`; 0: no limit, three quarters */
+    uint32_t new_per_s; /* new connections a second over all workers, at most FNAT_RATE_MOST; 0: unlimited */
 };
 
 struct fnat_service_spec {
     uint8_t vip[16];
     uint32_t id; /* service id, stable */
     uint16_t vport;
-    uint8_t family, proto;                    /* 4 | 6; 6 (TCP) | 17 (UDP) */
-    uint8_t sched, no_rs, flags, client_addr; /* client_addr: FNAT_CLIENT_ADDR_* */
-    uint32_t conn_timeout;                    /* seconds, replaces ESTABLISHED (TCP, SCTP) or all states (UDP); 0: the general timeouts */
-    uint32_t half_open;                       /* most half-open connections of this service on one worker; 0: unlimited */
+    uint8_t family, proto;                     /* 4 | 6; 6 (TCP) | 17 (UDP) */
+    uint8_t sched, no_rs, flags, client_addr;  /* client_addr: FNAT_CLIENT_ADDR_* */
+    uint32_t conn_timeout;                     /* seconds, replaces ESTABLISHED (TCP, SCTP) or all states (UDP); 0: the general timeouts */
+    uint32_t half_open;                        /* most half-open connections of this service on one worker; 0: unlimited */
+    uint32_t max_conns, new_per_s, per_client; /* over all workers; per_client: connections of one client address; 0: unlimited */
     uint32_t n_members, n_lips;
 };
 
@@ -226,6 +233,8 @@ struct fnat_address_stats {
 };
 int fnat_service_stats(const struct fnat_plane *plane, uint32_t id, struct fnat_stats *out);
 int fnat_member_stats(const struct fnat_plane *plane, uint32_t id, struct fnat_stats *out);
+/* 1: it reached its upper limit, and no connection has come since it fell below the lower one. */
+int fnat_member_overloaded(const struct fnat_plane *plane, uint32_t id);
 int fnat_address_stats(const struct fnat_plane *plane, uint16_t id, struct fnat_address_stats *out);
 /* Endpoints (protocol, LIP, RS) with ports in use by one worker, from *cursor on, at most n; returns how many; *cursor becomes
  * 0xffffffff at the end. */

@@ -50,6 +50,14 @@ static void bind_core(struct core *k, struct fnat_plane *p, u32 index)
     k->plane_addresses = p->addresses;
     k->plane_members = p->members;
     k->plane_services = p->services;
+    k->limits = (struct limits){.crew = p->maps,
+                                .workers = p->config.workers,
+                                .index = index,
+                                .members = p->limits,
+                                .services = p->services,
+                                .clients = p->clients,
+                                .client_mask = plane_client_buckets(&p->config) - 1,
+                                .secret = &k->secret};
     k->neigh = (struct neigh_table){p->neighbours, p->config.neighbours, &k->secret};
     k->neigh_at = 1;
     k->lip = (struct lip_table){.endpoints = m->endpoints,
@@ -76,9 +84,9 @@ static void clear_derived(struct fnat_plane *p, u32 index)
     h->lip.endpoints_used = h->lip.block_free = h->lip.block_fresh = h->lip.blocks_used = h->lip.ports_used = 0;
     memset(&h->wheel, 0, sizeof h->wheel);
     for (u32 i = 0; i < p->config.members; i++)
-        m->members[i].active = m->members[i].inactive = 0;
+        m->members[i].held = 0;
     for (u32 i = 0; i < p->config.services; i++)
-        m->services[i].half_head = m->services[i].half_tail = m->services[i].half_count = 0;
+        m->services[i].half_head = m->services[i].half_tail = m->services[i].half_count = m->services[i].conns = 0;
     for (u32 i = 0; i < 65536; i++)
         m->addresses[i].used = m->addresses[i].conns = 0;
     for (enum counter c = TAKEN_conns; c < COUNTERS; c++)

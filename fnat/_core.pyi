@@ -212,11 +212,16 @@ class Plane:
         quic: bool = False,
         conn_timeout: int = 0,
         half_open: int = 0,
+        max_conns: int = 0,
+        new_per_s: int = 0,
+        per_client: int = 0,
         client_addr: str = "none",
         members: list[tuple[int, str, int, int]] = ...,
+        limits: dict[int, tuple[str, int, int, int]] | None = None,
         lips: list[int] = ...,
     ) -> None:
-        """members: (member id, rip, rport, weight); lips: address ids; client_addr: how the RSs learn the client's
+        """members: (member id, rip, rport, weight); limits: of members that have any, by member id: ("active", "backup"
+        or "sorry", upper, lower, new connections a second); lips: address ids; client_addr: how the RSs learn the client's
         address, "none", "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", the last two also with "-insecure".
         EINVAL one that the protocol cannot have."""
     def del_service(self, id: int) -> None: ...
@@ -246,6 +251,8 @@ class Plane:
     # reading
     def service_stats(self, id: int) -> Stats: ...
     def member_stats(self, id: int) -> Stats: ...
+    def member_overloaded(self, id: int) -> bool:
+        """It reached its upper limit, and no connection has come since it fell below the lower one."""
     def service_table(self, count: int) -> NDArray[np.uint64]:
         """Counters of the ids below count in one reading, a row an id; the columns are the fields of Stats."""
     def member_table(self, count: int) -> NDArray[np.uint64]: ...

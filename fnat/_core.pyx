@@ -41,13 +41,14 @@ cdef extern from "fnat.h" nogil:
         uint8_t rip[16]
         uint32_t id
         uint16_t rport, weight
-        uint8_t family
+        uint8_t family, role
+        uint32_t upper, lower, new_per_s
     struct fnat_service_spec:
         uint8_t vip[16]
         uint32_t id
         uint16_t vport
         uint8_t family, proto, sched, no_rs, flags, client_addr
-        uint32_t conn_timeout, half_open, n_members, n_lips
+        uint32_t conn_timeout, half_open, max_conns, new_per_s, per_client, n_members, n_lips
     struct fnat_address_spec:
         uint8_t addr[16]
         uint16_t id
@@ -149,6 +150,7 @@ cdef extern from "fnat.h" nogil:
     int fnat_neigh_list(const fnat_plane *plane, uint32_t *cursor, fnat_neigh_info *out, uint32_t n)
     int fnat_service_stats(const fnat_plane *plane, uint32_t id, fnat_stats *out)
     int fnat_member_stats(const fnat_plane *plane, uint32_t id, fnat_stats *out)
+    int fnat_member_overloaded(const fnat_plane *plane, uint32_t id)
     int fnat_address_stats_get "fnat_address_stats"(const fnat_plane *plane, uint16_t id, fnat_address_stats *out)
     uint32_t fnat_counter_count()
     const char *fnat_counter_name(uint32_t i)
@@ -351,6 +353,7 @@ UNSPECIFIED = ("0.0.0.0", "::")
 ROUTE_KINDS = {"unicast": FNAT_ROUTE_UNICAST, "host": FNAT_ROUTE_HOST, "unreachable": FNAT_ROUTE_UNREACHABLE}
 ADDR_KINDS = {"vip": FNAT_ADDR_VIP, "lip": FNAT_ADDR_LIP, "vip+lip": FNAT_ADDR_VIP | FNAT_ADDR_LIP}
 ADDR_KINDS |= {kind + "+served": bits | FNAT_ADDR_SERVED for kind, bits in ADDR_KINDS.items()}
+ROLES = ("active", "backup", "sorry")
 SCHEDULERS = {"rr": FNAT_SCHED_RR, "wrr": FNAT_SCHED_WRR}
 CLIENT_ADDRS = {
     "none": FNAT_CLIENT_ADDR_NONE,
@@ -500,7 +503,7 @@ cdef class Plane:
         check(fnat_put_port(self.handle(), &spec), f"port {name} (id {id}, mtu {mtu})")
 
     def put_service(self, id, vip, vport, proto, *, scheduler="rr", no_rs_reset=False, expire_quiescent=False, one_packet=False, quic=False, conn_timeout=0,
-                    half_open=0, client_addr="none", members=(), lips=()):
+                    half_open=0, max_conns=0, new_per_s=0, per_client=0, client_addr="none", members=(), limits=None, lips=()):
         cdef fnat_service_spec s
         cdef fnat_member_spec *m = NULL
         cdef uint16_t *l = NULL
@@ -511,6 +514,7 @@ cdef class Plane:
         s.flags = (FNAT_SVC_EXPIRE_QUIESCENT if expire_quiescent else 0) | (FNAT_SVC_ONE_PACKET if one_packet else 0)
         s.flags |= FNAT_SVC_QUIC if quic else 0
         s.client_addr = CLIENT_ADDRS[client_addr]
+        s.max_conns, s.new_per_s, s.per_client = max_conns, new_per_s, per_client
         s.conn_timeout, s.half_open, s.n_members, s.n_lips = conn_timeout, half_open, len(members), len(lips)
         m = <fnat_member_spec *>calloc(len(members) + 1, sizeof(fnat_member_spec))
         l = <uint16_t *>calloc(len(lips) + 1, sizeof(uint16_t))
@@ -520,6 +524,9 @@ cdef class Plane:
             for i, (member, rip, rport, weight) in enumerate(members):
                 m[i].family = put_addr(m[i].rip, rip)
                 m[i].id, m[i].rport, m[i].weight = member, rport, weight
+                if limits and member in limits:
+                    role, m[i].upper, m[i].lower, m[i].new_per_s = limits[member]
+                    m[i].role = ROLES.index(role)
             for i, lip in enumerate(lips):
                 l[i] = lip
             check(fnat_put_service(self.handle(), &s, m, l), f"service {vip}:{vport}, client address {client_addr}")
@@ -634,6 +641,9 @@ cdef class Plane:
         cdef fnat_stats s
         check(fnat_member_stats(self.handle(), id, &s), f"member id {id}")
         return Stats(s.conns, s.in_packets, s.out_packets, s.in_bytes, s.out_bytes, s.active, s.inactive)
+
+    def member_overloaded(self, id):
+        return bool(check(fnat_member_overloaded(self.handle(), id), f"member id {id}"))
 
     def address_stats(self, id):
         cdef fnat_address_stats s
