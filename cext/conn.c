@@ -386,16 +386,14 @@ static int member_for(struct core *k, const struct snap_service *svc, const stru
         count(k, CNT_quic_moved);
         return known;
     }
-    for (u8 role = FNAT_ROLE_ACTIVE; role < FNAT_ROLES; role++) {
-        struct sched_view view = {svc, &k->services[svc->id], &k->limits, k->now_ns, role};
-        for (u32 tries = 0; svc->roles >> role & 1 && tries <= svc->n_members; tries++) {
-            int pick = sched_pick(&view);
+    for (k->role = FNAT_ROLE_ACTIVE; k->role < FNAT_ROLES; k->role++)
+        for (u32 tries = 0; svc->roles >> k->role & 1 && tries <= svc->n_members; tries++) {
+            int pick = sched_pick(k, svc, p);
             if (pick < 0)
                 break;
             if (likely(limits_member_take(&k->limits, &svc->members[pick], k->now_ns)))
                 return pick;
         }
-    }
     return -1;
 }
 

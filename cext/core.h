@@ -85,6 +85,7 @@ struct core {
     const struct plane_member *plane_members;
     const struct plane_service *plane_services;
     struct limits limits;
+    u8 role; /* FNAT_ROLE_*: members of which role may be picked */
     u32 conn_capacity;
     struct unsettled unsettled[BATCH];
     u32 unsettled_from, unsettled_to;

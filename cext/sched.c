@@ -1,53 +1,52 @@
-/* sched.c: schedulers, one function and one row each. */
+/* sched.c: schedulers, one function and one row each. A pick looks at each member a bounded number of times, whoever is eligible. */
 #include "sched.h"
 
-/* May this member be picked? Every scheduler asks. */
-static inline bool sched_eligible(const struct sched_view *v, u32 i)
+static u32 after(u32 i, u32 n) { return i + 1 == n ? 0 : i + 1; }
+
+static int pick_rr(const struct core *k, const struct snap_service *svc, struct service_state *state)
 {
-    const struct snap_member *m = &v->svc->members[i];
-    return m->weight && m->role == v->role && limits_member_admits(v->limits, m, v->now_ns);
+    u32 n = svc->n_members, i = state->rr < n ? state->rr : 0;
+    for (u32 looks = 0; looks < n; looks++, i = after(i, n))
+        if (sched_eligible(k, svc, i)) {
+            state->rr = after(i, n);
+            return (int)i;
+        }
+    return -1;
 }
 
-static bool any_eligible(const struct sched_view *v)
+/* Interleaved weighted round robin as LVS documents it: rounds at falling weight levels, a gcd apart. A round in which nobody has been
+ * found is followed by one at the highest weight that it has seen. */
+static int pick_wrr(const struct core *k, const struct snap_service *svc, struct service_state *state)
 {
-    for (u32 i = 0; i < v->svc->n_members; i++)
-        if (sched_eligible(v, i))
-            return true;
-    return false;
-}
-
-static int pick_rr(const struct sched_view *v)
-{
-    struct service_state *state = v->state;
-    u32 n = v->svc->n_members, i = state->rr < n ? state->rr : 0;
-    for (u32 looks = 0; !sched_eligible(v, i); i = i + 1 == n ? 0 : i + 1)
-        if (++looks == n)
-            return -1;
-    state->rr = i + 1 == n ? 0 : i + 1;
-    return (int)i;
-}
-
-/* Interleaved weighted round robin as LVS documents it: rounds at falling weight levels, a gcd apart. */
-static int pick_wrr(const struct sched_view *v)
-{
-    const struct snap_service *svc = v->svc;
-    struct service_state *state = v->state;
     u32 n = svc->n_members, i = state->rr < n ? state->rr : 0; /* the next one to look at */
-    if (!any_eligible(v))
-        return -1;
+    s32 lower = 0;
     if (state->wrr_weight > (s32)svc->weight_max)
         state->wrr_weight = (s32)svc->weight_max;
-    for (;; i = i + 1 == n ? 0 : i + 1) {
-        if (i == 0) {
+    for (u32 looks = 0; looks < 3 * n; looks++, i = after(i, n)) {
+        if (looks == 2 * n) /* at least one whole round */
+            state->wrr_weight = lower;
+        if (i == 0 && looks < 2 * n) {
             state->wrr_weight -= (s32)svc->weight_gcd;
             if (state->wrr_weight <= 0)
                 state->wrr_weight = (s32)svc->weight_max;
         }
-        if ((s32)svc->members[i].weight >= state->wrr_weight && sched_eligible(v, i))
-            break;
+        if (!sched_eligible(k, svc, i))
+            continue;
+        s32 weight = svc->members[i].weight;
+        if (weight >= state->wrr_weight) {
+            state->rr = after(i, n);
+            return (int)i;
+        }
+        lower = weight > lower ? weight : lower;
     }
-    state->rr = i + 1 == n ? 0 : i + 1;
-    return (int)i;
+    return -1;
 }
 
-int sched_pick(const struct sched_view *v) { return v->svc->sched == FNAT_SCHED_WRR ? pick_wrr(v) : pick_rr(v); }
+int sched_pick(const struct core *k, const struct snap_service *svc, const struct packet *p)
+{
+    struct service_state *state = &k->services[svc->id];
+    (void)p;
+    if (!svc->usable)
+        return -1;
+    return svc->sched == FNAT_SCHED_WRR ? pick_wrr(k, svc, state) : pick_rr(k, svc, state);
+}

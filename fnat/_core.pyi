@@ -221,9 +221,9 @@ class Plane:
         lips: list[int] = ...,
     ) -> None:
         """members: (member id, rip, rport, weight); limits: of members that have any, by member id: ("active", "backup"
-        or "sorry", upper, lower, new connections a second); lips: address ids; client_addr: how the RSs learn the client's
-        address, "none", "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", the last two also with "-insecure".
-        EINVAL one that the protocol cannot have."""
+        or "sorry", upper, lower, new connections a second); lips: address ids; client_addr: how the RSs learn the
+        client's address, "none", "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", the last two also with
+        "-insecure". EINVAL one that the protocol cannot have."""
     def del_service(self, id: int) -> None: ...
     def put_address(self, id: int, addr: str, kind: str, port: int) -> None:
         """Add or replace one owned address; kind is "vip", "lip" or "vip+lip",

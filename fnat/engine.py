@@ -47,6 +47,7 @@ from fnat.model import (
     RealServer,
     Route,
     RouteView,
+    ServerView,
     Service,
     ServiceView,
     StatsView,
@@ -591,8 +592,11 @@ class Engine:
             change.services |= {id: None for id in was.services if id not in wanted}
 
     def _service_spec(self, service: Service, servers: Sequence[Entry]) -> dict[str, Any]:
-        """Arguments of put_service. servers: the entries of its servers."""
-        members = [(entry.id, r.rip, r.rport, r.weight) for entry, r in zip(servers, service.servers, strict=True)]
+        """Arguments of put_service. servers: the entries of its servers, and of its sorry server."""
+        members = [(entry.id, r.rip, r.rport, r.weight) for entry, r in zip(servers, _targets(service), strict=True)]
+        plain = "active", 0, 0, 0
+        limits = {e.id: of for e, r in zip(servers, service.servers, strict=False) if (of := _limits(r)) != plain}
+        limits |= {e.id: ("sorry", 0, 0, 0) for e in servers[len(service.servers) :]}
         half_open = HALF_OPEN_DEFAULT if service.half_open is None else service.half_open
         return {
             "vip": service.vip,
@@ -606,13 +610,15 @@ class Engine:
             "conn_timeout": service.conn_timeout,
             "half_open": max(64, half_open // self._info["workers"]) if half_open else 0,
             "client_addr": service.client_addr,
+            **({"limits": limits} if limits else {}),
+            **{word: n for word in ("max_conns", "new_per_s", "per_client") if (n := getattr(service, word))},
             "members": members,
             "lips": self._lips_in_use(service),
         }
 
     def _lips_in_use(self, service: Service) -> list[int]:
         """Ids of the LIPs of the families that its RSs are of, IPv4 first; of all while it has none."""
-        wanted = {words.family(r.rip) for r in service.servers} or {4, 6}
+        wanted = {words.family(r.rip) for r in _targets(service)} or {4, 6}
         lips = [lip.addr for family in (4, 6) for lip in service.lips if words.family(lip.addr) == family in wanted]
         return [self._entry("address", addr).id for addr in lips]
 
@@ -695,6 +701,8 @@ class Engine:
         yield self._entry("service", key)
         for server in service.servers:
             yield self._entry("member", _member_key(key, server))
+        for sorry in _targets(service)[len(service.servers) :]:
+            yield self._entry("member", _member_key(f"{key} sorry", sorry))
 
     def _fit_ids_to_plane(self) -> None:
         """A plane with less room has no such ids; in a new arena counters are below their base and start from 0."""
@@ -769,6 +777,9 @@ class Engine:
             one_packet=service.one_packet,
             quic=service.quic,
             half_open=service.half_open,
+            max_conns=service.max_conns,
+            new_per_s=service.new_per_s,
+            per_client=service.per_client,
             client_addr=service.client_addr,
             stats=stats,
             rate=rate,
@@ -781,9 +792,26 @@ class Engine:
         for server in service.servers:
             stats, rate = self._shown("member", _member_key(key, server), row)
             view["servers"].append(
-                {"rip": server.rip, "rport": server.rport, "weight": server.weight, "stats": stats, "rate": rate}
+                ServerView(
+                    rip=server.rip,
+                    rport=server.rport,
+                    weight=server.weight,
+                    role=server.role,
+                    upper=server.upper,
+                    lower=server.lower,
+                    max_new_per_s=server.max_new_per_s,
+                    overloaded=self._is_overloaded(server, _member_key(key, server), stats),
+                    stats=stats,
+                    rate=rate,
+                )
             )
         return view
+
+    def _is_overloaded(self, server: RealServer, key: str, stats: StatsView) -> bool:
+        """It has reached its upper limit and not come below the lower one since."""
+        conns = stats["active"] + stats["inactive"]
+        recovered = conns < server.lower if server.lower else conns * 4 < server.upper * 3
+        return not recovered and server.upper > 0 and self.plane.member_overloaded(self._entry("member", key).id)
 
     def _shown(self, kind: Kind, key: str, row: Callable[[Entry], Sequence[int]]) -> tuple[StatsView, RateView]:
         entry = self._entry(kind, key)
@@ -1115,6 +1143,20 @@ def _on_link(routes: Iterable[Route]) -> Links:
     for networks in found.values():
         networks.sort(key=lambda net: -net.prefixlen)
     return found
+
+
+def _targets(service: Service) -> list[RealServer]:
+    """Where its connections may go: its servers, then its sorry server."""
+    targets = list(service.servers)
+    if service.no_rs not in ("drop", "reset"):
+        host, port = words.split(service.no_rs)
+        targets.append(RealServer(rip=host, rport=int(port)))
+    return targets
+
+
+def _limits(server: RealServer) -> tuple[str, int, int, int]:
+    """As put_service has it."""
+    return server.role, server.upper, server.lower, server.max_new_per_s
 
 
 def _member_key(service: str, server: RealServer) -> str:

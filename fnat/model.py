@@ -28,7 +28,7 @@ HALF_OPEN_DEFAULT = 16_384  # half-open connections of a service over all worker
 Proto = Literal["tcp", "udp", "sctp"]
 PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
 Scheduler = Literal["rr", "wrr"]
-NoRs = Literal["drop", "reset"]
+Role = Literal["active", "backup"]
 ClientAddr = Literal[
     "none", "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", "proxy-v1-insecure", "proxy-v2-insecure"
 ]
@@ -70,6 +70,19 @@ def _mac(value: object) -> str:
     return value.lower()
 
 
+def no_rs(value: object) -> str:
+    """ "drop", "reset", or ADDRESS:PORT of a sorry server in canonical form."""
+    if value in ("drop", "reset"):
+        return str(value)
+    try:
+        host, port = addresses.split(_text(value, "endpoint"))
+        if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+            raise ValueError
+        return addresses.endpoint(ip(host), int(port))
+    except ValueError:
+        raise ValueError(f"{value!r} is not known; allowed: 'drop', 'reset' or the ADDRESS:PORT of a server") from None
+
+
 def cpu_list(value: object) -> str:
     """ "auto", or CPUs as the kernel writes lists of them. ValueError in words for the user."""
     if value != "auto" and not (isinstance(value, str) and parse_cpus(value)):
@@ -86,6 +99,10 @@ PortText = Annotated[int, Field(ge=1, le=65535)]  # also as text, in a query
 LocalPort = Annotated[int, Field(ge=1024, le=65535, strict=True)]
 Weight = Annotated[int, Field(ge=0, le=65535, strict=True)]
 Seconds = Annotated[int, Field(ge=0, le=MAX_SECONDS, strict=True)]
+NoRs = Annotated[str, BeforeValidator(no_rs)]
+Rate = Annotated[int, Field(ge=0, le=10_000_000, strict=True)]
+Many = Annotated[int, Field(ge=0, le=2**32 - 1, strict=True)]
+PerClient = Annotated[int, Field(ge=0, le=2**24 - 1, strict=True)]
 HalfOpen = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 PrefixLength = Annotated[int, Field(ge=1, le=128, strict=True)]
 PortName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,10}$")]  # NAME.kni is a device name: 15 characters
@@ -126,7 +143,9 @@ class ServiceRef(Frozen):
 class Shape(ServiceRef):
     """Names a service and says how it works. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only):
     every datagram is scheduled anew. quic (UDP only): clients that move keep their RS, by connection IDs (RFC 9000) in
-    DPVS's form."""
+    DPVS's form. no_rs: what becomes of a first packet when no RS can take it; ADDRESS:PORT: that sorry server does.
+    max_conns, new_per_s, per_client: connections, new ones in a second, connections of one client address, over all
+    workers; 0: unlimited."""
 
     scheduler: Scheduler = "wrr"
     conn_timeout: Seconds = 0
@@ -135,6 +154,9 @@ class Shape(ServiceRef):
     one_packet: bool = False
     quic: bool = False
     half_open: HalfOpen | None = None
+    max_conns: Many = 0
+    new_per_s: Rate = 0
+    per_client: PerClient = 0
     client_addr: ClientAddr = "none"
 
     @model_validator(mode="after")
@@ -155,12 +177,29 @@ class Shape(ServiceRef):
         return self
 
 
-class RealServer(Frozen):
-    """A server of a service; weight 0 gets no new connections."""
+class ServerShape(Frozen):
+    """How a server is used. weight 0: no new connections. A backup gets connections when no active server can take one.
+    From `upper` connections on it gets no more until it has fewer than `lower` (0: three quarters of upper)."""
+
+    weight: Weight = 1
+    role: Role = "active"
+    upper: Many = 0
+    lower: Many = 0
+    max_new_per_s: Rate = 0
+
+
+class RealServer(ServerShape):
+    """A server of a service."""
 
     rip: Ip
     rport: PortNumber
-    weight: Weight = 1
+
+    @model_validator(mode="after")
+    def _lower_is_lower(self) -> Self:
+        if self.lower > self.upper:
+            above = f"lower {self.lower} is above upper {self.upper}"
+            raise ValueError(above if self.upper else "lower needs an upper")
+        return self
 
     @property
     def key(self) -> tuple[str, int]:
@@ -333,9 +372,6 @@ STATE_OF: dict[str, str] = {
 """Name in the configuration -> name in the core, in the order of the core's enum."""
 
 STATES: tuple[str, ...] = tuple(STATE_OF.values())
-
-
-Rate = Annotated[int, Field(ge=0, le=10_000_000, strict=True)]
 
 
 class Host(Frozen):
@@ -560,12 +596,13 @@ class ServerAdd(RealServer):
     service: ServiceRef
 
 
-class ServerSet(Frozen):
+class ServerSet(ServerShape):
+    """Only the fields that are given change."""
+
     op: Literal["server.set"] = "server.set"
     service: ServiceRef
     rip: Ip
     rport: PortNumber
-    weight: Weight = 1
 
 
 class ServerDel(Frozen):
@@ -754,6 +791,11 @@ class ServerView(TypedDict):
     rip: str
     rport: int
     weight: int
+    role: str
+    upper: int
+    lower: int
+    max_new_per_s: int
+    overloaded: bool
     stats: StatsView
     rate: RateView
 
@@ -778,6 +820,9 @@ class ServiceView(TypedDict):
     one_packet: bool
     quic: bool
     half_open: int | None
+    max_conns: int
+    new_per_s: int
+    per_client: int
     client_addr: str
     stats: StatsView
     rate: RateView

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Generic, TypeVar, assert_never
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from fnat import addresses
 from fnat.errors import ChangeError
@@ -40,6 +40,7 @@ from fnat.model import (
     ServerAdd,
     ServerDel,
     ServerSet,
+    ServerShape,
     Service,
     ServiceAdd,
     ServiceClear,
@@ -62,8 +63,12 @@ SERVICE_FIELDS = (
     "one_packet",
     "quic",
     "half_open",
+    "max_conns",
+    "new_per_s",
+    "per_client",
     "client_addr",
 )
+SERVER_FIELDS = tuple(ServerShape.model_fields)
 
 
 def apply(config: Config, changes: Iterable[Change], *, lenient: Callable[[str], None] | None = None) -> Config:
@@ -154,9 +159,13 @@ def _diff_service(
     come += [LipAdd(service=ref, addr=lip.addr, port=lip.port) for lip in service.lips if lip not in lips]
     for r in service.servers:
         if r.key not in servers:
-            come.append(ServerAdd(service=ref, rip=r.rip, rport=r.rport, weight=r.weight))
-        elif servers[r.key].weight != r.weight:
-            come.append(ServerSet(service=ref, rip=r.rip, rport=r.rport, weight=r.weight))
+            shape = r.model_dump(include={*SERVER_FIELDS}, exclude_defaults=True)
+            come.append(ServerAdd(service=ref, rip=r.rip, rport=r.rport, **shape | {"weight": r.weight}))
+        elif servers[r.key] != r:
+            moved = {f: v for f in SERVER_FIELDS if (v := getattr(r, f)) != getattr(servers[r.key], f)}
+            if moved.keys() & {"upper", "lower"}:  # one is checked by the other
+                moved |= {"upper": r.upper, "lower": r.lower}
+            come.append(ServerSet(service=ref, rip=r.rip, rport=r.rport, **moved))
 
 
 _IDENTITY: dict[str, tuple[str, ...]] = {
@@ -365,7 +374,10 @@ class _Draft:
         if isinstance(change, ServerDel):
             del servers[at]
         else:
-            servers[at] = RealServer(rip=change.rip, rport=change.rport, weight=change.weight)
+            known = servers.get(at) if isinstance(change, ServerSet) else None
+            given = {f: getattr(known or change, f) for f in SERVER_FIELDS}
+            given |= {f: getattr(change, f) for f in change.model_fields_set & {*SERVER_FIELDS}}
+            servers[at] = _server(change.rip, change.rport, given)
 
     def _lip(self, change: LipAdd | LipDel, replace: bool) -> None:
         key = change.service.key
@@ -503,6 +515,14 @@ def _ref(key: Key) -> dict[str, Any]:
 
 def _fields(service: Service | ServiceAdd) -> dict[str, Any]:
     return {f: getattr(service, f) for f in SERVICE_FIELDS}
+
+
+def _server(rip: str, rport: int, fields: dict[str, Any]) -> RealServer:
+    try:
+        return RealServer(rip=rip, rport=rport, **fields)
+    except ValidationError as error:
+        problem = str(error.errors()[0]["ctx"]["error"])
+        raise ChangeError(409, "FN-1201", f"server {addresses.endpoint(rip, rport)}: {problem}", "give both") from None
 
 
 def _exists(what: str, fix: str) -> ChangeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import tempfile
 import threading
 import time
@@ -93,7 +94,9 @@ def test_an_overloaded_rs_comes_back_below_the_lower_limit(lower: int, comes_bac
     assert not twin.plane.member_overloaded(0) or lower == 8
 
 
-SERVICE_ROWS: dict[str, tuple[dict[str, int], int, str]] = {  # limits -> how many of 12 come through, and why not the rest
+SERVICE_ROWS: dict[
+    str, tuple[dict[str, int], int, str]
+] = {  # limits -> how many of 12 come through, and why not the rest
     "connections": ({"max_conns": 5}, 5, "limit_conns"),
     "new in a second": ({"new_per_s": 4}, 4, "limit_new"),
     "of a client": ({"per_client": 3}, 3, "limit_client"),
@@ -257,10 +260,8 @@ def test_a_limit_is_never_passed_while_workers_race(title: str) -> None:
     highest, i, ends = 0, 0, time.monotonic() + 3.5
     while time.monotonic() < ends:
         for w in range(3):
-            try:
+            with contextlib.suppress(OSError):  # the queue is full
                 crew.queues[w, WAN].put(wire.udp(CLIENT, 1024 + i % 60000, VIP, 53, b"x"))
-            except OSError:
-                pass  # the queue is full
             i += 1
         highest = max(highest, sum(crew.plane.member_stats(1)[5:]))
         for queue in crew.queues.values():
