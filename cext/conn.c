@@ -354,6 +354,17 @@ static void deltas_fill(const struct core *k, struct conn *c)
 
 /* ---- the whole ---- */
 
+/* While a connection lives its client keeps its RS: it is looked at twice in the time that the client's template lasts. Returns the next look. */
+static u32 keep_template(struct core *k, const struct conn *c, u32 deadline, u32 tick)
+{
+    const struct plane_service *s = &k->plane_services[service_of(k, c)];
+    u32 persistent = load_relaxed(&s->persistent), next = tick + persistent * (TICKS_PER_SECOND / 2);
+    if (likely(!persistent))
+        return deadline;
+    limits_template_renew(&k->limits, service_of(k, c), conn_family(c, TO_RS), conn_cip(c).b, c->member, k->now_ns);
+    return after_u32(deadline, next) ? next : deadline;
+}
+
 static u8 first_state(u8 proto, const struct snap_service *svc)
 {
     if (proto == PROTO_TCP)
@@ -377,15 +388,9 @@ void conn_settle(struct core *k, u32 keep)
     }
 }
 
-/* The member for this connection, in which a place is taken; -1: none has one. */
-static int member_for(struct core *k, const struct snap_service *svc, const struct packet *p)
+/* Whom the scheduler picks, and a place in it; -1: nobody has one. */
+static int any_member(struct core *k, const struct snap_service *svc, const struct packet *p)
 {
-    int known = unlikely(svc->flags & FNAT_SVC_QUIC) ? quic_member(svc, p) : -1;
-    if (unlikely(known >= 0) && limits_member_admits(&k->limits, &svc->members[known], k->now_ns) &&
-        limits_member_take(&k->limits, &svc->members[known], k->now_ns)) {
-        count(k, CNT_quic_moved);
-        return known;
-    }
     for (k->role = FNAT_ROLE_ACTIVE; k->role < FNAT_ROLES; k->role++)
         for (u32 tries = 0; svc->roles >> k->role & 1 && tries <= svc->n_members; tries++) {
             int pick = sched_pick(k, svc, p);
@@ -397,19 +402,62 @@ static int member_for(struct core *k, const struct snap_service *svc, const stru
     return -1;
 }
 
+/* The one that a template names may be used, though it is not for others any more, unless the service or its drain says so. */
+static int named_member(struct core *k, const struct snap_service *svc, u32 id)
+{
+    for (u32 i = 0; i < svc->n_members; i++) {
+        const struct snap_member *m = &svc->members[i];
+        if (m->id != id)
+            continue;
+        bool stays =
+            m->flags & FNAT_MEMBER_DRAINS ? !(m->flags & FNAT_MEMBER_LEAVES) : m->weight || !(svc->flags & FNAT_SVC_EXPIRE_QUIESCENT);
+        return stays && limits_member_admits(&k->limits, m, k->now_ns) && limits_member_take(&k->limits, m, k->now_ns) ? (int)i : -1;
+    }
+    return -1;
+}
+
+/* The RS that this client has, on whichever worker it got it; else one that it keeps from now on. A sorry server is nobody's own. */
+static int sticky_member(struct core *k, const struct snap_service *svc, const struct packet *p)
+{
+    struct sticky t = limits_template(&k->limits, svc->id, p->family, packet_src(p).b);
+    for (u32 tries = 0; tries < 64; tries++) {
+        bool known = limits_template_find(&k->limits, &t, k->now_ns);
+        int pick = known ? named_member(k, svc, template_member(t.word)) : -1;
+        if (pick < 0)
+            pick = any_member(k, svc, p);
+        if (pick < 0 || svc->members[pick].role == FNAT_ROLE_SORRY ||
+            limits_template_put(&k->limits, &t, svc->members[pick].id, svc->persistent, k->now_ns))
+            return pick;
+        held_add(&k->members[svc->members[pick].id], -HELD_INACTIVE); /* another worker was faster: what it has put counts */
+    }
+    return any_member(k, svc, p);
+}
+
+/* The member for this connection, in which a place is taken; -1: none has one. */
+static int member_for(struct core *k, const struct snap_service *svc, const struct packet *p)
+{
+    int known = unlikely(svc->flags & FNAT_SVC_QUIC) ? quic_member(svc, p) : -1;
+    if (unlikely(known >= 0) && limits_member_admits(&k->limits, &svc->members[known], k->now_ns) &&
+        limits_member_take(&k->limits, &svc->members[known], k->now_ns)) {
+        count(k, CNT_quic_moved);
+        return known;
+    }
+    return svc->persistent ? sticky_member(k, svc, p) : any_member(k, svc, p);
+}
+
 enum counter conn_open(struct core *k, struct packet *p, const struct snap_service *svc, u16 vip_id, u32 *out)
 {
     u8 marks;
     if (!svc->n_lips)
         return DROP_no_lip;
-    if (!svc->usable)
+    if (!svc->usable && !svc->persistent)
         return DROP_no_rs;
     enum counter reason = service_take(k, p, svc, &marks);
     if (unlikely(reason))
         return reason;
     int pick = member_for(k, svc, p);
     if (unlikely(pick < 0)) {
-        reason = DROP_rs_full;
+        reason = svc->usable ? DROP_rs_full : DROP_no_rs;
         goto give_service;
     }
     const struct snap_member *m = &svc->members[pick];
@@ -484,7 +532,8 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
         c->flags |= CONN_FIRST_LOOK;
     store_release(&c->gen, gen + 1);
     k->unsettled[k->unsettled_to++ % BATCH] = (struct unsettled){answer_hash, p, index, gen + 1};
-    wheel_add(k->wheel, k->conns, index, k->tick + timeout_of(k, c, c->state));
+    u32 deadline = k->tick + timeout_of(k, c, c->state);
+    wheel_add(k->wheel, k->conns, index, unlikely(svc->persistent) ? keep_template(k, c, deadline, k->tick) : deadline);
     if (p->proto != PROTO_UDP)
         half_open_begins(k, index);
     gauges_take(k, c);
@@ -576,22 +625,31 @@ static u32 look_into_doubt(struct core *k, struct conn *c, u32 deadline, u32 tic
     return deadline;
 }
 
+bool conn_tell_reset(struct core *k, const struct conn *c)
+{
+    if (c->proto != PROTO_TCP || c->state == TCP_TIME_WAIT || c->state == TCP_CLOSED)
+        return true;
+    if (k->own_count + 2 > OWN_PACKETS)
+        return false;
+    answer_reset_side(k, c, TO_RS);
+    answer_reset_side(k, c, TO_CLIENT);
+    return true;
+}
+
 static void due_one(struct core *k, u32 index, u32 tick)
 {
     struct conn *c = &k->conns[index];
     u32 deadline = c->last_seen + timeout_of(k, c, c->state);
     c->flags &= (u8)~CONN_FIRST_LOOK;
     if (after_u32(deadline, tick)) {
-        wheel_add(k->wheel, k->conns, index, unlikely(c->marks & MARK_DOUBT) ? look_into_doubt(k, c, deadline, tick) : deadline);
+        if (unlikely(c->marks & MARK_DOUBT))
+            deadline = look_into_doubt(k, c, deadline, tick);
+        wheel_add(k->wheel, k->conns, index, keep_template(k, c, deadline, tick));
         return;
     }
-    if (c->state == TCP_EST) {
-        if (k->own_count + 2 > OWN_PACKETS) { /* the resets would be lost: next turn */
-            wheel_add(k->wheel, k->conns, index, tick + 1);
-            return;
-        }
-        answer_reset_side(k, c, TO_RS);
-        answer_reset_side(k, c, TO_CLIENT);
+    if (c->state == TCP_EST && !conn_tell_reset(k, c)) { /* next turn */
+        wheel_add(k->wheel, k->conns, index, tick + 1);
+        return;
     }
     conn_close(k, index);
 }

@@ -163,3 +163,68 @@ void limits_client_give(const struct limits *l, u32 service, u8 family, const u8
     if (at)
         count_down(at);
 }
+
+/* ---- a client's RS ---- */
+
+struct sticky limits_template(const struct limits *l, u32 service, u8 family, const u8 client[16])
+{
+    u32 plen = load_relaxed(&l->services[service].persistent_plen);
+    u8 prefix[16] = {0};
+    memcpy(prefix, client, plen / 8);
+    if (plen % 8)
+        prefix[plen / 8] = (u8)(client[plen / 8] & 0xff00 >> plen % 8);
+    u64 hash = hash_addr(l->secret, prefix, (u64)family << 32 | service);
+    return (struct sticky){.bucket = l->templates + (u64)((u32)hash & l->client_mask) * CLIENTS_IN_BUCKET, .tag = (u16)(hash >> 48)};
+}
+
+bool limits_template_find(const struct limits *l, struct sticky *t, u64 now_ns)
+{
+    (void)l;
+    t->at = NULL;
+    for (u32 i = 0; i < CLIENTS_IN_BUCKET && !t->at; i++) {
+        u64 word = load_relaxed(&t->bucket[i]);
+        if (template_holds(word, now_ns) && (u16)word == t->tag)
+            t->at = &t->bucket[i], t->word = word;
+    }
+    return t->at;
+}
+
+/* The place for a new one: a past one, else the one that ends first. */
+static u64 *template_place(const struct sticky *t, u64 now_ns, u64 *old)
+{
+    u64 *place = NULL;
+    u32 soonest = ~0u;
+    for (u32 i = 0; i < CLIENTS_IN_BUCKET && soonest; i++) {
+        u64 word = load_relaxed(&t->bucket[i]);
+        u32 left = template_holds(word, now_ns) ? ((u32)(word >> 16) - (u32)(now_ns / 1000000000)) & TEMPLATE_SECONDS : 0;
+        if (left < soonest)
+            place = &t->bucket[i], *old = word, soonest = left;
+    }
+    return place;
+}
+
+bool limits_template_put(const struct limits *l, struct sticky *t, u32 member, u32 seconds, u64 now_ns)
+{
+    (void)l;
+    u64 end = ((u64)(now_ns / 1000000000) + seconds + 1) & TEMPLATE_SECONDS, word = (u64)member << 40 | end << 16 | t->tag;
+    if (t->at)
+        return t->word == word || __atomic_compare_exchange_n(t->at, &t->word, word, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+    u64 old, *place = template_place(t, now_ns, &old);
+    if (!__atomic_compare_exchange_n(place, &old, word, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+        return false;
+    for (u32 i = 0; i < CLIENTS_IN_BUCKET; i++) {
+        u64 other = load_relaxed(&t->bucket[i]);
+        if (&t->bucket[i] != place && template_holds(other, now_ns) && (u16)other == t->tag) { /* put elsewhere at the same moment */
+            __atomic_compare_exchange_n(place, &word, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+            return false;
+        }
+    }
+    return true;
+}
+
+void limits_template_renew(const struct limits *l, u32 service, u8 family, const u8 client[16], u32 member, u64 now_ns)
+{
+    struct sticky t = limits_template(l, service, family, client);
+    if (limits_template_find(l, &t, now_ns) && template_member(t.word) == member)
+        limits_template_put(l, &t, member, load_relaxed(&l->services[service].persistent), now_ns);
+}

@@ -8,7 +8,10 @@
  *   new ones in a second  One word, the time before which no more may come (GCRA): moved by compare and swap at openings only.
  *   of a client           One word a client of such a service, in a table of fixed size: a tag and a count.
  * An RS that has reached `upper` is overloaded until it has fewer connections than `lower`: a word that any worker may write.
- * What is unsatisfying: clients beyond the room of their bucket of eight are not counted, so not limited (`clients_uncounted`).
+ * A client of a persistent service keeps its RS: one word says which and until when, the same for all workers, put by compare and swap at
+ * openings: who comes second takes what is there. It lasts `persistent` seconds from the last opening, and while a connection lives.
+ * What is unsatisfying: clients beyond the room of their bucket of eight are not counted, so not limited (`clients_uncounted`); a
+ * template without room takes the place of the one that ends first.
  */
 #ifndef FNAT_LIMIT_H
 #define FNAT_LIMIT_H
@@ -22,7 +25,7 @@ struct limits {
     u32 workers, index;
     struct member_limit *members;   /* by member id */
     struct plane_service *services; /* by service id */
-    u64 *clients;
+    u64 *clients, *templates;
     u32 client_mask; /* number of buckets - 1 */
     const struct hash_secret *secret;
 };
@@ -40,6 +43,27 @@ enum client_count { CLIENT_COUNTED, CLIENT_REFUSED, CLIENT_NO_ROOM };
 /* A client is an IPv4 address, or the first 64 bits of an IPv6 address: what one line has (RFC 6177). */
 enum client_count limits_client_take(const struct limits *l, u32 service, u32 most, u8 family, const u8 addr[16]);
 void limits_client_give(const struct limits *l, u32 service, u8 family, const u8 addr[16]);
+
+/* A template: member 24 | second of its end 24 | tag 16. */
+enum { TEMPLATE_SECONDS = 0xffffff };
+static inline u32 template_member(u64 word) { return (u32)(word >> 40); }
+/* Its end is not past. The second wraps after 194 days: what lies longer behind than a template can last ahead is past, too. */
+static inline bool template_holds(u64 word, u64 now_ns)
+{
+    u32 left = ((u32)(word >> 16) - (u32)(now_ns / 1000000000)) & TEMPLATE_SECONDS;
+    return word && left && left <= FNAT_PERSISTENT_MOST + 1;
+}
+
+struct sticky {
+    u64 *bucket, *at, word; /* at, word: as found; NULL: there is none */
+    u16 tag;
+};
+struct sticky limits_template(const struct limits *l, u32 service, u8 family, const u8 client[16]);
+bool limits_template_find(const struct limits *l, struct sticky *t, u64 now_ns);
+/* The client's RS from now on. False: somebody has put another one since it was looked for. */
+bool limits_template_put(const struct limits *l, struct sticky *t, u32 member, u32 seconds, u64 now_ns);
+/* A connection to this RS lives. */
+void limits_template_renew(const struct limits *l, u32 service, u8 family, const u8 client[16], u32 member, u64 now_ns);
 
 /* Connections of one worker, in one word, so that one that becomes active is never seen twice or not at all. */
 enum { HELD_SHIFT = 32 };

@@ -43,6 +43,7 @@ struct member_limit {
 struct plane_service {
     u32 members;      /* first member id + 1 */
     u32 conn_timeout; /* seconds, 0: general */
+    u32 persistent, persistent_plen;
     u64 conns, packets[2], bytes[2];
     u64 next_new; /* as of a member */
 };
@@ -54,6 +55,13 @@ struct plane_steering {
     struct fnat_steering_spec spec;
 };
 
+/* Connections that are to be ended: one request at a time. */
+struct plane_kill {
+    u32 seq; /* odd while it is being written, else rises with each request */
+    u32 how;
+    struct fnat_conn_filter filter;
+};
+
 struct plane_header {
     u8 magic[8];
     u32 layout, size_of_header;
@@ -63,6 +71,7 @@ struct plane_header {
     u64 snapshot;       /* number<<32 | offset/64 of the newest sealed snapshot; 0: none yet */
     u32 steering;       /* rises when one of the steering rules changes */
     u32 spare;
+    struct plane_kill kill;
 };
 
 /* ---- DIR/worker-I ---- */
@@ -108,6 +117,8 @@ struct worker_header {
     u32 intent;                /* conn whose opening or closing is under way; 0: none */
     u32 cpu;                   /* CPU it runs on, + 1; 0: not yet known */
     u32 spare;
+    u32 kill_done; /* the newest request to end connections that is finished */
+    u64 killed;    /* connections that it ended */
     u64 last_now_ns;
     struct lip_marks lip;
     u64 counters[128];
@@ -143,7 +154,7 @@ struct fnat_plane {
     struct plane_member *members;    /* by member id */
     struct plane_service *services;  /* by service id */
     struct member_limit *limits;     /* by member id */
-    u64 *clients;                    /* connections of clients: limit.h */
+    u64 *clients, *templates;        /* of clients, their connections and their RSs: limit.h */
     struct plane_steering *steering; /* [port * FNAT_FLOWS + flow] */
     struct neigh_entry *neighbours;
     u8 *snapshots; /* the area that offsets in snapshots refer to */

@@ -66,6 +66,8 @@ _SERVICE_KEYS = (
     "client_addr",
     "one_packet",
     "quic",
+    "persistent",
+    "persistent_mask",
     "limits",
     "lips",
     "rs",
@@ -388,6 +390,8 @@ class _Reader:
         fields: dict[str, Any] = {
             k: table[k] for k in ("scheduler", "no_rs", "expire_quiescent", "one_packet", "quic") if k in table
         }
+        if "persistent" in table:
+            fields["persistent"] = self.seconds(f"{path}.persistent", table["persistent"], 0)
         for word, value in limits.items():
             fields["max_conns" if word == "conns" else word] = self.count(f"{path}.limits.{word}", value)
         if "conn_timeout" in table:
@@ -632,6 +636,10 @@ def _dump_service(service: Service, port: str | None, all_lips: tuple[LocalAddre
     lines.append(f"expire_quiescent = {str(service.expire_quiescent).lower()}")
     if service.client_addr != "none":
         lines.append(f'client_addr = "{service.client_addr}"')
+    if service.persistent:
+        lines.append(f"persistent = {service.persistent}")
+    if service.persistent_mask is not None:
+        lines.append(f"persistent_mask = {service.persistent_mask}")
     if service.one_packet:
         lines.append("one_packet = true")
     if service.quic:

@@ -101,6 +101,7 @@ Weight = Annotated[int, Field(ge=0, le=65535, strict=True)]
 Seconds = Annotated[int, Field(ge=0, le=MAX_SECONDS, strict=True)]
 NoRs = Annotated[str, BeforeValidator(no_rs)]
 Rate = Annotated[int, Field(ge=0, le=10_000_000, strict=True)]
+PersistentSeconds = Annotated[int, Field(ge=0, le=31 * 86_400, strict=True)]
 Many = Annotated[int, Field(ge=0, le=2**32 - 1, strict=True)]
 PerClient = Annotated[int, Field(ge=0, le=2**24 - 1, strict=True)]
 HalfOpen = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
@@ -141,11 +142,12 @@ class ServiceRef(Frozen):
 
 
 class Shape(ServiceRef):
-    """Names a service and says how it works. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only):
-    every datagram is scheduled anew. quic (UDP only): clients that move keep their RS, by connection IDs (RFC 9000) in
-    DPVS's form. no_rs: what becomes of a first packet when no RS can take it; ADDRESS:PORT: that sorry server does.
-    max_conns, new_per_s, per_client: connections, new ones in a second, connections of one client address, over all
-    workers; 0: unlimited."""
+    """Names a service and says how it works. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP
+    only): every datagram is scheduled anew. quic (UDP only): clients that move keep their RS, by connection IDs
+    (RFC 9000) in DPVS's form. no_rs: what becomes of a first packet when no RS can take it; ADDRESS:PORT: that
+    sorry server does. persistent: seconds that a client keeps its RS after its last connection; persistent_mask:
+    bits of its address that make it the same client (None: all). max_conns, new_per_s, per_client: connections, new
+    ones in a second, connections of one client address, over all workers; 0: unlimited."""
 
     scheduler: Scheduler = "wrr"
     conn_timeout: Seconds = 0
@@ -154,6 +156,8 @@ class Shape(ServiceRef):
     one_packet: bool = False
     quic: bool = False
     half_open: HalfOpen | None = None
+    persistent: PersistentSeconds = 0
+    persistent_mask: PrefixLength | None = None
     max_conns: Many = 0
     new_per_s: Rate = 0
     per_client: PerClient = 0
@@ -165,6 +169,8 @@ class Shape(ServiceRef):
             raise ValueError("one_packet is for UDP services only")
         if self.quic and self.proto != "udp":
             raise ValueError("quic is for UDP services only")
+        if self.persistent_mask is not None and self.persistent_mask > addresses.bits(self.vip):
+            raise ValueError(f"persistent_mask {self.persistent_mask} is too long for clients of {self.vip}")
         if self.quic and self.one_packet:
             raise ValueError("quic and one_packet exclude each other")
         return self
@@ -188,11 +194,24 @@ class ServerShape(Frozen):
     max_new_per_s: Rate = 0
 
 
+class Drain(Frozen):
+    """A server gets no new connections; what is left `until` then (seconds since 1970, None: no end) is ended.
+    keep_persistent: clients that are persistent to it still get theirs until then."""
+
+    until: Annotated[int, Field(ge=1, strict=True)] | None = None
+    keep_persistent: bool = False
+
+
 class RealServer(ServerShape):
     """A server of a service."""
 
     rip: Ip
     rport: PortNumber
+    drain: Drain | None = None
+
+    @property
+    def takes_new(self) -> bool:
+        return self.weight > 0 and self.drain is None
 
     @model_validator(mode="after")
     def _lower_is_lower(self) -> Self:
@@ -496,7 +515,7 @@ class Services(Table[Key, Service]):
         self.lips: dict[str, dict[str, int]] = {}
         for service in self:
             self._count(service, 1)
-            if any(server.weight for server in service.servers):
+            if any(server.takes_new for server in service.servers):
                 _add(self.served, service.vip, 1)
 
     def edited(self, edits: Mapping[Key, Service | None]) -> Self:
@@ -506,7 +525,7 @@ class Services(Table[Key, Service]):
             for key in edits:
                 old, new = self.by_key.get(key), table.by_key.get(key)
                 for service, step in ((old, -1), (new, 1)):
-                    if service is not None and any(server.weight for server in service.servers):
+                    if service is not None and any(server.takes_new for server in service.servers):
                         _add(table.served, service.vip, step)
                 if old is not None and new is not None and old.lips == new.lips:
                     continue
@@ -612,6 +631,22 @@ class ServerDel(Frozen):
     rport: PortNumber
 
 
+class ServerDrain(Drain):
+    """Drain a server, or drain it otherwise."""
+
+    op: Literal["server.drain"] = "server.drain"
+    service: ServiceRef
+    rip: Ip
+    rport: PortNumber
+
+
+class ServerUndrain(Frozen):
+    op: Literal["server.undrain"] = "server.undrain"
+    service: ServiceRef
+    rip: Ip
+    rport: PortNumber
+
+
 class LipAdd(LocalAddress):
     op: Literal["lip.add"] = "lip.add"
     service: ServiceRef
@@ -688,6 +723,8 @@ Change = Annotated[
     | ServerAdd
     | ServerSet
     | ServerDel
+    | ServerDrain
+    | ServerUndrain
     | LipAdd
     | LipDel
     | AddrAdd
@@ -734,6 +771,19 @@ class ConnFilter(Frozen):
     cip: Prefix | None = None
     cport: PortText | None = None
     state: str | None = None
+
+
+class ConnKill(ConnFilter):
+    """Ends the connections that pass the filter. reset: both ends of TCP are told; UDP and SCTP end silently. all: no
+    filter is no mistake."""
+
+    reset: bool = True
+    reason: Annotated[str, Field(min_length=1, max_length=200)]
+    all: bool = False
+
+
+class ConnKilled(TypedDict):
+    ended: int
 
 
 class ConnQuery(ConnFilter):
@@ -787,6 +837,17 @@ class RateView(TypedDict):
     out_bps: int
 
 
+class DrainView(TypedDict):
+    """left: connections; oldest: age in seconds of the oldest of them, None: there is none; ends_in: seconds until none
+    is left, as it looks, None: nobody knows."""
+
+    until: int | None
+    keep_persistent: bool
+    left: int
+    oldest: int | None
+    ends_in: float | None
+
+
 class ServerView(TypedDict):
     rip: str
     rport: int
@@ -796,6 +857,8 @@ class ServerView(TypedDict):
     lower: int
     max_new_per_s: int
     overloaded: bool
+    persistent: int  # clients that are persistent to it
+    drain: DrainView | None
     stats: StatsView
     rate: RateView
 
@@ -820,6 +883,8 @@ class ServiceView(TypedDict):
     one_packet: bool
     quic: bool
     half_open: int | None
+    persistent: int
+    persistent_mask: int | None
     max_conns: int
     new_per_s: int
     per_client: int

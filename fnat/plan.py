@@ -22,6 +22,7 @@ from fnat.model import (
     AddrFlush,
     Change,
     Config,
+    Drain,
     Key,
     Keyed,
     LinkSet,
@@ -39,8 +40,10 @@ from fnat.model import (
     RouteSet,
     ServerAdd,
     ServerDel,
+    ServerDrain,
     ServerSet,
     ServerShape,
+    ServerUndrain,
     Service,
     ServiceAdd,
     ServiceClear,
@@ -63,6 +66,8 @@ SERVICE_FIELDS = (
     "one_packet",
     "quic",
     "half_open",
+    "persistent",
+    "persistent_mask",
     "max_conns",
     "new_per_s",
     "per_client",
@@ -161,11 +166,16 @@ def _diff_service(
         if r.key not in servers:
             shape = r.model_dump(include={*SERVER_FIELDS}, exclude_defaults=True)
             come.append(ServerAdd(service=ref, rip=r.rip, rport=r.rport, **shape | {"weight": r.weight}))
-        elif servers[r.key] != r:
+        elif any(getattr(servers[r.key], f) != getattr(r, f) for f in SERVER_FIELDS):
             moved = {f: v for f in SERVER_FIELDS if (v := getattr(r, f)) != getattr(servers[r.key], f)}
             if moved.keys() & {"upper", "lower"}:  # one is checked by the other
                 moved |= {"upper": r.upper, "lower": r.lower}
             come.append(ServerSet(service=ref, rip=r.rip, rport=r.rport, **moved))
+        before = servers[r.key].drain if r.key in servers else None
+        if r.drain is not None and r.drain != before:
+            come.append(ServerDrain(service=ref, rip=r.rip, rport=r.rport, **_plain(r.drain)))
+        elif r.drain is None and before is not None:
+            come.append(ServerUndrain(service=ref, rip=r.rip, rport=r.rport))
 
 
 _IDENTITY: dict[str, tuple[str, ...]] = {
@@ -280,7 +290,7 @@ class _Draft:
             case ServiceZero():
                 if change.key is not None:
                     self._service(change.key)
-            case ServerAdd() | ServerSet() | ServerDel():
+            case ServerAdd() | ServerSet() | ServerDel() | ServerDrain() | ServerUndrain():
                 self._server(change, replace)
             case LipAdd() | LipDel():
                 self._lip(change, replace)
@@ -362,7 +372,7 @@ class _Draft:
         else:
             raise _exists(f"service {key}", "change it with service.set")
 
-    def _server(self, change: ServerAdd | ServerSet | ServerDel, replace: bool) -> None:
+    def _server(self, change: ServerAdd | ServerSet | ServerDel | ServerDrain | ServerUndrain, replace: bool) -> None:
         key = change.service.key
         servers = self._service(key).of_servers()
         at = change.rip, change.rport
@@ -373,10 +383,18 @@ class _Draft:
             raise _missing(f"server {addresses.endpoint(*at)} in {key}", [addresses.endpoint(*rs) for rs in servers])
         if isinstance(change, ServerDel):
             del servers[at]
+        elif isinstance(change, ServerDrain):
+            drain = Drain(until=change.until, keep_persistent=change.keep_persistent)
+            servers[at] = servers[at].model_copy(update={"drain": drain})
+        elif isinstance(change, ServerUndrain):
+            if servers[at].drain is None and not replace:
+                raise _missing(f"drain of server {addresses.endpoint(*at)} of {key}", [])
+            servers[at] = servers[at].model_copy(update={"drain": None})
         else:
             known = servers.get(at) if isinstance(change, ServerSet) else None
             given = {f: getattr(known or change, f) for f in SERVER_FIELDS}
             given |= {f: getattr(change, f) for f in change.model_fields_set & {*SERVER_FIELDS}}
+            given["drain"] = known.drain if known else None
             servers[at] = _server(change.rip, change.rport, given)
 
     def _lip(self, change: LipAdd | LipDel, replace: bool) -> None:

@@ -142,6 +142,9 @@ class Service:
     max_conns: int = 0
     new_per_s: int = 0
     per_client: int = 0
+    persistent: int = 0
+    persistent_plen: int = 32
+    draining: dict[int, bool] = field(default_factory=dict)
 
 
 @dataclass
@@ -320,6 +323,9 @@ class Reference:
         self.schedulers: dict[int, Scheduler] = {}
         self.paces: dict[tuple[str, int], Pace] = {}  # of services and members
         self.overloaded: set[int] = set()  # members
+        self.templates: dict[
+            tuple[int, str], tuple[int, int]
+        ] = {}  # service, client's network -> member, second of the end
         self.addresses: dict[int, tuple[str, str, int]] = {}  # id -> (address, kind, port)
         self.lip_names: dict[int, str] = {}  # every id ever given out
         # prefix, gateway, port, kind, metric, mtu, source
@@ -386,6 +392,9 @@ class Reference:
         max_conns: int = 0,
         new_per_s: int = 0,
         per_client: int = 0,
+        persistent: int = 0,
+        persistent_plen: int | None = None,
+        draining: dict[int, bool] | None = None,
         members: list[tuple[int, str, int, int]] | None = None,
         limits: dict[int, tuple[str, int, int, int]] | None = None,
         lips: list[int] | None = None,
@@ -400,7 +409,10 @@ class Reference:
             expire_quiescent,
             conn_timeout,
             half_open,
-            [Member(*m, *(limits or {}).get(m[0], ())) for m in members or []],
+            [
+                Member(*m[:3], 0 if m[0] in (draining or {}) else m[3], *(limits or {}).get(m[0], ()))
+                for m in members or []
+            ],
             list(lips or []),
             one_packet and proto == UDP,
             client_addr,
@@ -408,6 +420,9 @@ class Reference:
             max_conns,
             new_per_s,
             per_client,
+            persistent,
+            (128 if wire.is6(vip) else 32) if persistent_plen is None else persistent_plen,
+            draining or {},
         )
         self.schedulers.setdefault(id, Scheduler())
         for conn in self.conns:  # a shorter timeout counts from the next look at the connection: at its old deadline
@@ -477,7 +492,9 @@ class Reference:
 
     def usable(self, conn: Conn) -> bool:
         service = self.services.get(conn.service)
-        return service is not None and any(m.id == conn.member and m.weight for m in service.members)
+        return service is not None and any(
+            m.id == conn.member and (m.weight or m.id in service.draining) for m in service.members
+        )
 
     @property
     def tick(self) -> int:
@@ -1114,13 +1131,14 @@ class Reference:
         if not service.lips:
             return "no_lip"
         resets = service.no_rs_reset and f.proto == TCP and not d
-        if not any(m.weight for m in service.members):
+        unusable = not any(m.weight for m in service.members)
+        if unusable and not service.persistent:
             return self._reset(port, f) if resets else "no_rs"
         if reason := self._beyond(service, f.src):
             return reason
-        member = self._named(f, service, d) or self._pick_rs(service)
+        member = self._named(f, service, d) or self._sticky(f.src, service)
         if member is None:
-            return self._reset(port, f) if resets else "rs_full"
+            return self._reset(port, f) if resets else "no_rs" if unusable else "rs_full"
         if f.proto != UDP and service.half_open and len(self._half_open(service)) >= service.half_open:
             self._evict(service)
         if len(self.conns) >= self.capacity and not self._evict(service) and not self._evict_expendable(f):
@@ -1214,6 +1232,24 @@ class Reference:
                 assert self._takes(member)
                 return member
         return None
+
+    def _sticky(self, client: str, service: Service) -> Member | None:
+        """The RS that this client has; else one that it keeps from now on. A sorry server is nobody's own.
+        Left out: that a connection that lives renews it."""
+        if not service.persistent:
+            return self._pick_rs(service)
+        network = str(ipaddress.ip_network(f"{client}/{service.persistent_plen}", strict=False))
+        id, end = self.templates.get((service.id, network), (-1, 0))
+        now = self.now // 1_000_000_000
+        known = next((m for m in service.members if m.id == id and now < end), None)
+        if known and known.id in service.draining:
+            stays = service.draining[known.id]
+        else:
+            stays = known is not None and (known.weight > 0 or not service.expire_quiescent)
+        member = known if known and stays and self._admits(known) and self._takes(known) else self._pick_rs(service)
+        if member and member.role != "sorry":
+            self.templates[service.id, network] = member.id, now + service.persistent + 1
+        return member
 
     def _held(self, m: Member) -> int:
         return sum(c.member == m.id for c in self.conns)

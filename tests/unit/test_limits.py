@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import array
 import contextlib
+import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import packets as wire
 import pytest
 from crew import RS, Crew
 from packets import ACK, RST, SCTP, SYN, TCP, UDP
-from rig import CLIENT, CLIENT6, LIP_IDS, RS1, RS2, RS3, RS6, SECOND, VIP, VIP6, WAN, Rig, Twin
+from rig import CLIENT, CLIENT6, LAN, LIP_IDS, RS1, RS2, RS3, RS6, SECOND, VIP, VIP6, WAN, Rig, Twin
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "cases"))
+from talk import Core, Talk
 
 LIPS = list(LIP_IDS.values())
 
@@ -273,4 +278,196 @@ def test_a_limit_is_never_passed_while_workers_race(title: str) -> None:
     refused = counters["rs_full"] + counters["limit_conns"] + counters["limit_client"]
     assert counters["conns_opened"] > 2 * most and refused > 100, "places were given back and fought for"
     assert most - 1 <= highest <= most
+    crew.close()
+
+
+# ---- ending connections on request ----
+
+
+def killed(rig: Rig, *, reset: bool, **filter: Any) -> list[tuple[int, wire.Frame]]:
+    number = rig.plane.conn_kill(reset=reset, **filter)
+    out = rig.step()
+    assert rig.plane.conn_killed()[0] == number
+    return [(port, wire.read(frame)) for port, frame in out]
+
+
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize("state", ["TCP_EST", "SYN_RECV"])
+def test_a_killed_connection_is_reset_on_both_sides_or_silently_gone(state: str, reset: bool) -> None:
+    core = Core()
+    talk = Talk(core)
+    talk.establish() if state == "TCP_EST" else talk.syn()
+    assert core.state() == state
+    frames = killed(core, reset=reset, cip=CLIENT)
+    assert core.state() == "" and core.plane.conn_killed()[1] == 1
+    if not reset:
+        assert frames == []
+    else:
+        assert sorted((port, f.src, f.dst, f.flags & RST) for port, f in frames) == [
+            (WAN, VIP, CLIENT, RST),
+            (LAN, talk.lip[0], RS1, RST),
+        ]
+        to_client = next(f for port, f in frames if port == WAN)
+        assert (to_client.ack, to_client.sport, to_client.dport) == (talk.seq, 80, talk.client[1])
+    assert core.counters()["conns_killed"] == 1
+    core.check_sums()
+    core.check_empty()
+
+
+def test_only_what_the_filter_names_is_killed() -> None:
+    rig = Rig(conns=20000, frames=2048)
+    rig.service(proto=UDP, members=MEMBERS[:2])
+    for i in range(9000):
+        rig.put(WAN, wire.udp(f"10.8.{i >> 8}.{i & 255}", 1024, VIP, 80, b""))
+        if i % 50 == 49:
+            rig.step()
+    rig.step()
+    assert rig.counters()["conns"] == 9000
+    number = rig.plane.conn_kill(reset=False, rip=RS2)
+    with pytest.raises(OSError, match="end connections"):
+        rig.plane.conn_kill(reset=False, rip=RS1)  # one after the other
+    turns = 0
+    while rig.plane.conn_killed()[0] != number:
+        rig.step()
+        turns += 1
+    assert turns == 3, "some thousand records a turn, so that packets do not wait"
+    assert (rig.counters()["conns"], rig.plane.conn_killed()) == (4500, (number, 4500))
+    assert {c.rip for c in rig.conns()} == {RS1}
+
+
+# ---- persistence ----
+
+
+def test_a_client_keeps_its_rs_for_the_time_after_its_last_connection() -> None:
+    twin = Twin()
+    twin.service(proto=UDP, members=MEMBERS, persistent=20, conn_timeout=2)
+    for client in ("198.51.100.1", "198.51.100.2", "198.51.100.3"):
+        twin.deliver([(WAN, wire.udp(client, 1024, VIP, 80, b"x"))])
+    assert sorted(servers_of(twin)) == [RS1, RS2, RS3]
+    mine = next(c.rip for c in twin.conns() if c.cip == "198.51.100.1")
+    for i in range(5):
+        twin.wait(15, 0.25)
+        assert twin.conns() == []
+        twin.deliver([(WAN, wire.udp("198.51.100.1", 2000 + i, VIP, 80, b"x"))])
+        assert servers_of(twin) == {mine: 1}
+    assert twin.plane.persistent(now_ns=twin.now).sum() == 1
+    twin.wait(22, 0.25)
+    assert twin.plane.persistent(now_ns=twin.now).sum() == 0
+    seen = set()
+    for i in range(3):
+        twin.deliver([(WAN, wire.udp("198.51.100.1", 3000 + i, VIP, 80, b"x"))])
+        seen |= servers_of(twin).keys()
+        twin.wait(22, 0.25)
+    assert len(seen) == 3, "each time scheduled anew"
+
+
+def test_a_living_connection_keeps_the_clients_rs() -> None:
+    core = Core()
+    members = [(0, RS1, 8080, 1), (1, RS2, 8080, 1), (2, RS3, 8080, 1)]
+    talk = Talk(core, members=members, persistent=4).establish()
+    for _ in range(15):
+        core.wait(1, 0.25)
+        talk.ack()
+    for i in range(6):
+        core.send(WAN, syn(100 + i))
+    assert len({c.rip for c in core.conns()}) == 1
+
+
+# title: mask, members afterwards, options -> does the client stay with its server?
+STAYS: dict[str, tuple[list[tuple[int, str, int, int]], dict[str, Any], bool]] = {
+    "other weights": ([(0, RS1, 8080, 1), (1, RS2, 8080, 9)], {}, True),
+    "weight 0": ([(0, RS1, 8080, 0), (1, RS2, 8080, 1)], {}, True),
+    "weight 0 of all": ([(0, RS1, 8080, 0), (1, RS2, 8080, 0)], {}, True),
+    "weight 0, and the service ends what is quiet": ([(0, RS1, 8080, 0), (1, RS2, 8080, 1)], {"expire_quiescent": True}, False),
+    "removed": ([(1, RS2, 8080, 1)], {}, False),
+    "drains and keeps its clients": (MEMBERS[:2], {"draining": {0: True}}, True),
+    "drains": (MEMBERS[:2], {"draining": {0: False}}, False),
+    "overloaded": (MEMBERS[:2], {"limits": {0: ("active", 1, 0, 0)}}, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("title", STAYS)
+def test_when_a_persistent_client_stays(title: str) -> None:
+    members, options, stays = STAYS[title]
+    twin = Twin()
+    twin.service(
+        proto=UDP,
+        members=MEMBERS[:2],
+        persistent=60,
+        **({"expire_quiescent": True} if "expire_quiescent" in options else {}),
+    )
+    twin.deliver([(WAN, wire.udp(CLIENT, 1024, VIP, 80, b"x"))])
+    assert servers_of(twin) == {RS1: 1}
+    twin.service(proto=UDP, members=members, persistent=60, **options)
+    for i in range(1, 6):
+        twin.deliver([(WAN, wire.udp(CLIENT, 1024 + i, VIP, 80, b"x"))])
+    assert servers_of(twin) == ({RS1: 6} if stays else {RS1: 1, RS2: 5})
+
+
+@pytest.mark.parametrize(("plen", "same", "other"), [(24, "198.51.100.9", "198.51.101.7"), (31, "198.51.100.6", "198.51.100.8")])  # fmt: skip
+def test_clients_of_one_network_are_one(plen: int, same: str, other: str) -> None:
+    twin = Twin()
+    twin.service(proto=UDP, members=MEMBERS, persistent=60, persistent_plen=plen)
+    for i in range(4):
+        for client in (CLIENT, same):
+            twin.deliver([(WAN, wire.udp(client, 1024 + i, VIP, 80, b"x"))])
+    assert servers_of(twin) == {RS1: 8}
+    twin.deliver([(WAN, wire.udp(other, 1024, VIP, 80, b"x"))])
+    assert servers_of(twin) == {RS1: 8, RS2: 1}
+
+
+def test_a_sorry_server_is_nobodys_own() -> None:
+    twin = Twin()
+    limits = {2: ("sorry", 0, 0, 0)}
+    twin.service(proto=UDP, members=[(0, RS1, 8080, 0), MEMBERS[2]], limits=limits, persistent=60)
+    twin.deliver([(WAN, wire.udp(CLIENT, 1024, VIP, 80, b"x"))])
+    twin.service(proto=UDP, members=[(0, RS1, 8080, 1), MEMBERS[2]], limits=limits, persistent=60)
+    twin.deliver([(WAN, wire.udp(CLIENT, 1025, VIP, 80, b"x"))])
+    assert servers_of(twin) == {RS3: 1, RS1: 1}
+
+
+def test_a_client_that_comes_by_several_workers_has_one_rs() -> None:
+    """Three running workers, 200 clients, nine connections each by turns over all workers, while weights change."""
+    servers = ["10.0.0.101", "10.0.0.102", "10.0.0.103", "10.0.0.104"]
+    crew, stop = Crew(3, servers=servers), array.array("i", [0])
+
+    def put(weights: list[int]) -> None:
+        members = [(4 + i, rs, 53, w) for i, (rs, w) in enumerate(zip(servers, weights, strict=True))]
+        crew.plane.put_service(1, VIP, 53, UDP, members=members, persistent=300, lips=[2])
+        crew.plane.publish()
+
+    put([1, 1, 1, 1])
+    threads = [threading.Thread(target=w.run, args=(stop.buffer_info()[0], 0)) for w in crew.workers]
+    for thread in threads:
+        thread.start()
+    for i in range(9):
+        put([1 + i, 1, 1 + i % 2, i % 3])
+        for n in range(200):
+            frames = [wire.udp(f"10.7.0.{n}", 1024 + 3 * i + w, VIP, 53, b"x") for w in range(3)]
+            for w, frame in enumerate(frames):  # at the same moment, as nearly as can be
+                while True:
+                    with contextlib.suppress(OSError):
+                        crew.queues[(w + n) % 3, WAN].put(frame)
+                        break
+            if n % 20 == 19:
+                for queue in crew.queues.values():
+                    queue.take_all()
+    deadline = time.monotonic() + 20
+    while crew.counter("conns") < 200 * 27 and time.monotonic() < deadline:
+        for queue in crew.queues.values():
+            queue.take_all()
+        time.sleep(0.01)
+    stop[0] = 1
+    for thread in threads:
+        thread.join()
+    seen: dict[str, set[str]] = {}
+    for w in range(3):
+        cursor = 0
+        while cursor >= 0:
+            page, cursor = crew.plane.conns(w, cursor)
+            for c in page:
+                seen.setdefault(c.cip, set()).add(c.rip)
+    assert len(seen) == 200 and crew.counter("conns") == 200 * 27
+    assert {len(its) for its in seen.values()} == {1}
+    assert len(set.union(*seen.values())) == 4, "and the clients are spread"
     crew.close()
