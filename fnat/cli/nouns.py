@@ -397,6 +397,29 @@ def rs_undrain(server: str, service: tuple[str, str] | None) -> None:
     apply(*({"op": "server.undrain", **at} for at in _of_server(server, service)))
 
 
+@rs.command("shift")
+@proto_argument
+@service_argument
+@server_argument
+@click.option("--to", "target", metavar="RIP:PORT", help="The server that gets the weight.")
+@click.option("--per-min", type=click.FloatRange(0, 6000, min_open=True), help="Percent of its weight in a minute.")
+@click.option("--stop", is_flag=True, help="Stop; the weights stay as they are now.")
+@changing
+def rs_shift(proto: str, service: str, server: str, target: str | None, per_min: float | None, stop: bool) -> None:
+    """Move the weight of a real server to another, little by little. `fnat rs show` says how far it is.
+
+    Weights are whole numbers: with small ones it goes in leaps. Setting a weight by hand stops it."""
+    of = {"service": _service(proto, service), **_server(server)}
+    if stop and target is None and per_min is None:
+        apply({"op": "server.unshift", **of})
+    elif target is None or per_min is None or stop:
+        raise click.UsageError("give --to and --per-min, or --stop")
+    else:
+        to = _server(target)
+        way = {"to_rip": to["rip"], "to_rport": to["rport"], "per_min": per_min, "started": int(time.time())}
+        apply({"op": "server.shift", **of, **way})
+
+
 def _seconds(text: str) -> int:
     match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
     if match is None or not text:

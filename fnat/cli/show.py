@@ -137,6 +137,8 @@ def _state_of(rs: Row) -> str:
         words.append(f"{rs['max_new_per_s']} new/s")
     if rs.get("persistent"):
         words.append(f"{rs['persistent']} persistent clients")
+    if rs.get("shift"):
+        words.append(f"shift {rs['shift']}")
     if drain := rs.get("drain"):
         if not drain["left"]:
             words.append("drained")

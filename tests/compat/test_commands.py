@@ -272,6 +272,10 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
         {"op": "server.drain", "service": WEB, "rip": "10.0.2.1", "rport": 8080, "keep_persistent": True},
     ),
     (
+        "fnat rs shift tcp 10.0.0.1:80 10.0.2.1:8080 --stop -q",
+        {"op": "server.unshift", "service": WEB, "rip": "10.0.2.1", "rport": 8080},
+    ),
+    (
         "fnat rs undrain 10.0.2.1 -q",
         {"op": "server.undrain", "service": WEB, "rip": "10.0.2.1", "rport": 8080},
     ),

@@ -315,6 +315,62 @@ def test_udp_flows_of_a_removed_server_move(house):
     assert house.plane.calls[-1] == ("conn_kill", False, {"member": member})
 
 
+OTHER = {"service": WEB, "rip": "10.1.1.2", "rport": 8080}
+SHIFT = {"op": "server.shift", **RS, "to_rip": "10.1.1.2", "to_rport": 8080, "per_min": 10, "started": 6000}
+
+
+def weights(house):
+    return [server["weight"] for server in house.client.services()[0]["servers"]]
+
+
+def test_weight_moves_little_by_little_and_goes_on_after_a_restart(house, tmp_path):
+    house.client.change([*ADD, {"op": "server.set", **RS, "weight": 100}])
+    house.client.change([{"op": "server.add", **OTHER, "weight": 20}, SHIFT])
+    for second, moved in ((0, 0), (5, 0), (6, 1), (60, 10), (61, 10), (150, 25)):
+        house.control.shift_weights(6000 + second)
+        assert weights(house) == [100 - moved, 20 + moved], second
+        assert house.plane.services[1]["members"][1][3] == 20 + moved
+    again = House(tmp_path, house.plane)
+    assert weights(again) == [75, 45]
+    assert again.client.services()[0]["servers"][0]["shift"] == "to 10.1.1.2:8080, 10 %/min, 25 % done"
+    again.control.shift_weights(6000 + 300)
+    assert weights(again) == [50, 70]
+    again.control.shift_weights(6000 + 900)
+    assert weights(again) == [0, 120] and not next(iter(again.control.engine.config.services)).shifts
+
+
+def test_a_shift_ends_by_word_or_by_hand(house):
+    house.client.change([*ADD, {"op": "server.set", **RS, "weight": 100}, {"op": "server.add", **OTHER, "weight": 20}])
+    ends = {"op": "server.unshift", **RS}, {"op": "server.set", **OTHER, "weight": 30}, {"op": "server.del", **OTHER}
+    for end in ends:
+        house.client.change([{"op": "server.set", **RS, "weight": 100}, SHIFT])
+        house.control.shift_weights(6060)
+        house.client.change([end])
+        calls = len(house.plane.calls)
+        house.control.shift_weights(6600)
+        assert len(house.plane.calls) == calls and weights(house)[0] == 90, end
+
+
+WRONG_SHIFTS = [
+    ({"to_rip": "10.1.1.9"}, "FN-1203"),
+    ({"to_rip": "10.1.1.1"}, "FN-1201"),
+    ({"per_min": 0}, "FN-1201"),
+    ({"weights": (60000, 6000)}, "FN-1201"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "code"), WRONG_SHIFTS)
+def test_shifts_that_cannot_be(house, wrong, code):
+    house.client.change([*ADD, {"op": "server.add", **OTHER, "weight": 20}])
+    with pytest.raises(ChangeError) as caught:
+        house.client.change([{**SHIFT, **wrong}])
+    assert caught.value.code == code
+    house.client.change([SHIFT])
+    with pytest.raises(ChangeError) as caught:
+        house.client.change([{**SHIFT, "rip": "10.1.1.2", "to_rip": "10.1.1.1"}])
+    assert caught.value.code == "FN-1204"
+
+
 # ---- control: disk, restart, reload ----
 
 
