@@ -77,8 +77,8 @@ def test_drains_and_shifts_are_comments_of_a_dump():
         {"op": "server.shift", **of, **shift},
     ]
     text = config.dump(plan.apply(read(GOOD), CHANGES.validate_python(changes)))
-    assert '# only in the overlay: {"op": "server.drain"' in text
-    assert '# only in the overlay: {"op": "server.shift"' in text
+    assert "# only in the overlay: {'op': 'server.drain'" in text
+    assert "# only in the overlay: {'op': 'server.shift'" in text
     assert read(text, None).services[0].servers[1].rip == "10.31.2.12"
 
 
