@@ -73,12 +73,12 @@ static int pick_rr(const struct core *k, const struct snap_service *svc, struct 
 static int next_by_weight(const struct core *k, const struct snap_service *svc, struct service_state *state)
 {
     u32 n = svc->n_members, i = state->rr < n ? state->rr : 0; /* the next one to look at */
-    s32 lower = 0;
+    s32 lower = 0, before = state->wrr_weight;
     if (state->wrr_weight > (s32)svc->weight_max)
         state->wrr_weight = (s32)svc->weight_max;
     for (u32 looks = 0; looks < 3 * n; looks++, i = after(i, n)) {
         if (looks == 2 * n) /* at least one whole round */
-            state->wrr_weight = lower;
+            state->wrr_weight = lower, i = 0;
         if (i == 0 && looks < 2 * n) {
             state->wrr_weight -= (s32)svc->weight_gcd;
             if (state->wrr_weight <= 0)
@@ -93,6 +93,7 @@ static int next_by_weight(const struct core *k, const struct snap_service *svc, 
         }
         lower = weight > lower ? weight : lower;
     }
+    state->wrr_weight = before;
     return -1;
 }
 

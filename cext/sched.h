@@ -9,8 +9,8 @@
  * the same on every worker. */
 static inline bool sched_eligible(const struct core *k, const struct snap_service *svc, u32 member)
 {
-    (void)k;
-    return svc->members[member].weight;
+    const struct snap_member *m = &svc->members[member];
+    return m->weight && m->role == k->role && limits_member_admits(&k->limits, m, k->now_ns);
 }
 
 /* The place in its service of a member that is eligible, for the first packet of a connection; -1: none. */

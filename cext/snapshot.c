@@ -364,6 +364,9 @@ static u32 gcd(u32 a, u32 b)
 
 static void move_member(struct fnat_plane *p, u32 id, u32 service);
 
+/* ns between two new connections, never a bit too short. */
+static u32 period_of(u32 rate) { return rate ? (u32)((1000000000ull + rate - 1) / rate) : 0; }
+
 /* A blob that was put and put again before it was published: nobody has seen it. */
 static void forget_unpublished(struct fnat_plane *p, struct snapshot_builder *b, u32 id)
 {
@@ -409,17 +412,23 @@ static bool can_schedule(const struct fnat_service_spec *svc)
     return sched != FNAT_SCHED_MH || (svc->slots > 2 && svc->slots <= 131071 && svc->n_members <= svc->slots);
 }
 
+/* One that drains gets no new connections. */
+static u16 weight_of(const struct fnat_member_spec *m) { return m->flags & FNAT_MEMBER_DRAINS ? 0 : m->weight; }
+
 /* A member as workers see it, after the one before it in the list. */
 static void fill_member(struct snap_service *s, u32 i, const struct fnat_member_spec *from)
 {
     struct snap_member *to = &s->members[i];
     memcpy(to->rip, from->rip, 16);
-    to->id = from->id, to->rport = be16(from->rport), to->weight = from->weight, to->family = from->family;
-    to->upto = (i ? to[-1].upto : 0) + from->weight;
-    if (from->weight) {
+    to->id = from->id, to->rport = be16(from->rport), to->weight = weight_of(from), to->family = from->family;
+    to->role = from->role, to->flags = from->flags, to->upper = from->upper, to->lower = from->lower;
+    to->new_per_s = from->new_per_s, to->new_period = period_of(from->new_per_s);
+    to->upto = (i ? to[-1].upto : 0) + to->weight;
+    if (to->weight) {
         s->usable++;
-        s->weight_gcd = gcd(from->weight, s->weight_gcd);
-        s->weight_max = max_u32(s->weight_max, from->weight);
+        s->roles |= 1u << from->role;
+        s->weight_gcd = gcd(to->weight, s->weight_gcd);
+        s->weight_max = max_u32(s->weight_max, to->weight);
     }
 }
 
@@ -429,6 +438,9 @@ static void fill_service(struct snap_service *s, const struct fnat_service_spec 
     s->id = svc->id, s->vport = be16(svc->vport), s->family = svc->family, s->proto = svc->proto;
     s->sched = svc->sched, s->no_rs = svc->no_rs, s->flags = svc->flags, s->client_addr = svc->client_addr;
     s->conn_timeout = svc->conn_timeout, s->half_open = svc->half_open;
+    s->persistent = svc->persistent;
+    s->max_conns = svc->max_conns, s->per_client = svc->per_client;
+    s->new_per_s = svc->new_per_s, s->new_period = period_of(svc->new_per_s);
     s->n_members = svc->n_members, s->n_lips = svc->n_lips;
     s->slots = svc->sched == FNAT_SCHED_MH ? svc->slots : 0, s->slow_start = svc->slow_start, s->hash_target = svc->hash_target;
 }
@@ -443,9 +455,9 @@ static void note_arrivals(struct fnat_plane *p, const struct fnat_service_spec *
 {
     u32 others = 0, now = (u32)(svc->now_ns / SNAP_EIGHTH_NS);
     for (u32 i = 0; i < svc->n_members; i++)
-        others += members[i].weight && is_usable_in(p, members[i].id, svc->id);
+        others += weight_of(&members[i]) && is_usable_in(p, members[i].id, svc->id);
     for (u32 i = 0; i < svc->n_members; i++)
-        if (members[i].weight && !is_usable_in(p, members[i].id, svc->id))
+        if (weight_of(&members[i]) && !is_usable_in(p, members[i].id, svc->id))
             store_relaxed(&p->members[members[i].id].since, others ? max_u32(now, 1) : 0);
 }
 
@@ -475,11 +487,13 @@ int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *s
     if (!b)
         return -ENOMEM;
     if (svc->id >= p->config.services || !is_family(svc->family) || !is_proto(svc->proto) || !svc->vport || !can_schedule(svc) ||
-        svc->n_members > 65535 || svc->n_lips > 65535 || !is_client_addr(svc->client_addr, svc->proto) ||
+        svc->new_per_s > FNAT_RATE_MOST || svc->per_client >= 1u << 24 || svc->persistent > FNAT_PERSISTENT_MOST ||
+        svc->persistent_plen > (svc->family == 4 ? 32u : 128u) || svc->n_members > 65535 || svc->n_lips > 65535 || !is_client_addr(svc->client_addr, svc->proto) ||
         (svc->flags & FNAT_SVC_QUIC && (svc->proto != PROTO_UDP || svc->flags & FNAT_SVC_ONE_PACKET)))
         return -EINVAL;
     for (u32 i = 0; i < svc->n_members; i++)
-        if (members[i].id >= p->config.members || !is_family(members[i].family) || !members[i].rport)
+        if (members[i].id >= p->config.members || !is_family(members[i].family) || !members[i].rport || members[i].role >= FNAT_ROLES ||
+            members[i].new_per_s > FNAT_RATE_MOST)
             return -EINVAL;
     if (!touch(&b->services, svc->id))
         return -ENOMEM;
@@ -501,9 +515,11 @@ int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *s
         store_relaxed(&p->members[id - 1].usable, 0);
     for (u32 i = 0; i < svc->n_members; i++) {
         move_member(p, members[i].id, svc->id);
-        store_relaxed(&p->members[members[i].id].usable, members[i].weight ? 1 : 0);
+        store_relaxed(&p->members[members[i].id].usable, members[i].weight || members[i].flags & FNAT_MEMBER_DRAINS);
     }
     store_relaxed(&p->services[svc->id].conn_timeout, svc->conn_timeout);
+    store_relaxed(&p->services[svc->id].persistent, svc->persistent);
+    store_relaxed(&p->services[svc->id].persistent_plen, svc->persistent_plen);
     forget_unpublished(p, b, svc->id);
     b->blobs[svc->id] = at;
     return 0;

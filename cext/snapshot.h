@@ -17,8 +17,9 @@ struct snap_member {
     u32 id;
     u16 rport; /* network order */
     u16 weight;
-    u8 family, pad[3];
-    u32 upto; /* weights of the members up to this one */
+    u8 family, role, flags, pad;
+    u32 upto;                                /* weights of the members up to this one */
+    u32 upper, lower, new_per_s, new_period; /* limit.h; new_period: ns */
 };
 
 /* One service: immutable, followed by its members, the ids of its LIPs and what slots.h has computed. */
@@ -29,12 +30,15 @@ struct snap_service {
     u8 family, proto, sched, no_rs, flags, client_addr;
     u32 conn_timeout; /* seconds, 0: general */
     u32 half_open;
+    u32 persistent; /* seconds, 0: not */
+    u32 max_conns, new_per_s, new_period, per_client;
     u32 n_members, n_lips;
     u32 weight_gcd, weight_max; /* of members with weight */
     u32 usable;                 /* members with weight */
     u32 slots, runs;            /* of slots.h */
     u32 slow_start;             /* seconds */
-    u8 hash_target, pad2[11];
+    u32 roles;                  /* of members with weight, as bits */
+    u8 hash_target, pad2[3];
     struct snap_member members[];
 };
 

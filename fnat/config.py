@@ -50,6 +50,7 @@ from fnat.model import (
     Table,
     Timeouts,
     ip,
+    no_rs,
 )
 
 T = TypeVar("T")
@@ -62,9 +63,15 @@ _SHORTHANDS = {
     "syn": ("syn_sent", "syn_recv"),
     "udp": ("udp_oneway", "udp_normal"),
 }
-_LIMITS = {"half_open": "half_open"}  # key of `limits` -> field of the service
-_TIMES = ("conn_timeout", "slow_start")  # fields of the service that are seconds
-_SERVER_FIELDS = tuple(name for name in RealServer.model_fields if name not in ("rip", "rport"))
+_LIMITS = {  # key of `limits` -> field of the service
+    "half_open": "half_open",
+    "conns": "max_conns",
+    "new_per_s": "new_per_s",
+    "per_client": "per_client",
+}
+_TIMES = ("conn_timeout", "slow_start", "persistent")  # fields of the service that are seconds
+_SERVER_FIELDS = plan.SERVER_FIELDS
+_COUNTS = ("upper", "lower", "max_new_per_s")  # fields of a server that are counts
 _PLAIN = tuple(f for f in plan.SERVICE_FIELDS if f not in ("client_addr", *_LIMITS.values()))
 _SERVICE_KEYS = ("listen", "proto", "port", *_PLAIN, "client_addr", "limits", "lips", "rs")
 _PORT_KEYS = ("nic", "mac", "pci", "up", "addresses", "sapool", "neighbours")
@@ -83,8 +90,6 @@ _KEYS: dict[str, tuple[str, ...]] = {
 _LATER: dict[str, tuple[str, ...]] = {
     "": ("ha",),
     "service.*": ("check", "panic", "persist"),
-    "service.*.limits": ("conns", "new_per_s", "per_client"),
-    "service.*.rs.*": ("role",),
 }
 
 
@@ -509,6 +514,8 @@ class _Reader:
             fields |= self.tried(self.limits, f"{path}.limits", table["limits"]) or {}
         told = self.tried(self.client_addr, f"{path}.client_addr", table.get("client_addr", "none")) or {}
         servers = self.tried(self.servers, f"{path}.rs", table.get("rs", {}), lips) or ()
+        if "no_rs" in fields:
+            self.tried(self.sorry, f"{path}.no_rs", fields["no_rs"], lips)
         if len(self.errors) > wrong and not (protos and listens):
             return []
         if "name" not in fields:
@@ -631,6 +638,19 @@ class _Reader:
             found[server.key] = server
         return tuple(found.values())
 
+    def sorry(self, path: str, value: object, lips: tuple[LocalAddress, ...]) -> None:
+        """A sorry server needs a LIP of its family."""
+        try:
+            target = no_rs(value)
+        except ValueError as error:
+            self.fail("FN-1104", path, str(error), 'write it like "reset" or "10.31.9.9:80"')
+        if target in ("drop", "reset"):
+            return
+        family = words.family(words.split(target)[0])
+        if lips and family not in {words.family(lip.addr) for lip in lips}:
+            kind = words.NAMES[family]
+            self.fail("FN-1108", path, f"no {kind} LIP, so {target} cannot be reached", f"add {kind} addresses to lips")
+
     def server(self, path: str, word: str, value: object) -> RealServer:
         address, _, port = word.rpartition(":")
         if isinstance(value, dict) and ":" not in address and port.isascii() and port.isdecimal():
@@ -643,6 +663,8 @@ class _Reader:
         fields = self.table(at, value)
         for key in fields:
             self.key(at, key, "service.*.rs.*")
+        counts = {key: self.count(f"{at}.{key}", fields[key]) for key in _COUNTS if key in fields}
+        fields = fields | counts
         return self.build(RealServer, at, {**fields, "rip": rip, "rport": rport})
 
     # ---- words ----

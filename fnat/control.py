@@ -59,7 +59,11 @@ from fnat.model import (
     PidsView,
     Port,
     PortInfo,
+    ServerDrain,
+    ServerSet,
+    ServerShift,
     ServiceImpact,
+    ServiceRef,
     ServiceZero,
     StatusView,
     change_as_json,
@@ -172,6 +176,40 @@ class Control:
                 if isinstance(change, ServiceZero):
                     self.engine.zero(change.key)
             return AppliedView(applied=len(changes), snapshot=self.engine.snapshot)
+
+    def end_drains(self, now: float) -> None:
+        """Drains whose time is over by now (seconds since 1970): what is left on their servers is ended, once a call,
+        and clients that are persistent to them go elsewhere."""
+        over = [
+            (service, server)
+            for service, server in self.engine.draining()
+            if server.drain is not None and server.drain.until is not None and server.drain.until <= now
+        ]
+        for service, server in over:
+            ref = ServiceRef(proto=service.proto, vip=service.vip, vport=service.vport)
+            if server.drain is not None and server.drain.keep_persistent:
+                drain = ServerDrain(service=ref, rip=server.rip, rport=server.rport, until=server.drain.until)
+                self.change([drain])
+            if ended := self.engine.end_drained(service, server):
+                name = f"{server.rip} {server.rport}"
+                log.info("the drain of %s of %s is over: %d connections ended", name, service.key, ended)
+
+    def shift_weights(self, now: float) -> None:
+        """Weights that are on the move are as they shall be now (seconds since 1970); each step is on disk."""
+        changes: list[Change] = []
+        for service in self.engine.shifting():
+            ref = ServiceRef(proto=service.proto, vip=service.vip, vport=service.vport)
+            weight = {server.key: server.weight for server in service.servers}
+            for shift in service.shifts:
+                assert shift.weights is not None
+                moved, to = shift.moved(now), (shift.to_rip, shift.to_rport)
+                if weight[shift.key] != shift.weights[0] - moved or weight[to] != shift.weights[1] + moved:
+                    changes.append(_weigh(ref, shift.key, shift.weights[0] - moved))
+                    changes.append(_weigh(ref, to, shift.weights[1] + moved))
+                    if moved < shift.weights[0]:
+                        changes.append(ServerShift(service=ref, **shift.model_dump()))
+        if changes:
+            self.change(changes)
 
     # ---- the file ----
 
@@ -498,6 +536,8 @@ def _host_lines(old: Host, new: Host) -> list[str]:
     before |= {f"timeouts.{k}": v for k, v in before.pop("timeouts").items()}
     after |= {f"timeouts.{k}": v for k, v in after.pop("timeouts").items()}
     return [f"~ host.{key}: {before[key]} -> {value}" for key, value in after.items() if value != before[key]]
+def _weigh(service: ServiceRef, server: tuple[str, int], weight: int) -> ServerSet:
+    return ServerSet(service=service, rip=server[0], rport=server[1], weight=weight)
 
 
 # ---- the process ----
@@ -595,7 +635,7 @@ async def serve(control: Control, options: Options) -> None:
 
     path = Path(options["socket"])
     listening = api.listen(path)
-    tasks = [asyncio.create_task(_sample(control.engine)), asyncio.create_task(_reload(control, reload))]
+    tasks = [asyncio.create_task(_sample(control)), asyncio.create_task(_reload(control, reload))]
     try:
         tasks.append(await _mirror_host(control))
         await asyncio.to_thread(control.start)
@@ -630,13 +670,16 @@ async def _mirror_host(control: Control) -> asyncio.Task[None]:
     return task
 
 
-async def _sample(engine: Engine) -> None:
-    """Rates, and giving back what nothing counts for any more."""
+async def _sample(control: Control) -> None:
+    """Rates, giving back what nothing counts for any more, drains whose time is over, weights on the move."""
+    engine = control.engine
     while True:
         started = time.monotonic()
         try:
             await asyncio.to_thread(engine.sample, started)
             await asyncio.to_thread(engine.sweep)
+            await asyncio.to_thread(control.end_drains, time.time())
+            await asyncio.to_thread(control.shift_weights, time.time())
         except (OSError, FnatError) as error:
             log.error("reading counters failed: %s", error)
         cost = time.monotonic() - started

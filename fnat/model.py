@@ -35,7 +35,7 @@ HashTarget = Literal["sip", "sip-port", "qid"]
 HASH_SLOTS = 65_537  # of mh's table, when a service does not say
 HashSlots = Literal[1021, 4093, 16381, 65537]
 MOST_SLOTS = 256 * HASH_SLOTS  # of all mh services: 2 bytes each in the data plane's memory
-NoRs = Literal["drop", "reset"]
+Role = Literal["active", "backup"]
 ClientAddr = Literal[
     "none", "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", "proxy-v1-insecure", "proxy-v2-insecure"
 ]
@@ -82,6 +82,17 @@ def _pci(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(function, value):
         raise ValueError(f"{value!r} is not a PCI address (0000:5e:00.1)")
     return (value if value.count(":") == 2 else f"0000:{value}").lower()
+def no_rs(value: object) -> str:
+    """ "drop", "reset", or ADDRESS:PORT of a sorry server in canonical form."""
+    if value in ("drop", "reset"):
+        return str(value)
+    try:
+        host, port = addresses.split(_text(value, "endpoint"))
+        if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+            raise ValueError
+        return addresses.endpoint(ip(host), int(port))
+    except ValueError:
+        raise ValueError(f"{value!r} is not known; allowed: 'drop', 'reset' or the ADDRESS:PORT of a server") from None
 
 
 def cpu_list(value: object) -> str:
@@ -101,6 +112,11 @@ PortText = Annotated[int, Field(ge=1, le=65535)]  # also as text, in a query
 LocalPort = Annotated[int, Field(ge=1024, le=65535, strict=True)]
 Weight = Annotated[int, Field(ge=0, le=65535, strict=True)]
 Seconds = Annotated[int, Field(ge=0, le=MAX_SECONDS, strict=True)]
+NoRs = Annotated[str, BeforeValidator(no_rs)]
+Rate = Annotated[int, Field(ge=0, le=10_000_000, strict=True)]
+PersistentSeconds = Annotated[int, Field(ge=0, le=31 * 86_400, strict=True)]
+Many = Annotated[int, Field(ge=0, le=2**32 - 1, strict=True)]
+PerClient = Annotated[int, Field(ge=0, le=2**24 - 1, strict=True)]
 HalfOpen = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 PrefixLength = Annotated[int, Field(ge=1, le=128, strict=True)]
 PORT_NAME = r"^[A-Za-z][A-Za-z0-9_.-]{0,10}$"  # NAME.kni is a device name: 15 characters
@@ -146,7 +162,11 @@ class Shape(ServiceRef):
     every datagram is scheduled anew. quic (UDP only): clients that move keep their RS, by connection IDs (RFC 9000) in
     DPVS's form. hash_target: what a client is to the schedulers of HASHING; hash_slots: of mh's table.
     slow_start: how long a server that comes to others grows to its weight, with the schedulers of GROWING. name: what
-    the operator calls it; services with one name stand together in the file."""
+    the operator calls it; services with one name stand together in the file. no_rs: what becomes of a first packet when
+    no RS can take it; ADDRESS:PORT: that sorry server does. persistent: seconds that a client keeps its RS after its
+    last connection; persistent_mask: bits of its address that make it the same client (None: all). max_conns,
+    new_per_s, per_client: connections, new ones in a second, connections of one client address, over all workers; 0:
+    unlimited."""
 
     name: ServiceName = ""
     scheduler: Scheduler = "wrr"
@@ -159,6 +179,11 @@ class Shape(ServiceRef):
     one_packet: bool = False
     quic: bool = False
     half_open: HalfOpen | None = None
+    persistent: PersistentSeconds = 0
+    persistent_mask: PrefixLength | None = None
+    max_conns: Many = 0
+    new_per_s: Rate = 0
+    per_client: PerClient = 0
     client_addr: ClientAddr = "none"
 
     @model_validator(mode="after")
@@ -167,6 +192,8 @@ class Shape(ServiceRef):
             raise ValueError("one_packet is for UDP services only")
         if self.quic and self.proto != "udp":
             raise ValueError("quic is for UDP services only")
+        if self.persistent_mask is not None and self.persistent_mask > addresses.bits(self.vip):
+            raise ValueError(f"persistent_mask {self.persistent_mask} is too long for clients of {self.vip}")
         if self.quic and self.one_packet:
             raise ValueError("quic and one_packet exclude each other")
         return self
@@ -179,12 +206,42 @@ class Shape(ServiceRef):
         return self
 
 
-class RealServer(Frozen):
-    """A server of a service; weight 0 gets no new connections."""
+class ServerShape(Frozen):
+    """How a server is used. weight 0: no new connections. A backup gets connections when no active server can take one.
+    From `upper` connections on it gets no more until it has fewer than `lower` (0: three quarters of upper)."""
+
+    weight: Weight = 1
+    role: Role = "active"
+    upper: Many = 0
+    lower: Many = 0
+    max_new_per_s: Rate = 0
+
+
+class Drain(Frozen):
+    """A server gets no new connections; what is left `until` then (seconds since 1970, None: no end) is ended.
+    keep_persistent: clients that are persistent to it still get theirs until then."""
+
+    until: Annotated[int, Field(ge=1, strict=True)] | None = None
+    keep_persistent: bool = False
+
+
+class RealServer(ServerShape):
+    """A server of a service."""
 
     rip: Ip
     rport: PortNumber
-    weight: Weight = 1
+    drain: Drain | None = None
+
+    @property
+    def takes_new(self) -> bool:
+        return self.weight > 0 and self.drain is None
+
+    @model_validator(mode="after")
+    def _lower_is_lower(self) -> Self:
+        if self.lower > self.upper:
+            above = f"lower {self.lower} is above upper {self.upper}"
+            raise ValueError(above if self.upper else "lower needs an upper")
+        return self
 
     @property
     def key(self) -> tuple[str, int]:
@@ -198,12 +255,35 @@ class LocalAddress(Frozen):
     port: PortName
 
 
+class Shift(Frozen):
+    """Weight moves from one server of a service to another, per_min percent of what the first had, until it has none.
+    started: seconds since 1970; weights: of both at the start. Weights are whole numbers: small ones move in leaps."""
+
+    rip: Ip
+    rport: PortNumber
+    to_rip: Ip
+    to_rport: PortNumber
+    per_min: Annotated[float, Field(gt=0, le=6000)]
+    started: Annotated[int, Field(ge=1, strict=True)]
+    weights: tuple[Weight, Weight] | None = None  # None: as they are
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.rip, self.rport
+
+    def moved(self, now: float) -> int:
+        """The weight that has moved by now."""
+        weight = self.weights[0] if self.weights else 0
+        return min(weight, max(0, int(weight * (now - self.started) / 60 * self.per_min / 100 + 1e-9)))
+
+
 class Service(Shape):
     """A VIP:port with its RSs and LIPs. RSs may be of another family than the VIP, and of both; each family needs
     LIPs."""
 
     lips: tuple[LocalAddress, ...] = ()
     servers: tuple[RealServer, ...] = ()
+    shifts: tuple[Shift, ...] = ()
 
     @property
     def table_slots(self) -> int:
@@ -371,9 +451,6 @@ STATE_OF: dict[str, str] = {
 STATES: tuple[str, ...] = tuple(STATE_OF.values())
 
 
-Rate = Annotated[int, Field(ge=0, le=10_000_000, strict=True)]
-
-
 class Host(Frozen):
     """How fnat uses the machine. Only timeouts and unserved to announce may change while it runs."""
 
@@ -498,7 +575,7 @@ class Services(Table[Key, Service]):
         self.lips: dict[str, dict[str, int]] = {}
         for service in self:
             self._count(service, 1)
-            if any(server.weight for server in service.servers):
+            if any(server.takes_new for server in service.servers):
                 _add(self.served, service.vip, 1)
 
     def edited(self, edits: Mapping[Key, Service | None]) -> Self:
@@ -510,7 +587,7 @@ class Services(Table[Key, Service]):
                 old, new = self.by_key.get(key), table.by_key.get(key)
                 for service, step in ((old, -1), (new, 1)):
                     table.table_slots += step * service.table_slots if service is not None else 0
-                    if service is not None and any(server.weight for server in service.servers):
+                    if service is not None and any(server.takes_new for server in service.servers):
                         _add(table.served, service.vip, step)
                 if old is not None and new is not None and old.lips == new.lips:
                     continue
@@ -600,16 +677,49 @@ class ServerAdd(RealServer):
     service: ServiceRef
 
 
-class ServerSet(Frozen):
+class ServerSet(ServerShape):
+    """Only the fields that are given change."""
+
     op: Literal["server.set"] = "server.set"
     service: ServiceRef
     rip: Ip
     rport: PortNumber
-    weight: Weight = 1
 
 
 class ServerDel(Frozen):
     op: Literal["server.del"] = "server.del"
+    service: ServiceRef
+    rip: Ip
+    rport: PortNumber
+
+
+class ServerDrain(Drain):
+    """Drain a server, or drain it otherwise."""
+
+    op: Literal["server.drain"] = "server.drain"
+    service: ServiceRef
+    rip: Ip
+    rport: PortNumber
+
+
+class ServerUndrain(Frozen):
+    op: Literal["server.undrain"] = "server.undrain"
+    service: ServiceRef
+    rip: Ip
+    rport: PortNumber
+
+
+class ServerShift(Shift):
+    """A change of either server's weight by hand ends it."""
+
+    op: Literal["server.shift"] = "server.shift"
+    service: ServiceRef
+
+
+class ServerUnshift(Frozen):
+    """The weights stay as they are now."""
+
+    op: Literal["server.unshift"] = "server.unshift"
     service: ServiceRef
     rip: Ip
     rport: PortNumber
@@ -691,6 +801,10 @@ Change = Annotated[
     | ServerAdd
     | ServerSet
     | ServerDel
+    | ServerDrain
+    | ServerUndrain
+    | ServerShift
+    | ServerUnshift
     | LipAdd
     | LipDel
     | AddrAdd
@@ -748,6 +862,19 @@ class ConnFilter(Frozen):
     state: str | None = None
 
 
+class ConnKill(ConnFilter):
+    """Ends the connections that pass the filter. reset: both ends of TCP are told; UDP and SCTP end silently. all: no
+    filter is no mistake."""
+
+    reset: bool = True
+    reason: Annotated[str, Field(min_length=1, max_length=200)]
+    all: bool = False
+
+
+class ConnKilled(TypedDict):
+    ended: int
+
+
 class ConnQuery(ConnFilter):
     """Which page of them; cursor: `next` of the page before."""
 
@@ -799,10 +926,29 @@ class RateView(TypedDict):
     out_bps: int
 
 
+class DrainView(TypedDict):
+    """left: connections; oldest: age in seconds of the oldest of them, None: there is none; ends_in: seconds until none
+    is left, as it looks, None: nobody knows."""
+
+    until: int | None
+    keep_persistent: bool
+    left: int
+    oldest: int | None
+    ends_in: float | None
+
+
 class ServerView(TypedDict):
     rip: str
     rport: int
     weight: int
+    role: str
+    upper: int
+    lower: int
+    max_new_per_s: int
+    overloaded: bool
+    persistent: int  # clients that are persistent to it
+    drain: DrainView | None
+    shift: str | None  # what is said of a shift of weight away from it
     stats: StatsView
     rate: RateView
 
@@ -831,6 +977,11 @@ class ServiceView(TypedDict):
     one_packet: bool
     quic: bool
     half_open: int | None
+    persistent: int
+    persistent_mask: int | None
+    max_conns: int
+    new_per_s: int
+    per_client: int
     client_addr: str
     stats: StatsView
     rate: RateView

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, assert_never
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from fnat import addresses
 from fnat.errors import ChangeError
@@ -27,6 +27,7 @@ from fnat.model import (
     AddrFlush,
     Change,
     Config,
+    Drain,
     Key,
     Keyed,
     LinkSet,
@@ -44,7 +45,12 @@ from fnat.model import (
     RouteSet,
     ServerAdd,
     ServerDel,
+    ServerDrain,
     ServerSet,
+    ServerShape,
+    ServerShift,
+    ServerUndrain,
+    ServerUnshift,
     Service,
     ServiceAdd,
     ServiceClear,
@@ -52,6 +58,7 @@ from fnat.model import (
     ServiceRef,
     ServiceSet,
     ServiceZero,
+    Shift,
     Table,
 )
 from fnat.slots import slots_moved
@@ -72,8 +79,14 @@ SERVICE_FIELDS = (
     "one_packet",
     "quic",
     "half_open",
+    "persistent",
+    "persistent_mask",
+    "max_conns",
+    "new_per_s",
+    "per_client",
     "client_addr",
 )
+SERVER_FIELDS = tuple(ServerShape.model_fields)
 
 
 def apply(config: Config, changes: Iterable[Change], *, lenient: Callable[[str], None] | None = None) -> Config:
@@ -195,6 +208,8 @@ def _diff_service(
         moved = {f: v for f, v in _fields(service).items() if getattr(known, f) != v}
         if moved:
             come.append(ServiceSet(**_ref(key), **moved))
+    shifts = {shift.key: shift for shift in service.shifts}
+    gone += [ServerUnshift(service=ref, rip=s.rip, rport=s.rport) for s in known.shifts if s.key not in shifts]
     servers, lips = {r.key: r for r in known.servers}, set(known.lips)
     wanted, wanted_lips = {r.key: r for r in service.servers}, set(service.lips)
     gone += [ServerDel(service=ref, rip=rip, rport=rport) for rip, rport in servers if (rip, rport) not in wanted]
@@ -202,9 +217,22 @@ def _diff_service(
     come += [LipAdd(service=ref, addr=lip.addr, port=lip.port) for lip in service.lips if lip not in lips]
     for r in service.servers:
         if r.key not in servers:
-            come.append(ServerAdd(service=ref, rip=r.rip, rport=r.rport, weight=r.weight))
-        elif servers[r.key].weight != r.weight:
-            come.append(ServerSet(service=ref, rip=r.rip, rport=r.rport, weight=r.weight))
+            shape = r.model_dump(include={*SERVER_FIELDS}, exclude_defaults=True)
+            come.append(ServerAdd(service=ref, rip=r.rip, rport=r.rport, **shape | {"weight": r.weight}))
+        elif any(getattr(servers[r.key], f) != getattr(r, f) for f in SERVER_FIELDS):
+            moved = {f: v for f in SERVER_FIELDS if (v := getattr(r, f)) != getattr(servers[r.key], f)}
+            if moved.keys() & {"upper", "lower"}:  # one is checked by the other
+                moved |= {"upper": r.upper, "lower": r.lower}
+            come.append(ServerSet(service=ref, rip=r.rip, rport=r.rport, **moved))
+        before = servers[r.key].drain if r.key in servers else None
+        if r.drain is not None and r.drain != before:
+            come.append(ServerDrain(service=ref, rip=r.rip, rport=r.rport, **_plain(r.drain)))
+        elif r.drain is None and before is not None:
+            come.append(ServerUndrain(service=ref, rip=r.rip, rport=r.rport))
+    touched = {(c.rip, c.rport) for c in come if isinstance(c, ServerSet) and c.service == ref}
+    for shift in service.shifts:  # behind the weights, whose change ends a shift
+        if shift not in known.shifts or touched & {shift.key, (shift.to_rip, shift.to_rport)}:
+            come.append(ServerShift(service=ref, **_plain(shift)))
 
 
 def describe(old: Config, new: Config) -> list[str]:
@@ -374,6 +402,7 @@ class _ServiceDraft:
         self.fields: dict[str, Any] = {}
         self.servers: dict[tuple[str, int], RealServer] | None = None
         self.lips: dict[str, LocalAddress] | None = None
+        self.shifts: dict[tuple[str, int], Shift] | None = None
 
     @property
     def key(self) -> Key:
@@ -389,7 +418,14 @@ class _ServiceDraft:
             self.lips = {lip.addr: lip for lip in self.of.lips}
         return self.lips
 
+    def of_shifts(self) -> dict[tuple[str, int], Shift]:
+        if self.shifts is None:
+            self.shifts = {s.key: s for s in self.of.shifts}
+        return self.shifts
+
     def seal(self) -> Service:
+        if self.shifts is not None:
+            self.fields["shifts"] = tuple(self.shifts.values())
         if self.servers is not None:
             self.fields["servers"] = tuple(self.servers.values())
         if self.lips is not None:
@@ -439,8 +475,10 @@ class _Draft:
             case ServiceZero():
                 if change.key is not None:
                     self._service(change.key)
-            case ServerAdd() | ServerSet() | ServerDel():
+            case ServerAdd() | ServerSet() | ServerDel() | ServerDrain() | ServerUndrain():
                 self._server(change, replace)
+            case ServerShift() | ServerUnshift():
+                self._shift(change)
             case LipAdd() | LipDel():
                 self._lip(change, replace)
             case AddrAdd():
@@ -521,7 +559,7 @@ class _Draft:
         else:
             raise _exists(f"service {key}", "change it with service.set")
 
-    def _server(self, change: ServerAdd | ServerSet | ServerDel, replace: bool) -> None:
+    def _server(self, change: ServerAdd | ServerSet | ServerDel | ServerDrain | ServerUndrain, replace: bool) -> None:
         key = change.service.key
         servers = self._service(key).of_servers()
         at = change.rip, change.rport
@@ -530,10 +568,50 @@ class _Draft:
                 raise _exists(f"server {addresses.endpoint(*at)} of {key}", "change it with server.set")
         elif at not in servers:
             raise _missing(f"server {addresses.endpoint(*at)} in {key}", [addresses.endpoint(*rs) for rs in servers])
+        if isinstance(change, ServerDel) or (isinstance(change, ServerSet) and "weight" in change.model_fields_set):
+            draft = self._service(key)
+            draft.shifts = {k: s for k, s in draft.of_shifts().items() if at not in (k, (s.to_rip, s.to_rport))}
         if isinstance(change, ServerDel):
             del servers[at]
+        elif isinstance(change, ServerDrain):
+            drain = Drain(until=change.until, keep_persistent=change.keep_persistent)
+            servers[at] = servers[at].model_copy(update={"drain": drain})
+        elif isinstance(change, ServerUndrain):
+            if servers[at].drain is None and not replace:
+                raise _missing(f"drain of server {addresses.endpoint(*at)} of {key}", [])
+            servers[at] = servers[at].model_copy(update={"drain": None})
         else:
-            servers[at] = RealServer(rip=change.rip, rport=change.rport, weight=change.weight)
+            known = servers.get(at) if isinstance(change, ServerSet) else None
+            given = {f: getattr(known or change, f) for f in SERVER_FIELDS}
+            given |= {f: getattr(change, f) for f in change.model_fields_set & {*SERVER_FIELDS}}
+            given["drain"] = known.drain if known else None
+            servers[at] = _server(change.rip, change.rport, given)
+
+    def _shift(self, change: ServerShift | ServerUnshift) -> None:
+        key, at = change.service.key, (change.rip, change.rport)
+        draft = self._service(key)
+        servers, shifts = draft.of_servers(), draft.of_shifts()
+        if isinstance(change, ServerUnshift):
+            if at not in shifts:
+                raise _missing(f"shift away from server {addresses.endpoint(*at)} of {key}", [])
+            del shifts[at]
+            return
+        to = change.to_rip, change.to_rport
+        for one in (at, to):
+            if one not in servers:
+                raise _missing(
+                    f"server {addresses.endpoint(*one)} in {key}", [addresses.endpoint(*rs) for rs in servers]
+                )
+        if at == to:
+            raise ChangeError(400, "FN-1201", "a server cannot give its weight to itself", "name another")
+        others = [one for k, s in shifts.items() if k != at for one in (k, (s.to_rip, s.to_rport))]
+        if at in others or to in others:
+            raise ChangeError(409, "FN-1204", "one of the two is in a shift already", "stop that first")
+        weights = change.weights or (servers[at].weight, servers[to].weight)
+        if sum(weights) > 65535:
+            raise ChangeError(400, "FN-1201", f"{sum(weights)} is too large a weight", "the most is 65535")
+        fields = {f: getattr(change, f) for f in Shift.model_fields} | {"weights": weights}
+        shifts[at] = Shift(**fields)
 
     def _lip(self, change: LipAdd | LipDel, replace: bool) -> None:
         key = change.service.key
@@ -671,6 +749,14 @@ def _ref(key: Key) -> dict[str, Any]:
 
 def _fields(service: Service | ServiceAdd) -> dict[str, Any]:
     return {f: getattr(service, f) for f in SERVICE_FIELDS}
+
+
+def _server(rip: str, rport: int, fields: dict[str, Any]) -> RealServer:
+    try:
+        return RealServer(rip=rip, rport=rport, **fields)
+    except ValidationError as error:
+        problem = str(error.errors()[0]["ctx"]["error"])
+        raise ChangeError(409, "FN-1201", f"server {addresses.endpoint(rip, rport)}: {problem}", "give both") from None
 
 
 def _exists(what: str, fix: str) -> ChangeError:

@@ -82,6 +82,11 @@ class Illegal(AssertionError):
     """The product chose what the rules forbid."""
 
 
+def line_of(client: str) -> str:
+    """What counts as one client: an IPv4 address, the /64 of an IPv6 address."""
+    return str(ipaddress.ip_network(f"{client}/64", strict=False)) if wire.is6(client) else client
+
+
 def later(a: int, b: int) -> bool:
     """RFC 1982: is a later than b?"""
     return 0 < (a - b) & MASK < 0x80000000
@@ -112,6 +117,10 @@ class Member:
     rip: str
     rport: int
     weight: int
+    role: str = "active"
+    upper: int = 0
+    lower: int = 0
+    new_per_s: int = 0
 
 
 @dataclass
@@ -133,6 +142,32 @@ class Service:
     hash_target: str = "sip"
     hash_slots: int = 65537
     slow_start: int = 0
+    max_conns: int = 0
+    new_per_s: int = 0
+    per_client: int = 0
+    persistent: int = 0
+    persistent_plen: int = 32
+    draining: dict[int, bool] = field(default_factory=dict)
+
+
+@dataclass
+class Pace:
+    """New connections: `rate` at once, then each a period behind the last (GCRA), in whole nanoseconds rounded up."""
+
+    next: int = 0
+
+    def admits(self, rate: int, now: int) -> bool:
+        return not rate or self.next <= now + (rate - 1) * self._period(rate)
+
+    def take(self, rate: int, now: int) -> bool:
+        if not self.admits(rate, now):
+            return False
+        self.next = max(self.next, now) + self._period(rate) if rate else self.next
+        return True
+
+    @staticmethod
+    def _period(rate: int) -> int:
+        return -(-1_000_000_000 // rate)
 
 
 Hop = tuple[int, str]  # port, and the address whose MAC is asked for
@@ -172,6 +207,7 @@ class Conn:
     )  # by sender: what the receiver can take at most
     finished: bool = False  # both sides have closed; its local port may be taken when none is free
     next_seq: list[int] = field(default_factory=lambda: [0, 0])  # by sender, in the sender's own numbers
+    counted: bool = False  # among its client's
     telling: Telling | None = None
     tags: sctp.Tags = field(default_factory=sctp.Tags)
     # By sender: the hop towards the other end, and those it was chosen from.
@@ -260,6 +296,11 @@ class Reference:
         self.arrived: dict[int, set[int]] = {}  # member ids by service id
         self.since: dict[int, int | None] = {}  # by member id: when it began to grow, in eighths of a second
         self.hash_key = sched.KEY
+        self.paces: dict[tuple[str, int], Pace] = {}  # of services and members
+        self.overloaded: set[int] = set()  # members
+        self.templates: dict[
+            tuple[int, str], tuple[int, int]
+        ] = {}  # service, client's network -> member, second of the end
         self.addresses: dict[int, tuple[str, str, int]] = {}  # id -> (address, kind, port)
         self.lip_names: dict[int, str] = {}  # every id ever given out
         # prefix, gateway, port, kind, metric, mtu, source
@@ -329,7 +370,14 @@ class Reference:
         hash_slots: int = 65537,
         slow_start: int = 0,
         now_ns: int = 0,
+        max_conns: int = 0,
+        new_per_s: int = 0,
+        per_client: int = 0,
+        persistent: int = 0,
+        persistent_plen: int | None = None,
+        draining: dict[int, bool] | None = None,
         members: list[tuple[int, str, int, int]] | None = None,
+        limits: dict[int, tuple[str, int, int, int]] | None = None,
         lips: list[int] | None = None,
     ) -> None:
         self.services[id] = Service(
@@ -342,7 +390,10 @@ class Reference:
             expire_quiescent,
             conn_timeout,
             half_open,
-            [Member(*m) for m in members or []],
+            [
+                Member(*m[:3], 0 if m[0] in (draining or {}) else m[3], *(limits or {}).get(m[0], ()))
+                for m in members or []
+            ],
             list(lips or []),
             one_packet and proto == UDP,
             client_addr,
@@ -350,6 +401,12 @@ class Reference:
             hash_target,
             hash_slots,
             slow_start,
+            max_conns,
+            new_per_s,
+            per_client,
+            persistent,
+            (128 if wire.is6(vip) else 32) if persistent_plen is None else persistent_plen,
+            draining or {},
         )
         self.schedulers.setdefault(id, sched.Scheduler(id))
         self._arrive(self.services[id], now_ns)
@@ -364,7 +421,7 @@ class Reference:
         usable = {m.id for m in service.members if m.weight}
         for id in usable - there:
             self.since[id] = now_ns // sched.EIGHTH if usable & there else None
-        self.arrived[service.id] = usable
+        self.arrived[service.id] = usable | set(service.draining)
 
     def _grown(self, service: Service, id: int) -> int:
         since = self.since[id]
@@ -378,7 +435,8 @@ class Reference:
         busy = [c for c in conns if service.proto == UDP or c.state in ("TCP_EST", "SCTP_EST") or c.half_open]
         return sched.Load(len(busy), len(conns) - len(busy))
 
-    def _scheduled(self, f: wire.Frame, service: Service, d: Datagram | None) -> Member | None:
+    def _scheduled(self, f: wire.Frame, service: Service, d: Datagram | None, role: str) -> Member | None:
+        able = {m.id for m in service.members if m.role == role and self._admits(m)}
         payload = None
         if f.proto == UDP and d is None:
             payload = f.payload[: struct.unpack_from("!H", f.raw, f.l4 + 4)[0] - 8]
@@ -390,6 +448,7 @@ class Reference:
                 service.hash_slots,
                 lambda id: self._load(service, id),
                 lambda id: self._grown(service, id),
+                able,
             )
         )
         return next((m for m in service.members if picked and m.id == picked.id), None)
@@ -457,7 +516,9 @@ class Reference:
 
     def usable(self, conn: Conn) -> bool:
         service = self.services.get(conn.service)
-        return service is not None and any(m.id == conn.member and m.weight for m in service.members)
+        return service is not None and any(
+            m.id == conn.member and (m.weight or m.id in service.draining) for m in service.members
+        )
 
     @property
     def tick(self) -> int:
@@ -618,7 +679,8 @@ class Reference:
             return self._miss(port, f, d) if first else unwelcome(f.proto, f.sport, f.dport, d.known[3]) or "no_conn"
         if known[0].quiescent and not self.usable(known[0]):
             self._close(known[0])
-            return "quiesced"
+            again = first and known[0].proto == UDP and known[1] == _CLIENT
+            return self._miss(port, f, d) if again else "quiesced"
         return self._forward(port, f, *known, d)
 
     def _may_cross(self, f: wire.Frame) -> str:
@@ -714,7 +776,7 @@ class Reference:
             return None
         if conn.quiescent and not self.usable(conn):
             self._close(conn)
-            return "quiesced"
+            return None if conn.proto == UDP and sender == _CLIENT else "quiesced"
         return self._forward(port, f, conn, sender)
 
     def _forward(self, port: int, f: wire.Frame, conn: Conn, sender: int, d: Datagram | None = None) -> str:
@@ -1092,12 +1154,17 @@ class Reference:
     def _open(self, port: int, f: wire.Frame, service: Service, d: Datagram | None = None) -> str:
         if not service.lips:
             return "no_lip"
-        if not any(m.weight for m in service.members):
-            return self._reset(port, f) if service.no_rs_reset and f.proto == TCP and not d else "no_rs"
+        resets = service.no_rs_reset and f.proto == TCP and not d
+        unusable = not any(m.weight for m in service.members)
+        if unusable and not service.persistent:
+            return self._reset(port, f) if resets else "no_rs"
+        if reason := self._beyond(service, f.src):
+            return reason
+        member = self._named(f, service, d) or self._sticky(f, service, d)
+        if member is None:
+            return self._reset(port, f) if resets else "no_rs" if unusable else "rs_full"
         if f.proto != UDP and service.half_open and len(self._half_open(service)) >= service.half_open:
             self._evict(service)
-        member = self._named(f, service, d) or self._scheduled(f, service, d)
-        assert member is not None
         if len(self.conns) >= self.capacity and not self._evict(service) and not self._evict_expendable(f):
             return "table_full"
         if not self._fitting_lips(service, member.rip):
@@ -1121,6 +1188,7 @@ class Reference:
             conn.windows[_RS] = window_in(f)
         if conn.proto == SCTP:
             conn.tags = sctp.opened(f)
+        conn.counted = service.per_client > 0
         if service.client_addr != "none":
             conn.telling = Telling(service.client_addr, conn.proto, conn.client, conn.vip, conn.rs[0])
         if not self._free_ports(conn, service):
@@ -1161,9 +1229,70 @@ class Reference:
             named = quic.server(f.payload[: struct.unpack_from("!H", f.raw, f.l4 + 4)[0] - 8])
         for m in service.members if named else []:
             if named and named.is_at(m.rip, m.rport) and (m.weight or not service.expire_quiescent):
+                if not (self._admits(m) and self._takes(m)):
+                    return None
                 self.count["quic_moved"] += 1
                 return m
         return None
+
+    # ---- limits ----
+
+    def _beyond(self, service: Service, client: str) -> str:
+        """The limit of the service that one more connection of this client would break."""
+        its = [c for c in self.conns if c.service == service.id]
+        if service.max_conns and len(its) >= service.max_conns:
+            return "limit_conns"
+        same = [c for c in its if c.counted and line_of(c.client[0]) == line_of(client)]
+        if service.per_client and len(same) >= service.per_client:
+            return "limit_client"
+        pace = self.paces.setdefault(("service", service.id), Pace())
+        return "" if pace.take(service.new_per_s, self.now) else "limit_new"
+
+    def _pick_rs(self, f: wire.Frame, service: Service, d: Datagram | None) -> Member | None:
+        """Backup servers when no active one can take it, and a sorry server after them."""
+        for role in ("active", "backup", "sorry"):
+            if not any(m.weight and m.role == role for m in service.members):
+                continue
+            member = self._scheduled(f, service, d, role)
+            if member is not None:
+                assert self._takes(member)
+                return member
+        return None
+
+    def _sticky(self, f: wire.Frame, service: Service, d: Datagram | None) -> Member | None:
+        """The RS that this client has; else one that it keeps from now on. A sorry server is nobody's own.
+        Left out: that a connection that lives renews it."""
+        if not service.persistent:
+            return self._pick_rs(f, service, d)
+        network = str(ipaddress.ip_network(f"{f.src}/{service.persistent_plen}", strict=False))
+        id, end = self.templates.get((service.id, network), (-1, 0))
+        now = self.now // 1_000_000_000
+        known = next((m for m in service.members if m.id == id and now < end), None)
+        if known and known.id in service.draining:
+            stays = service.draining[known.id]
+        else:
+            stays = known is not None and (known.weight > 0 or not service.expire_quiescent)
+        member = known if known and stays and self._admits(known) and self._takes(known) else self._pick_rs(f, service, d)
+        if member and member.role != "sorry":
+            self.templates[service.id, network] = member.id, now + service.persistent + 1
+        return member
+
+    def _held(self, m: Member) -> int:
+        return sum(c.member == m.id for c in self.conns)
+
+    def _admits(self, m: Member) -> bool:
+        held, pace = self._held(m), self.paces.setdefault(("member", m.id), Pace())
+        if m.upper and m.id in self.overloaded and (held < m.lower if m.lower else held * 4 < m.upper * 3):
+            self.overloaded.remove(m.id)
+        full = m.upper and (m.id in self.overloaded or held >= m.upper)
+        return not full and pace.admits(m.new_per_s, self.now)
+
+    def _takes(self, m: Member) -> bool:
+        """One more for this RS, whatever else it is; false: it has as many as it may."""
+        if m.upper and self._held(m) + 1 >= m.upper:
+            self.overloaded.add(m.id)
+        pace = self.paces.setdefault(("member", m.id), Pace())
+        return not (m.upper and self._held(m) + 1 > m.upper) and pace.take(m.new_per_s, self.now)
 
     def _leaves_at_once(self, f: wire.Frame, member: Member) -> bool:
         hop, mtu = next(iter(self.hops(member.rip).items()), (None, 0))

@@ -43,6 +43,14 @@ class World:
     slots: int
     load: Callable[[int], Load]
     grown: Callable[[int], int]
+    able: set[int]  # ids of members that may have a connection now
+
+    def may(self, m: Candidate) -> bool:
+        return m.weight > 0 and m.id in self.able
+
+    def first_from(self, at: int) -> Candidate | None:
+        """The next one that may, from this place of the list on."""
+        return next((m for m in self.members[at:] + self.members[:at] if self.may(m)), None)
 
 
 def mum(a: int, b: int) -> int:
@@ -137,25 +145,40 @@ class Scheduler:
 
     def pick(self, world: World) -> Candidate | None:
         usable = [m for m in world.members if m.weight]
-        if not usable:
-            return None
+        able = [m for m in usable if world.may(m)]
         match world.scheduler:
             case "rr" | "wrr":
                 self._stay_inside(world)
-                return self._in_turn(world)
+                return self._in_turn(world) if able else None
             case "fo":
-                return max(usable, key=lambda m: m.weight)
+                return max(able, key=lambda m: m.weight, default=None)
             case "mh":
-                return maglev(tuple(usable), world.slots)[(world.client >> 32) * world.slots >> 32]
+                return self._of_table(world, maglev(tuple(usable), world.slots)) if usable else None
             case "conhash":
-                return rendezvous(world.client >> 32, usable)
+                return rendezvous(world.client >> 32, able) if able else None
             case "sh":
-                return part(world.client >> 32, usable)
+                return self._of_parts(world, usable) if usable else None
             case "p2c":
-                return self._two_choices(world, usable)
+                return self._two_choices(world, usable) if usable else None
             case _:
                 self._stay_inside(world)
-                return self._lightest(world)
+                return self._lightest(world) if able else None
+
+    def _of_table(self, world: World, table: list[Candidate]) -> Candidate | None:
+        """The owner of the client's slot, or of one of the next 64."""
+        slot = (world.client >> 32) * world.slots >> 32
+        owners = [table[(slot + n) % world.slots] for n in range(65)]
+        return next((m for m in owners if world.may(m)), None) or world.first_from(world.members.index(owners[-1]))
+
+    def _of_parts(self, world: World, usable: list[Candidate]) -> Candidate | None:
+        """The one in whose part the client's hash lies, or the hash of that."""
+        hash = world.client
+        for _ in range(65):
+            m = part(hash >> 32, usable)
+            if world.may(m):
+                return m
+            hash = mum(hash ^ PUBLIC[0] & M64, PUBLIC[1])
+        return world.first_from(world.members.index(m))
 
     def _stay_inside(self, world: World) -> None:
         if self.next >= len(world.members):
@@ -172,16 +195,15 @@ class Scheduler:
         grown = world.grown(m.id)
         return grown == FULL or self.random() % FULL < grown
 
-    def _two_choices(self, world: World, usable: list[Candidate]) -> Candidate:
+    def _two_choices(self, world: World, usable: list[Candidate]) -> Candidate | None:
         for _ in range(8):
             random = self.random()
             two = [part(random & M32, usable), part(random >> 32, usable)]
-            two = [m for m in two if self._is_grown_enough(world, m)]
+            two = [m for m in two if world.may(m) and self._is_grown_enough(world, m)]
             if two:
                 return min(two, key=lambda m: self._burden(world, m))
         self._stay_inside(world)
-        inorder = world.members[self.next :] + world.members[: self.next]
-        return next(m for m in inorder if m.weight)
+        return world.first_from(self.next)
 
     def _next_by_weight(self, world: World) -> Candidate:
         """rr and wrr as LVS describes them: rounds over the list; wrr lowers the level by the gcd at each new round."""
@@ -197,7 +219,7 @@ class Scheduler:
                 if self.level <= 0:
                     self.level = top
             self.next = (at + 1) % len(members)
-            if members[at].weight >= max(self.level if weighted else 1, 1):
+            if world.may(members[at]) and members[at].weight >= max(self.level if weighted else 1, 1):
                 return members[at]
 
     def _burden(self, world: World, m: Candidate) -> tuple[bool, Fraction]:
@@ -212,6 +234,6 @@ class Scheduler:
         members = world.members
         assert len(members) <= 16
         inorder = members[self.next :] + members[: self.next]
-        m = min((m for m in inorder if m.weight), key=lambda m: self._burden(world, m))
+        m = min((m for m in inorder if world.may(m)), key=lambda m: self._burden(world, m))
         self.next = (members.index(m) + 1) % len(members)
         return m

@@ -9,7 +9,7 @@ import rtoml
 
 from fnat import config, plan
 from fnat.errors import ConfigError
-from fnat.model import HALF_OPEN_DEFAULT, Config, Port, Service
+from fnat.model import CHANGES, HALF_OPEN_DEFAULT, Config, Port, Service
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +55,31 @@ def test_sctp_is_a_protocol_like_others():
     assert c.host.timeouts.by_state()["SCTP_EST"] == 1200
     told = text.replace('port = "lan"\n', 'port = "lan"\nclient_addr = { tcp = "toa", sctp = "none" }\n')
     assert [s.client_addr for s in read(told).services[2:]] == ["none", "toa"]
+
+
+def test_limits_come_through_the_file_and_back():
+    text = GOOD.replace('half_open = "20k"', 'half_open = "20k", conns = "500k", new_per_s = 9, per_client = 200')
+    text = text.replace('no_rs = "reset"', 'no_rs = "10.31.9.9:080"')
+    text = text.replace("weight = 10", 'weight = 10, role = "backup", upper = "1k", lower = 7, max_new_per_s = 8')
+    web = read(text).services[0]
+    assert (web.max_conns, web.new_per_s, web.per_client, web.no_rs) == (500_000, 9, 200, "10.31.9.9:80")
+    (server,) = web.servers
+    assert (server.role, server.upper, server.lower, server.max_new_per_s) == ("backup", 1000, 7, 8)
+    assert read(config.dump(read(text)), None).services == read(text).services
+
+
+def test_drains_and_shifts_are_not_of_the_file():
+    web = {"proto": "tcp", "vip": "198.51.100.80", "vport": 443}
+    of = {"service": web, "rip": "10.31.2.11", "rport": 8443}
+    shift = {"to_rip": "10.31.2.12", "to_rport": 8443, "per_min": 5, "started": 9}
+    changes = [
+        {"op": "server.add", **of, "rip": "10.31.2.12"},
+        {"op": "server.drain", **of, "until": 99},
+        {"op": "server.shift", **of, **shift},
+    ]
+    text = config.dump(plan.apply(read(GOOD), CHANGES.validate_python(changes)))
+    assert "drain" not in text and "shift" not in text
+    assert read(text, None).services[0].servers[1].rip == "10.31.2.12"
 
 
 def test_quic_is_a_word_of_udp_services():
@@ -133,11 +158,12 @@ WRONG = [
     ('"2h4m"', "0", "FN-1104", ":12: host.timeouts.established", "1..31535999"),
     ('"2h4m"', '"2 hours"', "FN-1104", ":12:", "not a time"),
     ("no_rs", "no_r", "FN-1103", ":16: service.web.no_r", "did you mean 'no_rs'?"),
-    ('no_rs = "reset"', 'no_rs = "10.31.9.9:80"', "FN-1104", ":16:", "'drop' or 'reset'"),
     ('scheduler = "rr"', 'scheduler = "lblc"', "FN-1104", ":15:", "'rr', 'wrr'"),
     ('scheduler = "rr"', "hash_target = 'sip-port'", "FN-1222", "", "is for sh, mh, conhash, not for wrr"),
     ('scheduler = "rr"', "scheduler = 'mh'\nslow_start = '30s'", "FN-1222", "", "slow_start is not for mh: peers must agree"),
     ('scheduler = "rr"', "hash_slots = 1021", "FN-1222", "", "hash_slots is for mh, not for wrr"),
+    ('no_rs = "reset"', 'no_rs = "10.31.9.9"', "FN-1104", ":16:", "'drop', 'reset' or the ADDRESS:PORT"),
+    ('no_rs = "reset"', 'no_rs = "[fd00::9]:80"', "FN-1108", ":16:", "no IPv6 LIP"),
     ('scheduler = "rr"', 'client_addr = "proxy-v3"', "FN-1104", ":15:", "proxy-v2"),
     ('scheduler = "rr"', "client_addr = { udp = 'toa' }", "FN-1104", ":15:", "not for udp"),
     ('scheduler = "rr"', "client_addr = { icmp = 'toa' }", "FN-1103", ":15:", "icmp"),
@@ -145,11 +171,15 @@ WRONG = [
     ('scheduler = "rr"', "expire_quiescent = 3", "FN-1104", ":15:", "boolean"),
     ('scheduler = "rr"', "one_packet = true", "FN-1104", "service.web", "one_packet is for UDP services only"),
     ('scheduler = "rr"', "one_packet = 1.5", "FN-1104", ":15:", "boolean"),
-    ('half_open = "20k"', "conns = 5", "FN-1111", ":17:", "not available in this version"),
+    ('half_open = "20k"', 'conns = "5x"', "FN-1104", ":17:", "not a number"),
+    ('half_open = "20k"', "per_client = 16777216", "FN-1104", ":1", "too large"),
+    ('half_open = "20k"', 'new_per_s = "11M"', "FN-1104", ":1", "too large"),
     ('half_open = "20k"', "halfopen = 5", "FN-1103", ":17:", "did you mean 'half_open'?"),
     ("limits = {", "limits = 3 #", "FN-1104", ":17:", "not a table"),
     ("weight = 10", "weight = 65536", "FN-1104", ":19:", "the most is 65535"),
-    ("weight = 10", 'role = "backup"', "FN-1111", ":19:", "not available"),
+    ("weight = 10", 'role = "spare"', "FN-1104", ":19:", "'active' or 'backup'"),
+    ("weight = 10", "lower = 3", "FN-1104", ":19:", "lower needs an upper"),
+    ("weight = 10", "upper = 2, lower = 3", "FN-1104", ":19:", "lower 3 is above upper 2"),
     ('"10.31.2.11:8443"', '"10.31.2.11"', "FN-1104", ":19:", "ADDRESS:PORT"),
     ('"10.31.2.11:8443"', '"[fd00::1]:8443"', "FN-1108", ":19:", "no IPv6 LIP, so [fd00::1]:8443 cannot be reached"),
     ('"10.31.2.11:8443"', '"fd00::1:8443"', "FN-1104", ":19:", "[2001:db8::1]:80"),
@@ -394,13 +424,14 @@ def test_shipped_file_shows_every_key():
     shown = {
         "host": {*data["host"], "timeouts"},
         "host.timeouts": {*data["host"]["timeouts"], *config._SHORTHANDS},
-        "service.*": set(data["service"]["web"]),
+        "service.*": set(data["service"]["web"]) | {"persistent_mask"},  # its default has no word; a comment shows it
         "service.*.limits": set(data["service"]["web"]["limits"]),
         "service.*.rs.*": {key for rs in data["service"]["web"]["rs"].values() for key in rs},
         "node.*.*": {*data["node"]["lb1"]["wan"], "mac", "pci"},
     }
     for table, keys in shown.items():
         assert set(config._KEYS[table]) == keys, table
+    assert "\n# persistent_mask = " in shipped(whole=True)
 
 
 @pytest.mark.parametrize(
