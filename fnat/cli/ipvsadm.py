@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from fnat import __version__
-from fnat.cli import guarded, say, say_json, say_json_rows
+from fnat.cli import guarded, repeat, say, say_json, say_json_rows
 from fnat.errors import FnatError
 from fnat.grammar import ipvsadm, service_text
 from fnat.grammar.ipvsadm import Changes, Listing, Word
@@ -27,7 +27,7 @@ def run(words: Sequence[str], socket: str | None) -> int:
     """One command line. Raises Usage and FnatError."""
     command = ipvsadm.parse(words)
     if command == Word("help"):
-        say(ipvsadm.HELP)
+        say(ipvsadm.manual().text())
         return 0
     if command == Word("version"):
         say(f"fnat-ipvsadm {__version__} (the FullNAT part of DPVS's ipvsadm 1.27)\n")
@@ -41,8 +41,16 @@ def run(words: Sequence[str], socket: str | None) -> int:
             if command.changes:
                 client.change(command.changes)
         elif isinstance(command, Listing):
-            (_list_conns if command.view == "conns" else _list_services)(client, command)
+            repeat(lambda: _list(client, command), command.interval, command.count)
     return 0
+
+
+def _list(client: Client, command: Listing) -> None:
+    if command.view == "timeout":
+        timeouts = client.timeouts()
+        say_json(timeouts) if command.json else say(ipvsadm.timeout_text(timeouts))
+    else:
+        (_list_conns if command.view == "conns" else _list_services)(client, command)
 
 
 def _list_services(client: Client, command: Listing) -> None:
@@ -53,6 +61,9 @@ def _list_services(client: Client, command: Listing) -> None:
     if command.view == "save":
         say(ipvsadm.save_text(services))
     elif command.view == "laddrs":
+        if command.cpu is not None:
+            for lip in (lip for row in services for lip in row["lips"]):
+                lip["conns"] = client.conn_count(worker=command.cpu, lip=lip["addr"])
         if command.json:
             say_json([{key: row[key] for key in ("proto", "vip", "vport", "lips")} for row in services])
         else:

@@ -224,7 +224,6 @@ REFUSED: list[tuple[str, str]] = [
     ("-Y -t 10.0.0.1:80 -2 10.9.9.9", "-Y: fnat has no per-service access lists"),
     ("-W", "-W: fnat has no per-service access lists"),
     ("--set 900 120 300", "--set: timeouts are not set here"),
-    ("-l --timeout", "--timeout: timeouts are not shown here"),
     ("--start-daemon master", "--start-daemon: fnat has no session sync daemon"),
     ("--stop-daemon master", "--stop-daemon: fnat has no session sync daemon"),
     ("-l --daemon", "--daemon: fnat has no session sync daemon"),
@@ -496,8 +495,11 @@ def test_ipv6_stands_in_brackets_where_a_port_follows() -> None:
     )
     changes = parse_rules(saved).changes
     name = {"proto": "tcp", "vip": "2001:db8::1", "vport": 443}
-    assert changes[0] == {"op": "service.add", **name, "scheduler": "rr", "client_addr": "toa"}
-    assert [c["rip"] for c in changes[3:]] == ["192.168.88.30", "2001:db8:88::4", "2001:db8:88::30"]
+    assert changes[:2] == [
+        {"op": "service.clear"},
+        {"op": "service.add", **name, "scheduler": "rr", "client_addr": "toa"},
+    ]
+    assert [c["rip"] for c in changes[4:]] == ["192.168.88.30", "2001:db8:88::4", "2001:db8:88::30"]
     MODEL.validate_python(changes)
 
 
@@ -534,7 +536,7 @@ def test_what_is_saved_can_be_restored() -> None:
         "-P -t 192.168.100.254:80 -z 192.168.100.200 -F dpdk0\n"
         "-a -t 192.168.100.254:80 -r 192.168.100.2:8080 -b -w 0\n"
         "-a -t 192.168.100.254:80 -r 192.168.100.3:80 -b -w 5\n"
-        "-A -u 192.168.100.253:53 -s wrr --conn-timeout 30 --expire-quiescent --ops --no-rs reset --half-open 100\n"
+        "-A -u 192.168.100.253:53 -s wrr --ops --conn-timeout 30 --expire-quiescent --no-rs reset --half-open 100\n"
         "-A -u 192.168.100.254:443 -s rr --quic\n"
         "-A --sctp-service 192.168.100.252:36412 -s rr --conn-timeout 60\n"
         "-a --sctp-service 192.168.100.252:36412 -r 192.168.100.2:36412 -b -w 1\n"
@@ -564,6 +566,13 @@ def test_what_is_saved_can_be_restored() -> None:
             "line 2: scheduler wlc is not in fnat; use -s rr or -s wrr; nothing was changed",
         ),
         ("-A -t '10.0.0.1:80\n", "line 1: No closing quotation"),
+        (
+            "-A -t 10.0.0.1:80\n-E -t 10.0.0.1:80 -s rr\n",
+            "line 2: -R reads the rules of all services, and --edit-service",
+        ),
+        ("-A -t 10.0.0.1:80\n-a -t 10.0.0.1:81 -r 10.0.0.2\n", "line 2: there is no -A for tcp 10.0.0.1:81 before"),
+        ("-A -t 10.0.0.1:80\n-C\n", "line 2: -C after other rules"),
+        ("# empty\n\n", "there are no rules; give those that -S wrote, or -C to delete all services"),
     ],
 )
 def test_rules_that_cannot_be_restored_name_their_line(rules: str, why: str) -> None:
