@@ -18,7 +18,6 @@ workers.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 import shlex
@@ -33,6 +32,7 @@ from fnat.grammar import (
     address,
     at,
     endpoint,
+    near,
     number,
     server_key,
     server_text,
@@ -101,12 +101,6 @@ def one_of(*words: str) -> Callable[[str, str], str]:
         return text
 
     return read
-
-
-def near(text: str, known: Iterable[str]) -> str:
-    """ " (did you mean …?)", or nothing."""
-    found = difflib.get_close_matches(text.lower(), list(known), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def either(words: Sequence[str]) -> str:
@@ -305,7 +299,8 @@ COMMANDS = (
     Verb("add-laddr", "P", help="add a local address (LIP) to a service", needs=("SERVICE", "local-address", "ifname")),
     Verb("del-laddr", "Q", help="take a local address from a service", needs=("SERVICE", "local-address"),
          reads=("ifname",)),
-    Verb("get-laddr", "G", help="local addresses of services", reads=("SERVICE", "numeric", "cpu", "json", "interval", "count")),
+    Verb("get-laddr", "G", help="local addresses of services",
+         reads=("SERVICE", "numeric", "cpu", "json", "interval", "count")),
     Verb("list", "l", help="services and servers; -c: connections",
          reads=("SERVICE", *_names(_VIEW))),
     Verb("zero", "Z", help="let counters start again from 0", reads=("SERVICE",)),

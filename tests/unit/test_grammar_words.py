@@ -107,4 +107,5 @@ def test_every_field_of_a_service_and_a_server_is_a_word() -> None:
 
 
 def test_objects_of_dpip() -> None:
-    assert not set(dpip._OBJECTS) & set(dpip._REFUSED_OBJECTS)
+    assert set(dpip._READERS) == set(dpip.OBJECTS)
+    assert not set(dpip.OBJECTS) & set(dpip._REFUSED_OBJECTS)
