@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
+    if "_FNAT_DPIP_COMPLETE" in os.environ:
+        from fnat.cli.completion import answer  # click, for the shell's question only
+
+        sys.exit(answer("fnat-dpip", dpip.complete))
     sys.exit(guarded("fnat-dpip", lambda: run(sys.argv[1:], None)))
 
 

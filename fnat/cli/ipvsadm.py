@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -20,6 +21,10 @@ PAGE = 8192  # connections asked for at a time
 
 
 def main() -> None:
+    if "_FNAT_IPVSADM_COMPLETE" in os.environ:
+        from fnat.cli.completion import answer  # click, for the shell's question only
+
+        sys.exit(answer("fnat-ipvsadm", ipvsadm.complete))
     sys.exit(guarded("fnat-ipvsadm", lambda: run(sys.argv[1:], None)))
 
 
