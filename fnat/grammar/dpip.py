@@ -416,7 +416,7 @@ def _synopsis(verb: Verb) -> str:
     return " ".join(filter(None, [verb.what, verb.name, verb.args, *keys, *(f"[{f}]" for f in verb.flags), *shown]))
 
 
-def _refusals() -> Entries:
+def refusals() -> Entries:
     entries = list(_REFUSED_OBJECTS.items())
     entries += [(f"link set PORT {key}", fix) for key, fix in _REFUSED_LINK.items()]
     entries += [("link set BOND bond-…", "bonds are made with `ip link`"), ("addr set", "use addr del and addr add")]
@@ -440,7 +440,7 @@ def manual() -> Manual:
         (
             ("Commands", tuple((_synopsis(verb), verb.help) for verb in VERBS)),
             ("Options, which may stand anywhere", options),
-            ("Refused", _refusals()),
+            ("Refused", refusals()),
             (
                 "Notes",
                 "list means show, change means set. Ports have the names they were given to `fnat run` (dpdk0, "

@@ -657,7 +657,7 @@ def _term(option: Option) -> str:
     return f"{option.shown} {option.value}".rstrip()
 
 
-def _both(option: Option) -> str:
+def both(option: Option) -> str:
     return f"-{option.letter}, --{option.long} {option.value}".rstrip() if option.letter else _term(option)
 
 
@@ -671,8 +671,8 @@ def manual() -> Manual:
         ("fnat-ipvsadm COMMAND [OPTIONS]",),
         (
             ("Commands", tuple((_synopsis(verb), verb.help) for verb in COMMANDS)),
-            ("Options", (("SERVICE", "one of -t, -u and --sctp-service"), *((_both(o), o.help) for o in known))),
-            ("Refused", tuple((_both(o), "; ".join(o.why or ())) for o in refused)),
+            ("Options", (("SERVICE", "one of -t, -u and --sctp-service"), *((both(o), o.help) for o in known))),
+            ("Refused", tuple((both(o), "; ".join(o.why or ())) for o in refused)),
             (
                 "Notes",
                 "Without a command services are listed. Servers may be of the other family than the VIP; each family "
