@@ -35,7 +35,9 @@ class Usage(Exception):
 
 def near(text: str, known: Iterable[str]) -> str:
     """ " (did you mean …?)", or nothing."""
-    found = difflib.get_close_matches(text.lower(), list(known), n=1)
+    known = list(known)
+    found = difflib.get_close_matches(text.lower(), known, n=1)
+    found += [word for word in known if len(text) > 2 and word.startswith(text)]
     return f" (did you mean {found[0]}?)" if found else ""
 
 

@@ -90,6 +90,7 @@ _REFUSED_LINK = {
     "addr": "use `ip link set DEVICE address MAC`, then start fnat again",
 }
 _ALIASES = {"list": "show", "change": "set"}
+_MEANT = {"gw": "via", "gateway": "via", "mac": "lladdr", "if": "dev", "port": "dev"}  # in other languages
 _FAMILIES = {"inet": "4", "inet6": "6"}
 SCOPES = ("host", "kni_host", "link", "global")
 
@@ -188,20 +189,29 @@ class _Line:
         if self.words:
             raise Usage(f"unexpected word {self.words[0]!r}", "-h shows the commands")
 
-    def keywords(self, verb: Verb) -> dict[str, str]:
-        """KEY VALUE pairs and bare FLAGs up to the end of the line."""
+    def keywords(self, verb: Verb, first: str = "") -> dict[str, str]:
+        """KEY VALUE pairs and bare FLAGs up to the end of the line; what `first` names stands among them, and in the
+        answer under the key ""."""
         found: dict[str, str] = {}
         valued, flags = verb.valued, verb.flags
         while self.words:
             key = self.words.pop(0)
             if key in verb.refused:
                 raise Usage(f"{verb.what} {key} is not in fnat", verb.refused[key])
+            if key not in valued and key not in flags and first and "" not in found:
+                found[""] = key
+                continue
             if key not in valued and key not in flags:
-                known = " ".join((*valued, *flags))
-                raise Usage(f"{key!r} is not known here{near(key, (*valued, *flags))}", f"what may stand here: {known}")
+                known = (*valued, *flags)
+                meant = f" (did you mean {_MEANT[key]}?)" if _MEANT.get(key) in known else near(key, known)
+                if not meant and "dev" in verb.needs and "dev" not in found:
+                    meant = " (is dev missing before it?)"
+                raise Usage(f"{key!r} is not known here{meant}", f"what may stand here: {' '.join(known)}")
             if key in found:
                 raise Usage(f"{key} is given twice", "give it once")
             found[key] = self.take(f"the value of {key}") if key in valued else ""
+        if first and "" not in found:
+            raise Usage(f"{first} is missing", "-h shows the commands")
         for key in verb.needs:
             if key not in found:
                 raise Usage(f"{verb.what} {verb.name} needs {key}", f"add {key} {valued[key]}")
@@ -219,6 +229,8 @@ def parse(words: Sequence[str]) -> Command:
     what = line.take("object")
     if what in _REFUSED_OBJECTS:
         raise Usage(f"{what} is not in fnat", _REFUSED_OBJECTS[what])
+    if any(what in (verb.name, *_ALIASES) for verb in VERBS):
+        raise Usage(f"{what} is a command, not an object", "the object comes first, as in: link show")
     if what not in OBJECTS:
         raise Usage(f"unknown object {what!r}{near(what, OBJECTS)}", f"the objects are {' '.join(OBJECTS)}")
     name = line.take(f"a command after {what}")
@@ -330,7 +342,9 @@ def _link(verb: Verb, line: _Line) -> Command:
     if key in _REFUSED_LINK or key.startswith("bond-"):
         raise Usage(f"link set {key} is not in fnat", _REFUSED_LINK.get(key, "bonds are made with `ip link`"))
     if key != "link":
-        raise Usage(f"link set {key} is not known", f"write: link set {port} link up|down")
+        raise Usage(
+            f"link set {key} is not known", f"write: link set {'PORT' if port == 'link' else port} link up|down"
+        )
     if (state := line.take("up or down")) not in ("up", "down"):
         raise Usage(f"link {state!r}", "say up or down")
     return Changes([{"op": "link.set", "port": port, "up": state == "up"}])
@@ -341,10 +355,10 @@ def _addr(verb: Verb, line: _Line) -> Command:
         return _show(line, "addr", line.keywords(verb).get("dev"))
     if verb.name == "flush":
         return Changes([_of_family({"op": "addr.flush", "port": line.keywords(verb)["dev"]}, line)])
-    addr, plen = network(line.take("the address"), line.family)
     if "broadcast" in line.words:
         raise Usage("broadcast addresses are not in fnat", "leave broadcast out")
-    found = line.keywords(verb)
+    found = line.keywords(verb, "the address")
+    addr, plen = network(found[""], line.family)
     change: Change = {"op": f"addr.{verb.name}", "addr": addr, "plen": plen, "port": found["dev"]}
     if verb.name == "del":
         return Changes([change])
@@ -361,8 +375,8 @@ def _route(verb: Verb, line: _Line) -> Command:
         return _show(line, "route", line.keywords(verb).get("dev"))
     if verb.name == "flush":
         return Changes([_of_family({"op": "route.flush", "port": line.keywords(verb).get("dev")}, line)])
-    word = line.take("the prefix")
-    found = line.keywords(verb)
+    found = line.keywords(verb, "the prefix")
+    word = found[""]
     net = prefix(word, line.family or family_of_default(word, found.get("via")))
     family = addresses.family(net)
     if found.get("scope", "link") not in SCOPES:
@@ -388,8 +402,8 @@ def _route(verb: Verb, line: _Line) -> Command:
 def _neigh(verb: Verb, line: _Line) -> Command:
     if verb.name == "show":
         return _show(line, "neigh", line.keywords(verb).get("dev"))
-    addr = address(line.take("the address"), family=line.family)
-    found = line.keywords(verb)
+    found = line.keywords(verb, "the address")
+    addr = address(found[""], family=line.family)
     change: Change = {"op": f"neigh.{verb.name}", "addr": addr, "port": found["dev"]}
     return Changes([{**change, "mac": mac(found["lladdr"])} if "lladdr" in found else change])
 

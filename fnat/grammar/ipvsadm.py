@@ -254,7 +254,8 @@ _FOREIGN = (
     Option("daemon", why=_DAEMON), Option("mcast-interface", "", "IF", why=_DAEMON),
     Option("syncid", "", "N", why=_DAEMON),
     Option("icmp-service", "q", "VIP", why=_PROTO), Option("icmpv6-service", "1", "VIP", why=_PROTO),
-    Option("fwmark-service", "f", "MARK", why=("fnat has no firewall marks", "name the service with -t or -u")),
+    Option("fwmark-service", "f", "MARK", why=("fnat has no firewall marks",
+           "name the service with -t or -u, a port with -F")),
     Option("match", "H", "MATCH", why=_MATCH),
     Option("ipv6", "6", why=("-6 is for firewall marks, which fnat has not",
                              "name an IPv6 service with -t [ADDRESS]:PORT")),
@@ -454,12 +455,14 @@ def _split(words: Sequence[str]) -> dict[str, str]:
             if equals and not OPTIONS[name].value:
                 raise Usage(f"--{name} takes no value", f"write --{name}")
             take(OPTIONS[name], f"--{name}", value if equals else None)
+        elif word.startswith("-") and len(word) > 2 and word[1:].partition("=")[0] in OPTIONS:
+            raise Usage(f"unknown option {word} (did you mean -{word}?)", "a long option begins with two hyphens")
         elif word.startswith("-") and len(word) > 1:
             letters = word[1:]
             while letters:
                 letter, letters = letters[0], letters[1:]
                 if letter not in _LONG_OF:
-                    raise Usage(f"unknown option -{letter}{_near_letter(letter, word)}", "-h shows the options")
+                    raise Usage(f"unknown option -{letter}{_near_letter(letter)}", "-h shows the options")
                 option = OPTIONS[_LONG_OF[letter]]
                 attached, letters = (letters.removeprefix("="), "") if option.value else (None, letters)
                 take(option, f"-{letter}", attached or None)
@@ -472,17 +475,16 @@ def _near_option(name: str) -> str:
     return near(name, (name for name, option in OPTIONS.items() if option.known)).replace("mean ", "mean --")
 
 
-def _near_letter(letter: str, word: str) -> str:
-    if word[1:] in OPTIONS:
-        return f" (did you mean -{word}?)"
+def _near_letter(letter: str) -> str:
     other = letter.swapcase()
     return f" (did you mean -{other}?)" if other in _LONG_OF and OPTIONS[_LONG_OF[other]].known else ""
 
 
 def _near_word(word: str, options: Mapping[str, str]) -> str:
     """What a word that stands alone was meant for."""
-    if word in OPTIONS:
-        return f" (did you mean --{word}?)"
+    meant = {"tcp": "-t", "udp": "-u", "sctp": "--sctp-service"} | {letter: f"-{letter}" for letter in _LONG_OF}
+    if word in OPTIONS or word in meant:
+        return f" (did you mean {meant.get(word, f'--{word}')}?)"
     if re.fullmatch(r"\[?[0-9a-fA-F.:]+\]?:[0-9]+", word):
         missing = "-r" if any(name in options for name in _NAMED_BY) else "-t or -u"
         return f" (is {missing} missing before it?)"
