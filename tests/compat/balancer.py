@@ -17,7 +17,7 @@ import uvicorn
 from fnat import _core, api
 from fnat.control import Control
 from fnat.engine import Engine
-from fnat.model import PortInfo
+from fnat.model import Config, PortInfo
 from fnat.state import Ids, Overlay
 
 PORTS = [
@@ -27,13 +27,13 @@ PORTS = [
 
 
 @contextlib.contextmanager
-def running(workers: int = 1) -> Iterator[Control]:
+def running(workers: int = 1, conns: int = 4096, file: Config | None = None) -> Iterator[Control]:
     """Control with its API; FNAT_SOCKET names it meanwhile."""
     directory = Path(tempfile.mkdtemp(prefix="fnat-api-"))
-    plane = _core.Plane.create(None, workers=workers, conns=4096)
+    plane = _core.Plane.create(None, workers=workers, conns=conns)
     ids = Ids(directory / "state.json")
     ids.load()
-    control = Control(Engine(plane, {}, PORTS, ids, startle=0.0), Overlay(directory / "overlay.json"))
+    control = Control(Engine(plane, {}, PORTS, ids, startle=0.0), Overlay(directory / "overlay.json"), file=file)
     control.start()
     listening = api.listen(directory / "s")
     config = uvicorn.Config(api.create_app(control), log_config=None, access_log=False, lifespan="off")
