@@ -31,7 +31,7 @@ void clientaddr_opens(struct conn *c, u8 wanted)
     if (!wanted)
         return;
     c->flags |= CONN_MARKED;
-    c->marks = wanted;
+    c->marks |= wanted;
 }
 
 void clientaddr_again(struct conn *c)

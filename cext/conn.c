@@ -1,4 +1,4 @@
-/* conn.c: a connection from the first packet to the last. conn_open takes, in this order: RS, record, LIP port, next hops, the table
+/* conn.c: a connection from the first packet to the last. conn_open takes, in this order: places in service and RS, record, LIP port, next hops, the table
  * entry of the client, timer, half-open place, gauges, and a little later the table entry of the answers; conn_close gives them back in the
  * reverse order.
  */
@@ -172,11 +172,6 @@ static bool evict_expendable(struct core *k)
 
 static void gauges_take(struct core *k, const struct conn *c)
 {
-    struct member_stats *m = &k->members[c->member];
-    if (c->flags & CONN_ACTIVE)
-        m->active++;
-    else
-        m->inactive++;
     k->addresses[c->vip_id].conns++;
     k->addresses[c->lip_id].conns++;
     k->addresses[c->lip_id].used++;
@@ -184,11 +179,6 @@ static void gauges_take(struct core *k, const struct conn *c)
 
 static void gauges_give(struct core *k, const struct conn *c)
 {
-    struct member_stats *m = &k->members[c->member];
-    if (c->flags & CONN_ACTIVE)
-        m->active--;
-    else
-        m->inactive--;
     k->addresses[c->vip_id].conns--;
     k->addresses[c->lip_id].conns--;
     k->addresses[c->lip_id].used--;
@@ -198,10 +188,59 @@ static void set_active(struct core *k, struct conn *c, bool active)
 {
     if (!!(c->flags & CONN_ACTIVE) == active)
         return;
-    struct member_stats *m = &k->members[c->member];
     c->flags ^= CONN_ACTIVE;
-    m->active += active ? 1 : -1u;
-    m->inactive += active ? -1u : 1;
+    held_add(&k->members[c->member], active ? HELD_ACTIVE - HELD_INACTIVE : HELD_INACTIVE - HELD_ACTIVE);
+}
+
+/* ---- places: what limits count ---- */
+
+static void service_give(struct core *k, u32 service, u8 marks, u8 family, struct addr16 client)
+{
+    conns_add(&k->services[service], -1u);
+    if (unlikely(marks & MARK_COUNTED))
+        limits_client_give(&k->limits, service, family, client.b);
+}
+
+/* A place in the service, and one of the client. 0, or why there is none. */
+static enum counter service_take(struct core *k, const struct packet *p, const struct snap_service *svc, u8 *marks)
+{
+    *marks = 0;
+    if (!limits_service_take(&k->limits, svc))
+        return DROP_limit_conns;
+    enum counter reason = 0;
+    if (unlikely(svc->per_client)) {
+        switch (limits_client_take(&k->limits, svc->id, svc->per_client, p->family, packet_src(p).b)) {
+        case CLIENT_COUNTED:
+            *marks = MARK_COUNTED;
+            break;
+        case CLIENT_REFUSED:
+            reason = DROP_limit_client;
+            break;
+        case CLIENT_NO_ROOM:
+            count(k, CNT_clients_uncounted);
+        }
+    }
+    if (!reason && !limits_rate_take(&k->limits, svc, k->now_ns))
+        reason = DROP_limit_new;
+    if (unlikely(reason))
+        service_give(k, svc->id, *marks, p->family, packet_src(p));
+    return reason;
+}
+
+static void places_give(struct core *k, const struct conn *c)
+{
+    held_add(&k->members[c->member], c->flags & CONN_ACTIVE ? -HELD_ACTIVE : -HELD_INACTIVE);
+    service_give(k, service_of(k, c), c->marks, conn_family(c, TO_RS), conn_cip(c));
+}
+
+/* After a restart: they were had before. */
+static void places_retake(struct core *k, struct conn *c)
+{
+    held_add(&k->members[c->member], c->flags & CONN_ACTIVE ? HELD_ACTIVE : HELD_INACTIVE);
+    conns_add(&k->services[service_of(k, c)], 1);
+    if (c->marks & MARK_COUNTED &&
+        limits_client_take(&k->limits, service_of(k, c), ~0u, conn_family(c, TO_RS), conn_cip(c).b) != CLIENT_COUNTED)
+        c->marks &= (u8)~MARK_COUNTED;
 }
 
 /* ---- local ports ---- */
@@ -315,6 +354,17 @@ static void deltas_fill(const struct core *k, struct conn *c)
 
 /* ---- the whole ---- */
 
+/* While a connection lives its client keeps its RS: it is looked at twice in the time that the client's template lasts. Returns the next look. */
+static u32 keep_template(struct core *k, const struct conn *c, u32 deadline, u32 tick)
+{
+    const struct plane_service *s = &k->plane_services[service_of(k, c)];
+    u32 persistent = load_relaxed(&s->persistent), next = tick + persistent * (TICKS_PER_SECOND / 2);
+    if (likely(!persistent))
+        return deadline;
+    limits_template_renew(&k->limits, service_of(k, c), conn_family(c, TO_RS), conn_cip(c).b, c->member, k->now_ns);
+    return after_u32(deadline, next) ? next : deadline;
+}
+
 static u8 first_state(u8 proto, const struct snap_service *svc)
 {
     if (proto == PROTO_TCP)
@@ -338,34 +388,93 @@ void conn_settle(struct core *k, u32 keep)
     }
 }
 
+/* Whom the scheduler picks, and a place in it; -1: nobody has one. */
+static int any_member(struct core *k, const struct snap_service *svc, const struct packet *p)
+{
+    for (k->role = FNAT_ROLE_ACTIVE; k->role < FNAT_ROLES; k->role++)
+        for (u32 tries = 0; svc->roles >> k->role & 1 && tries <= svc->n_members; tries++) {
+            int pick = sched_pick(k, svc, p);
+            if (pick < 0)
+                break;
+            if (likely(limits_member_take(&k->limits, &svc->members[pick], k->now_ns)))
+                return pick;
+        }
+    return -1;
+}
+
+/* The one that a template names may be used, though it is not for others any more, unless the service or its drain says so. */
+static int named_member(struct core *k, const struct snap_service *svc, u32 id)
+{
+    for (u32 i = 0; i < svc->n_members; i++) {
+        const struct snap_member *m = &svc->members[i];
+        if (m->id != id)
+            continue;
+        bool stays =
+            m->flags & FNAT_MEMBER_DRAINS ? !(m->flags & FNAT_MEMBER_LEAVES) : m->weight || !(svc->flags & FNAT_SVC_EXPIRE_QUIESCENT);
+        return stays && limits_member_admits(&k->limits, m, k->now_ns) && limits_member_take(&k->limits, m, k->now_ns) ? (int)i : -1;
+    }
+    return -1;
+}
+
+/* The RS that this client has, on whichever worker it got it; else one that it keeps from now on. A sorry server is nobody's own. */
+static int sticky_member(struct core *k, const struct snap_service *svc, const struct packet *p)
+{
+    struct sticky t = limits_template(&k->limits, svc->id, p->family, packet_src(p).b);
+    for (u32 tries = 0; tries < 64; tries++) {
+        bool known = limits_template_find(&k->limits, &t, k->now_ns);
+        int pick = known ? named_member(k, svc, template_member(t.word)) : -1;
+        if (pick < 0)
+            pick = any_member(k, svc, p);
+        if (pick < 0 || svc->members[pick].role == FNAT_ROLE_SORRY ||
+            limits_template_put(&k->limits, &t, svc->members[pick].id, svc->persistent, k->now_ns))
+            return pick;
+        held_add(&k->members[svc->members[pick].id], -HELD_INACTIVE); /* another worker was faster: what it has put counts */
+    }
+    return any_member(k, svc, p);
+}
+
+/* The member for this connection, in which a place is taken; -1: none has one. */
 static int member_for(struct core *k, const struct snap_service *svc, const struct packet *p)
 {
     int known = unlikely(svc->flags & FNAT_SVC_QUIC) ? quic_member(svc, p) : -1;
-    if (likely(known < 0))
-        return sched_pick(svc, &k->services[svc->id]);
-    count(k, CNT_quic_moved);
-    return known;
+    if (unlikely(known >= 0) && limits_member_admits(&k->limits, &svc->members[known], k->now_ns) &&
+        limits_member_take(&k->limits, &svc->members[known], k->now_ns)) {
+        count(k, CNT_quic_moved);
+        return known;
+    }
+    return svc->persistent ? sticky_member(k, svc, p) : any_member(k, svc, p);
 }
 
 enum counter conn_open(struct core *k, struct packet *p, const struct snap_service *svc, u16 vip_id, u32 *out)
 {
-    enum counter reason;
+    u8 marks;
     if (!svc->n_lips)
         return DROP_no_lip;
-    if (!svc->usable)
-        return DROP_no_rs; /* before anything is evicted for its sake */
-    if (svc->half_open && svc->proto != PROTO_UDP && k->services[svc->id].half_count >= svc->half_open && !conn_evict_half_open(k, svc->id))
-        return DROP_half_open_quota;
-    int pick = member_for(k, svc, p);
-    if (pick < 0)
+    if (!svc->usable && !svc->persistent)
         return DROP_no_rs;
+    enum counter reason = service_take(k, p, svc, &marks);
+    if (unlikely(reason))
+        return reason;
+    int pick = member_for(k, svc, p);
+    if (unlikely(pick < 0)) {
+        reason = svc->usable ? DROP_rs_full : DROP_no_rs;
+        goto give_service;
+    }
     const struct snap_member *m = &svc->members[pick];
+    /* From here on something may be evicted for its sake. */
+    if (svc->half_open && svc->proto != PROTO_UDP && k->services[svc->id].half_count >= svc->half_open &&
+        !conn_evict_half_open(k, svc->id)) {
+        reason = DROP_half_open_quota;
+        goto give_member;
+    }
 
     u32 index = record_take(k);
     if (!index && (conn_evict_half_open(k, svc->id) || evict_expendable(k)))
         index = record_take(k);
-    if (!index)
-        return DROP_table_full;
+    if (!index) {
+        reason = DROP_table_full;
+        goto give_member;
+    }
     struct conn *c = &k->conns[index];
     u32 gen = c->gen;
     memset(c, 0, sizeof *c);
@@ -383,6 +492,7 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
     c->proto = p->proto, c->vip_id = vip_id, c->member = m->id;
     c->state = first_state(p->proto, svc);
     c->flags = svc->flags & FNAT_SVC_EXPIRE_QUIESCENT ? CONN_QUIESCENT : 0;
+    c->marks = marks;
     c->opened = c->last_seen = k->tick;
 
     u32 endpoint = local_port_take(k, svc, m, c);
@@ -422,7 +532,8 @@ enum counter conn_open(struct core *k, struct packet *p, const struct snap_servi
         c->flags |= CONN_FIRST_LOOK;
     store_release(&c->gen, gen + 1);
     k->unsettled[k->unsettled_to++ % BATCH] = (struct unsettled){answer_hash, p, index, gen + 1};
-    wheel_add(k->wheel, k->conns, index, k->tick + timeout_of(k, c, c->state));
+    u32 deadline = k->tick + timeout_of(k, c, c->state);
+    wheel_add(k->wheel, k->conns, index, unlikely(svc->persistent) ? keep_template(k, c, deadline, k->tick) : deadline);
     if (p->proto != PROTO_UDP)
         half_open_begins(k, index);
     gauges_take(k, c);
@@ -438,6 +549,10 @@ give_port:
 give_record:
     k->header->intent = 0;
     record_give(k, index);
+give_member:
+    held_add(&k->members[m->id], -HELD_INACTIVE);
+give_service:
+    service_give(k, svc->id, marks, p->family, packet_src(p));
     return reason;
 }
 
@@ -448,6 +563,7 @@ void conn_close(struct core *k, u32 index)
     k->header->intent = index;
     k->counters[TAKEN_lip_ports]--;
     gauges_give(k, c);
+    places_give(k, c);
     if (c->flags & CONN_HALF_OPEN)
         conn_half_open_ends(k, index);
     if (c->wheel_prev)
@@ -509,22 +625,31 @@ static u32 look_into_doubt(struct core *k, struct conn *c, u32 deadline, u32 tic
     return deadline;
 }
 
+bool conn_tell_reset(struct core *k, const struct conn *c)
+{
+    if (c->proto != PROTO_TCP || c->state == TCP_TIME_WAIT || c->state == TCP_CLOSED)
+        return true;
+    if (k->own_count + 2 > OWN_PACKETS)
+        return false;
+    answer_reset_side(k, c, TO_RS);
+    answer_reset_side(k, c, TO_CLIENT);
+    return true;
+}
+
 static void due_one(struct core *k, u32 index, u32 tick)
 {
     struct conn *c = &k->conns[index];
     u32 deadline = c->last_seen + timeout_of(k, c, c->state);
     c->flags &= (u8)~CONN_FIRST_LOOK;
     if (after_u32(deadline, tick)) {
-        wheel_add(k->wheel, k->conns, index, unlikely(c->marks & MARK_DOUBT) ? look_into_doubt(k, c, deadline, tick) : deadline);
+        if (unlikely(c->marks & MARK_DOUBT))
+            deadline = look_into_doubt(k, c, deadline, tick);
+        wheel_add(k->wheel, k->conns, index, keep_template(k, c, deadline, tick));
         return;
     }
-    if (c->state == TCP_EST) {
-        if (k->own_count + 2 > OWN_PACKETS) { /* the resets would be lost: next turn */
-            wheel_add(k->wheel, k->conns, index, tick + 1);
-            return;
-        }
-        answer_reset_side(k, c, TO_RS);
-        answer_reset_side(k, c, TO_CLIENT);
+    if (c->state == TCP_EST && !conn_tell_reset(k, c)) { /* next turn */
+        wheel_add(k->wheel, k->conns, index, tick + 1);
+        return;
     }
     conn_close(k, index);
 }
@@ -578,6 +703,7 @@ static bool restore_one(struct core *k, u32 index)
     c->flags &= (u8) ~(CONN_HALF_OPEN | CONN_FIRST_LOOK);
     if (half_open)
         half_open_begins(k, index);
+    places_retake(k, c);
     gauges_take(k, c);
     k->counters[TAKEN_lip_ports]++;
     k->counters[TAKEN_conns]++;

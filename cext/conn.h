@@ -18,6 +18,8 @@ void conn_half_open_ends(struct core *k, u32 index);
 void conn_enter(struct core *k, u32 index, u8 state);
 /* A segment said that the connection may be over: when both sides stay silent, the RS is asked. track.c has the reasons. */
 void conn_doubt(struct core *k, u32 index);
+/* Tell both ends of a TCP connection that it is over. False: there is no room for the packets in this turn. */
+bool conn_tell_reset(struct core *k, const struct conn *c);
 /* Wheel callback: these came due. */
 void conn_due(void *core, const u32 *indices, u32 n, u32 tick);
 /* Look up the next hops again after a change of routes: some connections a turn. */

@@ -8,6 +8,7 @@
 
 #include "frag.h"
 #include "handoff.h"
+#include "limit.h"
 #include "snapshot.h"
 
 enum { OWN_PACKETS = 1024, WAITING_PACKETS = 256, WAITING_PER_NEIGH = 8 };
@@ -83,6 +84,8 @@ struct core {
     const struct plane_address *plane_addresses;
     const struct plane_member *plane_members;
     const struct plane_service *plane_services;
+    struct limits limits;
+    u8 role; /* FNAT_ROLE_*: members of which role may be picked */
     u32 conn_capacity;
     struct unsettled unsettled[BATCH];
     u32 unsettled_from, unsettled_to;

@@ -4,6 +4,7 @@
 #endif
 #include "clock.h"
 #include "conn.h"
+#include "filter.h"
 #include "track.h"
 #include "worker.h"
 
@@ -22,6 +23,7 @@ int fnat_plane_create(const char *dir, const struct fnat_plane_config *config, i
         return rc;
     if (p->config.workers > 1)
         rc = handoff_open(p->config.workers, p->config.frames, &p->handoff);
+    memset(p->clients, 0, (u64)plane_client_buckets(&p->config) * CACHE_LINE); /* counted anew from the records */
     for (u32 i = 0; i < p->config.workers && !rc; i++)
         rc = worker_open(p, i, &p->workers[i]);
     if (rc) {
@@ -246,6 +248,21 @@ int fnat_member_stats(const struct fnat_plane *p, uint32_t id, struct fnat_stats
     return 0;
 }
 
+int fnat_member_overloaded(const struct fnat_plane *p, uint32_t id)
+{
+    return id < p->config.members ? (int)load_relaxed(&p->limits[id].overloaded) : -EINVAL;
+}
+
+void fnat_persistent(const struct fnat_plane *p, uint64_t now_ns, uint32_t *counts, uint32_t members)
+{
+    for (u64 i = 0; i < (u64)plane_client_buckets(&p->config) * CLIENTS_IN_BUCKET; i++) {
+        u64 word = load_relaxed(&p->templates[i]);
+        u32 member = template_member(word);
+        if (template_holds(word, now_ns) && member < members)
+            counts[member]++;
+    }
+}
+
 int fnat_address_stats(const struct fnat_plane *p, uint16_t id, struct fnat_address_stats *out)
 {
     *out = (struct fnat_address_stats){0};
@@ -329,23 +346,12 @@ static u32 timeout_seconds(const struct fnat_plane *p, const struct conn *c)
     return word ? ((const struct snapshot *)snapshot_at(p->snapshots, (u32)word))->settings.timeouts[c->state] : 0;
 }
 
-/* Ends in the order of the record: client, VIP, RS, LIP. */
-static u8 end_family(const struct conn *c, u32 end) { return conn_family(c, end < 2 ? TO_RS : TO_CLIENT); }
-
-static struct addr16 end_addr(const struct fnat_plane *p, const struct conn *c, u32 end)
-{
-    if (c->families == FAMILIES_44)
-        return addr16_4((&c->a.v4.cip)[end]);
-    const u8 *addrs[4] = {c->a.v6.cip, p->addresses[c->vip_id].addr, c->a.v6.rip, p->addresses[c->lip_id].addr};
-    return addr16_of(6, addrs[end]);
-}
-
 static void fill_info(const struct fnat_plane *p, const struct conn *c, u32 tick, struct fnat_conn_info *out)
 {
     memset(out, 0, sizeof *out);
     u8 *ends[4] = {out->cip, out->vip, out->rip, out->lip};
     for (u32 end = 0; end < 4; end++)
-        memcpy(ends[end], end_addr(p, c, end).b, 16);
+        memcpy(ends[end], filter_end(p, c, end).b, 16);
     out->cport = be16(c->cport), out->vport = be16(c->vport), out->lport = be16(c->lport), out->rport = be16(c->rport);
     const struct conn_counts *n = conn_counts((struct conn *)c);
     for (u32 d = 0; d < 2; d++) {
@@ -360,71 +366,6 @@ static void fill_info(const struct fnat_plane *p, const struct conn *c, u32 tick
     out->proto = c->proto, out->family = conn_family(c, TO_RS), out->rs_family = conn_family(c, TO_CLIENT), out->state = c->state;
 }
 
-/* The filter in the form of a record: values that must agree under masks. */
-struct wanted {
-    struct addr16 addr[4], mask[4]; /* client, vip, rs, lip: as in the record */
-    u8 family[4];                   /* 0: any */
-    u16 port[4];
-    u32 n_ends, ends[4]; /* those that say anything */
-    s64 service, member;
-    s32 state, proto;
-};
-
-/* addr with all but its first n bits cleared. */
-static struct addr16 first_bits(struct addr16 addr, u32 n)
-{
-    for (u32 i = 0; i < 16; i++) {
-        u32 left = n > i * 8 ? min_u32(n - i * 8, 8) : 0;
-        addr.b[i] &= (u8)(0xff00 >> left);
-    }
-    return addr;
-}
-
-static int understand(const struct fnat_conn_filter *f, struct wanted *w)
-{
-    *w = (struct wanted){.service = -1, .member = -1, .state = -1, .proto = -1};
-    if (!f)
-        return 0;
-    w->service = f->service, w->member = f->member, w->state = f->state, w->proto = f->proto;
-    const struct fnat_conn_end *ends[4] = {&f->client, &f->vip, &f->rs, &f->lip};
-    for (u32 i = 0; i < 4; i++) {
-        const struct fnat_conn_end *e = ends[i];
-        if ((e->family && e->family != 4 && e->family != 6) || e->plen > (e->family == 6 ? 128 : 32))
-            return -EINVAL;
-        struct addr16 ones;
-        memset(ones.b, 0xff, sizeof ones);
-        w->family[i] = e->family;
-        w->mask[i] = first_bits(ones, e->family ? e->plen : 0);
-        w->addr[i] = first_bits(addr16_of(6, e->addr), e->family ? e->plen : 0);
-        w->port[i] = be16(e->port);
-        if (e->family || w->port[i])
-            w->ends[w->n_ends++] = i;
-    }
-    return 0;
-}
-
-/* Looks at a record that may change meanwhile; the caller makes sure of its gen. */
-static bool passes(const struct fnat_plane *p, const struct wanted *w, const struct conn *c)
-{
-    const u16 ports[4] = {c->cport, c->vport, c->rport, c->lport};
-    for (u32 i = 0; i < w->n_ends; i++) {
-        u32 end = w->ends[i];
-        if ((w->family[end] && end_family(c, end) != w->family[end]) || (w->port[end] && ports[end] != w->port[end]))
-            return false;
-        struct addr16 addr = end_addr(p, c, end);
-        for (u32 half = 0; half < 16; half += 8)
-            if ((get64(addr.b + half) & get64(w->mask[end].b + half)) != get64(w->addr[end].b + half))
-                return false;
-    }
-    if ((w->state >= 0 && c->state != w->state) || (w->proto >= 0 && c->proto != w->proto))
-        return false;
-    if (w->member < 0 && w->service < 0)
-        return true;
-    u32 member = load_relaxed(&c->member);
-    return member < p->config.members && (w->member < 0 || member == w->member) &&
-           (w->service < 0 || p->members[member].service == w->service + 1);
-}
-
 /* The record as it was at one moment. False: it is not in use, or was closed while we read. */
 static bool read_record(const struct fnat_plane *p, const struct conn *c, u32 gen, struct conn *copy)
 {
@@ -437,10 +378,10 @@ int fnat_conns(const struct fnat_plane *p, uint32_t worker, uint32_t *cursor, co
                struct fnat_conn_info *out, uint32_t n)
 {
     enum { LOOKS = 1 << 20 }; /* records looked at in one call: a rare match must not keep the caller waiting */
-    struct wanted w;
+    struct filter w;
     if (worker >= p->config.workers)
         return -EINVAL;
-    int rc = understand(filter, &w);
+    int rc = filter_read(filter, &w);
     if (rc)
         return rc;
     const struct worker_map *m = &p->maps[worker];
@@ -449,7 +390,7 @@ int fnat_conns(const struct fnat_plane *p, uint32_t worker, uint32_t *cursor, co
         const struct conn *c = &m->conns[i];
         struct conn copy;
         u32 gen = load_acquire(&c->gen);
-        if (!(gen & 1) || !passes(p, &w, c) || !read_record(p, c, gen, &copy))
+        if (!(gen & 1) || !filter_passes(p, &w, c) || !read_record(p, c, gen, &copy))
             continue;
         fill_info(p, &copy, ticks(now_ns), &out[found]);
         out[found].index = i;
@@ -461,10 +402,10 @@ int fnat_conns(const struct fnat_plane *p, uint32_t worker, uint32_t *cursor, co
 
 int64_t fnat_conn_count(const struct fnat_plane *p, uint32_t worker, const struct fnat_conn_filter *filter)
 {
-    struct wanted w;
+    struct filter w;
     if (worker >= p->config.workers)
         return -EINVAL;
-    int rc = understand(filter, &w);
+    int rc = filter_read(filter, &w);
     if (rc)
         return rc;
     const struct worker_map *m = &p->maps[worker];
@@ -475,11 +416,44 @@ int64_t fnat_conn_count(const struct fnat_plane *p, uint32_t worker, const struc
         u32 gen = load_acquire(&c->gen);
         if (!(gen & 1))
             continue;
-        bool pass = passes(p, &w, c);
+        bool pass = filter_passes(p, &w, c);
         __atomic_thread_fence(__ATOMIC_ACQUIRE);
         count += pass && load_relaxed(&c->gen) == gen;
     }
     return count;
+}
+
+int64_t fnat_conn_kill(struct fnat_plane *p, const struct fnat_conn_filter *filter, int how)
+{
+    struct plane_kill *kill = &p->header->kill;
+    struct filter w;
+    u64 ended;
+    int rc = filter_read(filter, &w);
+    if (rc || !filter)
+        return rc ? rc : -EINVAL;
+    if (fnat_conn_killed(p, &ended) != kill->seq >> 1 && !(kill->seq & 1))
+        return -EBUSY;
+    u32 seq = kill->seq | 1; /* odd already: an earlier writer died while writing */
+    store_relaxed(&kill->seq, seq);
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+    kill->filter = *filter;
+    kill->how = (u32)how;
+    store_release(&kill->seq, seq + 1);
+    return (seq + 1) >> 1;
+}
+
+int64_t fnat_conn_killed(const struct fnat_plane *p, uint64_t *ended)
+{
+    u32 seq = load_acquire(&p->header->kill.seq), done = seq;
+    *ended = 0;
+    for (u32 i = 0; i < p->config.workers; i++) {
+        const struct worker_header *h = p->maps[i].header;
+        u32 own = load_acquire(&h->kill_done);
+        if (load_acquire(&h->active) && after_u32(done, own))
+            done = own;
+        *ended += own == seq ? load_relaxed(&h->killed) : 0;
+    }
+    return done >> 1;
 }
 
 const char *fnat_state_name(uint32_t state) { return track_name(state); }

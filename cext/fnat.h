@@ -60,6 +60,13 @@ void fnat_plane_info(const struct fnat_plane *plane, struct fnat_plane_info *out
 
 enum { FNAT_SCHED_RR = 0, FNAT_SCHED_WRR = 1 };
 enum { FNAT_NO_RS_DROP = 0, FNAT_NO_RS_RESET = 1 };
+/* A member is asked only when none of the roles before its own can take a connection. */
+enum { FNAT_PERSISTENT_MOST = 31 * 86400 }; /* seconds */
+enum {
+    FNAT_MEMBER_DRAINS = 1, /* no new connections, whatever its weight; those that there are may end by themselves */
+    FNAT_MEMBER_LEAVES = 2  /* with it: persistent clients go elsewhere, too */
+};
+enum { FNAT_ROLE_ACTIVE = 0, FNAT_ROLE_BACKUP = 1, FNAT_ROLE_SORRY = 2, FNAT_ROLES = 3 };
 enum {
     FNAT_SVC_EXPIRE_QUIESCENT = 1,
     FNAT_SVC_ONE_PACKET = 2, /* UDP: every datagram of a client is scheduled anew */
@@ -82,17 +89,25 @@ struct fnat_member_spec {
     uint16_t rport;
     uint16_t weight; /* 0: gets no new connections */
     uint8_t family;  /* 4 | 6 */
-    uint8_t pad[7];
+    uint8_t role;    /* FNAT_ROLE_* */
+    uint8_t flags;   /* FNAT_MEMBER_* */
+    uint8_t pad;
+    uint32_t upper,
+        lower; /* connections over all workers: at `upper` no more until there are fewer than `lower`; 0: no limit, three quarters */
+    uint32_t new_per_s; /* new connections a second over all workers, at most FNAT_RATE_MOST; 0: unlimited */
 };
 
 struct fnat_service_spec {
     uint8_t vip[16];
     uint32_t id; /* service id, stable */
     uint16_t vport;
-    uint8_t family, proto;                    /* 4 | 6; 6 (TCP) | 17 (UDP) */
-    uint8_t sched, no_rs, flags, client_addr; /* client_addr: FNAT_CLIENT_ADDR_* */
-    uint32_t conn_timeout;                    /* seconds, replaces ESTABLISHED (TCP, SCTP) or all states (UDP); 0: the general timeouts */
-    uint32_t half_open;                       /* most half-open connections of this service on one worker; 0: unlimited */
+    uint8_t family, proto;                     /* 4 | 6; 6 (TCP) | 17 (UDP) */
+    uint8_t sched, no_rs, flags, client_addr;  /* client_addr: FNAT_CLIENT_ADDR_* */
+    uint32_t conn_timeout;                     /* seconds, replaces ESTABLISHED (TCP, SCTP) or all states (UDP); 0: the general timeouts */
+    uint32_t half_open;                        /* most half-open connections of this service on one worker; 0: unlimited */
+    uint32_t persistent;                       /* seconds that a client keeps its RS after its last connection; 0: it has none of its own */
+    uint32_t persistent_plen;                  /* bits of a client's address that make it the same client */
+    uint32_t max_conns, new_per_s, per_client; /* over all workers; per_client: connections of one client address; 0: unlimited */
     uint32_t n_members, n_lips;
 };
 
@@ -226,6 +241,10 @@ struct fnat_address_stats {
 };
 int fnat_service_stats(const struct fnat_plane *plane, uint32_t id, struct fnat_stats *out);
 int fnat_member_stats(const struct fnat_plane *plane, uint32_t id, struct fnat_stats *out);
+/* 1: it reached its upper limit, and no connection has come since it fell below the lower one. */
+int fnat_member_overloaded(const struct fnat_plane *plane, uint32_t id);
+/* Clients that are persistent to each member, by member id. */
+void fnat_persistent(const struct fnat_plane *plane, uint64_t now_ns, uint32_t *counts, uint32_t members);
 int fnat_address_stats(const struct fnat_plane *plane, uint16_t id, struct fnat_address_stats *out);
 /* Endpoints (protocol, LIP, RS) with ports in use by one worker, from *cursor on, at most n; returns how many; *cursor becomes
  * 0xffffffff at the end. */
@@ -280,6 +299,12 @@ int fnat_conns(const struct fnat_plane *plane, uint32_t worker, uint32_t *cursor
                struct fnat_conn_info *out, uint32_t n);
 /* How many connections of one worker pass the filter; all records are looked at (about 0.02 s for each million). */
 int64_t fnat_conn_count(const struct fnat_plane *plane, uint32_t worker, const struct fnat_conn_filter *filter);
+/* End the connections that pass the filter, as they were found: RST: TCP's two ends are told. Each running worker goes through its records,
+ * some thousand a turn. Returns the request's number (> 0). -EBUSY a worker has not finished the one before, -EINVAL the filter. */
+enum { FNAT_KILL_SILENT = 0, FNAT_KILL_RESET = 1 };
+int64_t fnat_conn_kill(struct fnat_plane *plane, const struct fnat_conn_filter *filter, int how);
+/* The newest request that every running worker has finished, and how many connections it has ended. */
+int64_t fnat_conn_killed(const struct fnat_plane *plane, uint64_t *ended);
 const char *fnat_state_name(uint32_t state); /* TCP_NONE … SCTP_CLOSED, NULL beyond */
 
 /* ---- workers: only in the process that created the plane ---- */

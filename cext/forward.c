@@ -195,6 +195,18 @@ rare static enum verdict forward_marked(struct core *k, struct packet *p, u32 in
     return VERDICT_HELD;
 }
 
+static enum verdict forward_unknown(struct core *k, struct packet *p);
+
+/* The RS is not to be used any more, and the service wants its connections ended. A datagram of a client goes to another one at once. */
+rare static enum verdict forward_quiesced(struct core *k, struct packet *p, u32 index, enum direction dir)
+{
+    conn_close(k, index);
+    p->conn = 0;
+    if (p->proto != PROTO_UDP || dir != TO_RS || p->fragment == FRAGMENT_LATER)
+        return drop(k, p, DROP_quiesced);
+    return forward_unknown(k, p);
+}
+
 /* May it leave in fragments? RFC 791: without DF; RFC 8200 5: never on the way of IPv6; RFC 7915 5.1: what IPv4 gets without DF. */
 static bool may_split(const struct conn *c, const struct packet *p, u32 leaving)
 {
@@ -222,10 +234,8 @@ rare static enum verdict forward_slow(struct core *k, struct packet *p, u32 inde
     if (piece && p->family == 4 && conn_family(c, !dir) == 6)
         leaving += (u32)sizeof(struct ip6_fragment);
 
-    if (c->flags & CONN_QUIESCENT && !load_relaxed(&k->plane_members[c->member].usable)) {
-        conn_close(k, index);
-        return drop(k, p, DROP_quiesced);
-    }
+    if (c->flags & CONN_QUIESCENT && !load_relaxed(&k->plane_members[c->member].usable))
+        return forward_quiesced(k, p, index, dir);
     if (hops_left(p) <= 1)
         return explain(k, p, ERROR_TTL, 0, DROP_ttl);
     if (!mtu)
@@ -283,10 +293,8 @@ static always_inline enum verdict forward_known(struct core *k, struct packet *p
     u64 word = load_relaxed(&hop->word);
     u32 link = neigh_word_link(word), leaving = narrow ? p->l3_len : leaving_len(c, p);
 
-    if (unlikely(c->flags & CONN_QUIESCENT && !load_relaxed(&k->plane_members[c->member].usable))) {
-        conn_close(k, index);
-        return drop(k, p, DROP_quiesced);
-    }
+    if (unlikely(c->flags & CONN_QUIESCENT && !load_relaxed(&k->plane_members[c->member].usable)))
+        return forward_quiesced(k, p, index, dir);
     if (unlikely((narrow ? ((const struct ip4_header *)(p->data + p->l3))->ttl : hops_left(p)) <= 1))
         return answer_error(k, p, ERROR_TTL, 0, DROP_ttl);
     if (unlikely(leaving > k->link_mtu[link]))
@@ -511,7 +519,7 @@ static enum verdict forward_first(struct core *k, struct packet *p, const struct
             k->unsettled[(k->unsettled_to - 1) % BATCH].packet = NULL;
         return verdict;
     }
-    if (reason == DROP_no_rs && svc->no_rs == FNAT_NO_RS_RESET && p->kind == KIND_TCP)
+    if ((reason == DROP_no_rs || reason == DROP_rs_full) && svc->no_rs == FNAT_NO_RS_RESET && p->kind == KIND_TCP)
         return answer_reset(k, p);
     return drop(k, p, reason);
 }

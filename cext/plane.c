@@ -35,6 +35,9 @@ static u64 lay_out_plane(struct fnat_plane *p)
     p->addresses = carve(&area, 65536 * sizeof *p->addresses);
     p->members = carve(&area, (u64)c->members * sizeof *p->members);
     p->services = carve(&area, (u64)c->services * sizeof *p->services);
+    p->limits = carve(&area, (u64)c->members * sizeof *p->limits);
+    p->clients = carve(&area, (u64)plane_client_buckets(c) * CACHE_LINE);
+    p->templates = carve(&area, (u64)plane_client_buckets(c) * CACHE_LINE);
     p->steering = carve(&area, (u64)FNAT_PORTS * FNAT_FLOWS * sizeof *p->steering);
     p->neighbours = carve(&area, (u64)c->neighbours * sizeof *p->neighbours);
     p->snapshots_len = (u64)c->snapshot_mib << 20;

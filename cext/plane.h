@@ -14,7 +14,7 @@
 #include "record.h"
 #include "wheel.h"
 
-enum { PLANE_LAYOUT = 3 }; /* raised when a structure in the files changes */
+enum { PLANE_LAYOUT = 4 }; /* raised when a structure in the files changes */
 
 /* ---- DIR/plane ---- */
 
@@ -32,11 +32,20 @@ struct plane_member {
     u32 spare;
 };
 
+/* What workers share about limits of a member, see limit.h: apart from what a hit reads. */
+struct member_limit {
+    u64 next_new;   /* ns: no new connection before, less what may come at once */
+    u32 overloaded; /* since it had `upper` connections */
+    u32 spare;
+};
+
 /* Counters of members that left a service and whose ids went to others, so that service counters never go backwards. */
 struct plane_service {
     u32 members;      /* first member id + 1 */
     u32 conn_timeout; /* seconds, 0: general */
+    u32 persistent, persistent_plen;
     u64 conns, packets[2], bytes[2];
+    u64 next_new; /* as of a member */
 };
 
 /* How answers find their worker: one NIC port and flow. */
@@ -44,6 +53,13 @@ struct plane_steering {
     u32 seq; /* odd while it is being written, else rises with each change */
     u32 spare;
     struct fnat_steering_spec spec;
+};
+
+/* Connections that are to be ended: one request at a time. */
+struct plane_kill {
+    u32 seq; /* odd while it is being written, else rises with each request */
+    u32 how;
+    struct fnat_conn_filter filter;
 };
 
 struct plane_header {
@@ -55,13 +71,19 @@ struct plane_header {
     u64 snapshot;       /* number<<32 | offset/64 of the newest sealed snapshot; 0: none yet */
     u32 steering;       /* rises when one of the steering rules changes */
     u32 spare;
+    struct plane_kill kill;
 };
 
 /* ---- DIR/worker-I ---- */
 
 struct member_stats {
     u64 conns, packets[2], bytes[2];
-    u32 active, inactive;
+    union {
+        struct {
+            u32 active, inactive;
+        };
+        u64 held; /* both in one load */
+    };
     u64 spare[2];
 } cache_aligned;
 _Static_assert(sizeof(struct member_stats) == CACHE_LINE, "one line a member");
@@ -71,7 +93,8 @@ struct service_state {
     u32 rr, lip_rr;
     s32 wrr_weight;
     u32 half_head, half_tail, half_count;
-    u32 spare[10];
+    u32 conns;
+    u32 spare[9];
 } cache_aligned;
 
 struct address_state {
@@ -94,6 +117,8 @@ struct worker_header {
     u32 intent;                /* conn whose opening or closing is under way; 0: none */
     u32 cpu;                   /* CPU it runs on, + 1; 0: not yet known */
     u32 spare;
+    u32 kill_done; /* the newest request to end connections that is finished */
+    u64 killed;    /* connections that it ended */
     u64 last_now_ns;
     struct lip_marks lip;
     u64 counters[128];
@@ -128,6 +153,8 @@ struct fnat_plane {
     struct plane_address *addresses; /* by address id */
     struct plane_member *members;    /* by member id */
     struct plane_service *services;  /* by service id */
+    struct member_limit *limits;     /* by member id */
+    u64 *clients, *templates;        /* of clients, their connections and their RSs: limit.h */
     struct plane_steering *steering; /* [port * FNAT_FLOWS + flow] */
     struct neigh_entry *neighbours;
     u8 *snapshots; /* the area that offsets in snapshots refer to */
@@ -140,6 +167,16 @@ struct fnat_plane {
     bool owner;
     u32 restored;
 };
+
+/* Buckets of the table of clients: a power of two, room for one client in four connections. */
+static inline u32 plane_client_buckets(const struct fnat_plane_config *c)
+{
+    u64 wanted = (u64)c->conns * c->workers / 32;
+    u32 n = 64;
+    while (n < wanted && n < 1u << 17)
+        n *= 2;
+    return n;
+}
 
 int plane_open(const char *dir, const struct fnat_plane_config *config, int flags, bool create, struct fnat_plane **out);
 /* What a plane of this configuration would take; nothing is made. */

@@ -53,6 +53,7 @@ enum conn_mark {
     MARK_INSECURE = 8, /* the client may bring a PROXY header of its own */
     MARK_SENT = 16,    /* the header went to the RS */
     MARK_ACKED = 32,   /* the RS has it all; its length is part of dseq */
+    MARK_COUNTED = 64, /* of another matter: its client's connections are counted */
     MARK_DOUBT = 128,  /* of another matter: a segment said that the connection may be over; ask the RS when both sides stay silent */
 };
 

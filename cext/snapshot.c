@@ -357,6 +357,9 @@ static u32 gcd(u32 a, u32 b)
 
 static void move_member(struct fnat_plane *p, u32 id, u32 service);
 
+/* ns between two new connections, never a bit too short. */
+static u32 period_of(u32 rate) { return rate ? (u32)((1000000000ull + rate - 1) / rate) : 0; }
+
 /* A blob that was put and put again before it was published: nobody has seen it. */
 static void forget_unpublished(struct fnat_plane *p, struct snapshot_builder *b, u32 id)
 {
@@ -395,11 +398,14 @@ int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *s
     if (!b)
         return -ENOMEM;
     if (svc->id >= p->config.services || !is_family(svc->family) || !is_proto(svc->proto) || !svc->vport || svc->sched > FNAT_SCHED_WRR ||
-        svc->n_members > 65535 || svc->n_lips > 65535 || !is_client_addr(svc->client_addr, svc->proto) ||
+        svc->new_per_s > FNAT_RATE_MOST || svc->per_client >= 1u << 24 || svc->persistent > FNAT_PERSISTENT_MOST ||
+        svc->persistent_plen > (svc->family == 4 ? 32u : 128u) || svc->n_members > 65535 || svc->n_lips > 65535 ||
+        !is_client_addr(svc->client_addr, svc->proto) ||
         (svc->flags & FNAT_SVC_QUIC && (svc->proto != PROTO_UDP || svc->flags & FNAT_SVC_ONE_PACKET)))
         return -EINVAL;
     for (u32 i = 0; i < svc->n_members; i++)
-        if (members[i].id >= p->config.members || !is_family(members[i].family) || !members[i].rport)
+        if (members[i].id >= p->config.members || !is_family(members[i].family) || !members[i].rport || members[i].role >= FNAT_ROLES ||
+            members[i].new_per_s > FNAT_RATE_MOST)
             return -EINVAL;
     if (!touch(&b->services, svc->id))
         return -ENOMEM;
@@ -411,6 +417,9 @@ int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *s
     s->id = svc->id, s->vport = be16(svc->vport), s->family = svc->family, s->proto = svc->proto;
     s->sched = svc->sched, s->no_rs = svc->no_rs, s->flags = svc->flags, s->client_addr = svc->client_addr;
     s->conn_timeout = svc->conn_timeout, s->half_open = svc->half_open;
+    s->persistent = svc->persistent;
+    s->max_conns = svc->max_conns, s->per_client = svc->per_client;
+    s->new_per_s = svc->new_per_s, s->new_period = period_of(svc->new_per_s);
     s->n_members = svc->n_members, s->n_lips = svc->n_lips;
     /* Members that left the list stop being usable; they keep counting for this service. */
     for (u32 id = p->services[svc->id].members; id; id = p->members[id - 1].next)
@@ -420,15 +429,22 @@ int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *s
         struct snap_member *to = &s->members[i];
         memcpy(to->rip, from->rip, 16);
         to->id = from->id, to->rport = be16(from->rport), to->weight = from->weight, to->family = from->family;
-        if (from->weight) {
+        to->role = from->role, to->flags = from->flags, to->upper = from->upper, to->lower = from->lower;
+        to->new_per_s = from->new_per_s, to->new_period = period_of(from->new_per_s);
+        if (from->flags & FNAT_MEMBER_DRAINS)
+            to->weight = 0;
+        if (to->weight) {
             s->usable++;
+            s->roles |= 1u << from->role;
             s->weight_gcd = gcd(from->weight, s->weight_gcd);
             s->weight_max = max_u32(s->weight_max, from->weight);
         }
         move_member(p, from->id, svc->id);
-        store_relaxed(&p->members[from->id].usable, from->weight ? 1 : 0);
+        store_relaxed(&p->members[from->id].usable, from->weight || from->flags & FNAT_MEMBER_DRAINS);
     }
     store_relaxed(&p->services[svc->id].conn_timeout, svc->conn_timeout);
+    store_relaxed(&p->services[svc->id].persistent, svc->persistent);
+    store_relaxed(&p->services[svc->id].persistent_plen, svc->persistent_plen);
     memcpy((u16 *)(s->members + s->n_members), lips, svc->n_lips * sizeof(u16));
     forget_unpublished(p, b, svc->id);
     b->blobs[svc->id] = at;

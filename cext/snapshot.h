@@ -17,7 +17,8 @@ struct snap_member {
     u32 id;
     u16 rport; /* network order */
     u16 weight;
-    u8 family, pad[7];
+    u8 family, role, flags, pad;
+    u32 upper, lower, new_per_s, new_period; /* limit.h; new_period: ns */
 };
 
 /* One service: immutable, followed by its members and the ids of its LIPs. */
@@ -28,10 +29,13 @@ struct snap_service {
     u8 family, proto, sched, no_rs, flags, client_addr;
     u32 conn_timeout; /* seconds, 0: general */
     u32 half_open;
+    u32 persistent; /* seconds, 0: not */
+    u32 max_conns, new_per_s, new_period, per_client;
     u32 n_members, n_lips;
     u32 weight_gcd, weight_max; /* of members with weight */
     u32 usable;                 /* members with weight */
-    u32 pad2[2];
+    u32 roles;                  /* of members with weight, as bits */
+    u32 pad2;
     struct snap_member members[];
 };
 

@@ -25,6 +25,7 @@
 
 enum {
     DUE_PER_TURN = 512,
+    KILL_LOOKS_PER_TURN = 4096,
     SWEEP_PER_TURN = 64,
     LONG_RUN = 8 /* packets that are worth a call of their own, instead of being copied to a list */
 };
@@ -50,6 +51,15 @@ static void bind_core(struct core *k, struct fnat_plane *p, u32 index)
     k->plane_addresses = p->addresses;
     k->plane_members = p->members;
     k->plane_services = p->services;
+    k->limits = (struct limits){.crew = p->maps,
+                                .workers = p->config.workers,
+                                .index = index,
+                                .members = p->limits,
+                                .services = p->services,
+                                .clients = p->clients,
+                                .templates = p->templates,
+                                .client_mask = plane_client_buckets(&p->config) - 1,
+                                .secret = &k->secret};
     k->neigh = (struct neigh_table){p->neighbours, p->config.neighbours, &k->secret};
     k->neigh_at = 1;
     k->lip = (struct lip_table){.endpoints = m->endpoints,
@@ -76,9 +86,9 @@ static void clear_derived(struct fnat_plane *p, u32 index)
     h->lip.endpoints_used = h->lip.block_free = h->lip.block_fresh = h->lip.blocks_used = h->lip.ports_used = 0;
     memset(&h->wheel, 0, sizeof h->wheel);
     for (u32 i = 0; i < p->config.members; i++)
-        m->members[i].active = m->members[i].inactive = 0;
+        m->members[i].held = 0;
     for (u32 i = 0; i < p->config.services; i++)
-        m->services[i].half_head = m->services[i].half_tail = m->services[i].half_count = 0;
+        m->services[i].half_head = m->services[i].half_tail = m->services[i].half_count = m->services[i].conns = 0;
     for (u32 i = 0; i < 65536; i++)
         m->addresses[i].used = m->addresses[i].conns = 0;
     for (enum counter c = TAKEN_conns; c < COUNTERS; c++)
@@ -149,6 +159,8 @@ int worker_open(struct fnat_plane *p, u32 index, struct fnat_worker **out)
         h->wheel.started = 1;
         p->restored += conn_restore(&w->core);
     }
+    w->kill_seq = p->header->kill.seq; /* of an earlier process */
+    h->kill_done = w->kill_seq;
     *out = w;
     return 0;
 }
@@ -366,6 +378,43 @@ static void flush_all(struct fnat_worker *w)
     }
 }
 
+/* ---- ending connections on request ---- */
+
+static void adopt_kill(struct fnat_worker *w, u32 seq)
+{
+    const struct plane_kill *kill = &w->plane->header->kill;
+    struct fnat_conn_filter filter = kill->filter;
+    u32 how = kill->how;
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    if (seq & 1 || load_relaxed(&kill->seq) != seq)
+        return; /* it is being written: next turn */
+    w->kill_seq = seq;
+    w->kill_how = how;
+    w->kill_at = filter_read(&filter, &w->kill) ? ~0u : 1;
+    store_relaxed(&w->core.header->killed, 0);
+}
+
+static void kill_turn(struct fnat_worker *w)
+{
+    struct core *k = &w->core;
+    u32 looks = 0;
+    for (; w->kill_at <= k->header->conn_fresh && looks < KILL_LOOKS_PER_TURN; w->kill_at++, looks++) {
+        const struct conn *c = &k->conns[w->kill_at];
+        prefetch(c + 16);
+        if (!conn_live(c) || !filter_passes(w->plane, &w->kill, c))
+            continue;
+        if (w->kill_how == FNAT_KILL_RESET && !conn_tell_reset(k, c))
+            return; /* no room for more of our own packets: next turn */
+        conn_close(k, w->kill_at);
+        count(k, CNT_conns_killed);
+        k->header->killed++;
+    }
+    if (w->kill_at <= k->header->conn_fresh)
+        return;
+    w->kill_at = 0;
+    store_release(&k->header->kill_done, w->kill_seq);
+}
+
 static u32 frames_in_use(const struct fnat_worker *w)
 {
     u32 in_use = w->core.pool.total - w->core.pool.free;
@@ -378,6 +427,11 @@ static void tick(struct fnat_worker *w)
 {
     struct core *k = &w->core;
     wheel_turn(k->wheel, k->conns, k->tick, DUE_PER_TURN, conn_due, k);
+    u32 kill = load_acquire(&w->plane->header->kill.seq);
+    if (unlikely(kill != w->kill_seq))
+        adopt_kill(w, kill);
+    if (unlikely(w->kill_at))
+        kill_turn(w);
     if (unlikely(k->sweep))
         conn_sweep_routes(k, SWEEP_PER_TURN);
     k->counters[TAKEN_endpoints] = k->header->lip.endpoints_used;
@@ -516,7 +570,11 @@ static void sleep_until_work(struct fnat_worker *w, u64 now_ns)
 }
 
 /* Nothing waits to be sent or to expire. */
-static bool is_idle(const struct core *k) { return !k->own_count && !k->sweep && !k->announcer.due && !after_u32(k->tick, k->wheel->now); }
+static bool is_idle(const struct fnat_worker *w)
+{
+    const struct core *k = &w->core;
+    return !w->kill_at && !k->own_count && !k->sweep && !k->announcer.due && !after_u32(k->tick, k->wheel->now);
+}
 
 /* ---- how long turns take ---- */
 
@@ -566,7 +624,7 @@ int fnat_worker_run(struct fnat_worker *w, volatile int *stop, uint32_t spin_us)
         note_step(w, after, after - now);
         if (n)
             last_work = after;
-        else if (spin_us && after - last_work > spin_us * 1000ull && is_idle(&w->core)) {
+        else if (spin_us && after - last_work > spin_us * 1000ull && is_idle(w)) {
             sleep_until_work(w, after);
             after = monotonic_ns();
             look(w, after); /* asleep is not away */

@@ -2,7 +2,7 @@
 #ifndef FNAT_WORKER_H
 #define FNAT_WORKER_H
 
-#include "core.h"
+#include "filter.h"
 #include "stages.h"
 
 enum { WORKER_QUEUES = 64, TX_ROOM = 2 * BATCH };
@@ -26,6 +26,8 @@ struct fnat_worker {
     u32 steering_version, steering_seq[LIP_MAPS];
     struct worker_queue queues[WORKER_QUEUES];
     u32 n_queues;
+    struct filter kill; /* connections to be ended, from record kill_at on; 0: none */
+    u32 kill_seq, kill_how, kill_at;
     long switches;             /* involuntary context switches at the last look */
     u64 looked_at, cpu_at;     /* monotonic and CPU time of that look */
     struct stage_clock *clock; /* NULL but while stages are measured */

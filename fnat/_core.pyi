@@ -212,13 +212,22 @@ class Plane:
         quic: bool = False,
         conn_timeout: int = 0,
         half_open: int = 0,
+        persistent: int = 0,
+        persistent_plen: int | None = None,
+        max_conns: int = 0,
+        new_per_s: int = 0,
+        per_client: int = 0,
         client_addr: str = "none",
         members: list[tuple[int, str, int, int]] = ...,
+        limits: dict[int, tuple[str, int, int, int]] | None = None,
+        draining: dict[int, bool] = ...,
         lips: list[int] = ...,
     ) -> None:
-        """members: (member id, rip, rport, weight); lips: address ids; client_addr: how the RSs learn the client's
-        address, "none", "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", the last two also with "-insecure".
-        EINVAL one that the protocol cannot have."""
+        """members: (member id, rip, rport, weight); limits: of members that have any, by member id: ("active", "backup"
+        or "sorry", upper, lower, new connections a second); draining: members that get no new connections; True: but of
+        clients that are persistent to them; lips: address ids; client_addr: how the RSs learn the
+        client's address, "none", "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", the last two also with
+        "-insecure". EINVAL one that the protocol cannot have."""
     def del_service(self, id: int) -> None: ...
     def put_address(self, id: int, addr: str, kind: str, port: int) -> None:
         """Add or replace one owned address; kind is "vip", "lip" or "vip+lip",
@@ -246,6 +255,8 @@ class Plane:
     # reading
     def service_stats(self, id: int) -> Stats: ...
     def member_stats(self, id: int) -> Stats: ...
+    def member_overloaded(self, id: int) -> bool:
+        """It reached its upper limit, and no connection has come since it fell below the lower one."""
     def service_table(self, count: int) -> NDArray[np.uint64]:
         """Counters of the ids below count in one reading, a row an id; the columns are the fields of Stats."""
     def member_table(self, count: int) -> NDArray[np.uint64]: ...
@@ -268,6 +279,13 @@ class Plane:
         """(connections that pass, next cursor); the cursor is -1 at the end. A page may be empty before the end."""
     def conn_count(self, worker: int, **filter: Unpack[ConnFilter]) -> int:
         """How many connections of a worker pass; all records are looked at."""
+    def conn_kill(self, *, reset: bool, **filter: Unpack[ConnFilter]) -> int:
+        """Ask the workers to end the connections that pass; reset: both ends of TCP are told. The request's number;
+        EBUSY: the one before is not finished."""
+    def conn_killed(self) -> tuple[int, int]:
+        """The newest request that every running worker has finished, and how many connections it has ended."""
+    def persistent(self, *, now_ns: int | None = None) -> NDArray[np.uint32]:
+        """How many clients are persistent to each member, by member id."""
 
 class Queue:
     """One rx/tx pair. Given to a worker it belongs to that worker."""

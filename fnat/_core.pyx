@@ -18,6 +18,7 @@ cdef extern from "<arpa/inet.h>" nogil:
 cdef extern from "fnat.h" nogil:
     enum: FNAT_PORTS, FNAT_STATES, FNAT_NAME, FNAT_ANON, FNAT_FRESH
     enum: FNAT_SCHED_RR, FNAT_SCHED_WRR, FNAT_NO_RS_DROP, FNAT_NO_RS_RESET, FNAT_SVC_EXPIRE_QUIESCENT, FNAT_SVC_ONE_PACKET, FNAT_SVC_QUIC
+    enum: FNAT_MEMBER_DRAINS, FNAT_MEMBER_LEAVES, FNAT_KILL_SILENT, FNAT_KILL_RESET
     enum: FNAT_CLIENT_ADDR_NONE, FNAT_CLIENT_ADDR_TOA, FNAT_CLIENT_ADDR_UOA_OPP, FNAT_CLIENT_ADDR_UOA_IPO
     enum: FNAT_CLIENT_ADDR_PROXY_V1, FNAT_CLIENT_ADDR_PROXY_V2, FNAT_CLIENT_ADDR_INSECURE
     enum: FNAT_ADDR_VIP, FNAT_ADDR_LIP, FNAT_ADDR_SERVED, FNAT_ECHO_ALWAYS, FNAT_ECHO_SERVED, FNAT_ROUTE_UNICAST, FNAT_ROUTE_HOST, FNAT_ROUTE_UNREACHABLE
@@ -41,13 +42,14 @@ cdef extern from "fnat.h" nogil:
         uint8_t rip[16]
         uint32_t id
         uint16_t rport, weight
-        uint8_t family
+        uint8_t family, role, flags
+        uint32_t upper, lower, new_per_s
     struct fnat_service_spec:
         uint8_t vip[16]
         uint32_t id
         uint16_t vport
         uint8_t family, proto, sched, no_rs, flags, client_addr
-        uint32_t conn_timeout, half_open, n_members, n_lips
+        uint32_t conn_timeout, half_open, persistent, persistent_plen, max_conns, new_per_s, per_client, n_members, n_lips
     struct fnat_address_spec:
         uint8_t addr[16]
         uint16_t id
@@ -149,6 +151,7 @@ cdef extern from "fnat.h" nogil:
     int fnat_neigh_list(const fnat_plane *plane, uint32_t *cursor, fnat_neigh_info *out, uint32_t n)
     int fnat_service_stats(const fnat_plane *plane, uint32_t id, fnat_stats *out)
     int fnat_member_stats(const fnat_plane *plane, uint32_t id, fnat_stats *out)
+    int fnat_member_overloaded(const fnat_plane *plane, uint32_t id)
     int fnat_address_stats_get "fnat_address_stats"(const fnat_plane *plane, uint16_t id, fnat_address_stats *out)
     uint32_t fnat_counter_count()
     const char *fnat_counter_name(uint32_t i)
@@ -160,6 +163,9 @@ cdef extern from "fnat.h" nogil:
     int fnat_conns(const fnat_plane *plane, uint32_t worker, uint32_t *cursor, const fnat_conn_filter *filter, uint64_t now_ns,
                    fnat_conn_info *out, uint32_t n)
     int64_t fnat_conn_count(const fnat_plane *plane, uint32_t worker, const fnat_conn_filter *filter)
+    int64_t fnat_conn_kill(fnat_plane *plane, const fnat_conn_filter *filter, int how)
+    int64_t fnat_conn_killed(const fnat_plane *plane, uint64_t *ended)
+    void fnat_persistent(const fnat_plane *plane, uint64_t now_ns, uint32_t *counts, uint32_t members)
     const char *fnat_state_name(uint32_t state)
     fnat_worker *fnat_worker_get(fnat_plane *plane, uint32_t index)
     frame_pool *fnat_worker_pool(fnat_worker *worker)
@@ -351,6 +357,7 @@ UNSPECIFIED = ("0.0.0.0", "::")
 ROUTE_KINDS = {"unicast": FNAT_ROUTE_UNICAST, "host": FNAT_ROUTE_HOST, "unreachable": FNAT_ROUTE_UNREACHABLE}
 ADDR_KINDS = {"vip": FNAT_ADDR_VIP, "lip": FNAT_ADDR_LIP, "vip+lip": FNAT_ADDR_VIP | FNAT_ADDR_LIP}
 ADDR_KINDS |= {kind + "+served": bits | FNAT_ADDR_SERVED for kind, bits in ADDR_KINDS.items()}
+ROLES = ("active", "backup", "sorry")
 SCHEDULERS = {"rr": FNAT_SCHED_RR, "wrr": FNAT_SCHED_WRR}
 CLIENT_ADDRS = {
     "none": FNAT_CLIENT_ADDR_NONE,
@@ -500,7 +507,8 @@ cdef class Plane:
         check(fnat_put_port(self.handle(), &spec), f"port {name} (id {id}, mtu {mtu})")
 
     def put_service(self, id, vip, vport, proto, *, scheduler="rr", no_rs_reset=False, expire_quiescent=False, one_packet=False, quic=False, conn_timeout=0,
-                    half_open=0, client_addr="none", members=(), lips=()):
+                    half_open=0, persistent=0, persistent_plen=None, max_conns=0, new_per_s=0, per_client=0, client_addr="none",
+                    members=(), limits=None, draining={}, lips=()):
         cdef fnat_service_spec s
         cdef fnat_member_spec *m = NULL
         cdef uint16_t *l = NULL
@@ -511,6 +519,9 @@ cdef class Plane:
         s.flags = (FNAT_SVC_EXPIRE_QUIESCENT if expire_quiescent else 0) | (FNAT_SVC_ONE_PACKET if one_packet else 0)
         s.flags |= FNAT_SVC_QUIC if quic else 0
         s.client_addr = CLIENT_ADDRS[client_addr]
+        s.persistent = persistent
+        s.persistent_plen = (32 if s.family == 4 else 128) if persistent_plen is None else persistent_plen
+        s.max_conns, s.new_per_s, s.per_client = max_conns, new_per_s, per_client
         s.conn_timeout, s.half_open, s.n_members, s.n_lips = conn_timeout, half_open, len(members), len(lips)
         m = <fnat_member_spec *>calloc(len(members) + 1, sizeof(fnat_member_spec))
         l = <uint16_t *>calloc(len(lips) + 1, sizeof(uint16_t))
@@ -520,6 +531,11 @@ cdef class Plane:
             for i, (member, rip, rport, weight) in enumerate(members):
                 m[i].family = put_addr(m[i].rip, rip)
                 m[i].id, m[i].rport, m[i].weight = member, rport, weight
+                if limits and member in limits:
+                    role, m[i].upper, m[i].lower, m[i].new_per_s = limits[member]
+                    m[i].role = ROLES.index(role)
+                if member in draining:
+                    m[i].flags = FNAT_MEMBER_DRAINS if draining[member] else FNAT_MEMBER_DRAINS | FNAT_MEMBER_LEAVES
             for i, lip in enumerate(lips):
                 l[i] = lip
             check(fnat_put_service(self.handle(), &s, m, l), f"service {vip}:{vport}, client address {client_addr}")
@@ -635,6 +651,9 @@ cdef class Plane:
         check(fnat_member_stats(self.handle(), id, &s), f"member id {id}")
         return Stats(s.conns, s.in_packets, s.out_packets, s.in_bytes, s.out_bytes, s.active, s.inactive)
 
+    def member_overloaded(self, id):
+        return bool(check(fnat_member_overloaded(self.handle(), id), f"member id {id}"))
+
     def address_stats(self, id):
         cdef fnat_address_stats s
         fnat_address_stats_get(self.handle(), id, &s)
@@ -716,6 +735,30 @@ cdef class Plane:
         if n < 0:
             check(<int>n, f"worker {worker}")
         return n
+
+    def conn_kill(self, *, reset, **filter):
+        cdef fnat_conn_filter f
+        put_filter(&f, filter)
+        cdef int64_t number = fnat_conn_kill(self.handle(), &f, FNAT_KILL_RESET if reset else FNAT_KILL_SILENT)
+        if number < 0:
+            check(<int>number, "end connections")
+        return number
+
+    def conn_killed(self):
+        cdef uint64_t ended = 0
+        cdef int64_t number = fnat_conn_killed(self.handle(), &ended)
+        return number, ended
+
+    def persistent(self, *, now_ns=None):
+        import numpy
+        cdef fnat_plane_info info
+        fnat_plane_info_get(self.handle(), &info)
+        counts = numpy.zeros(info.config.members, numpy.uint32)
+        cdef uint32_t[::1] out = counts
+        cdef uint64_t now = monotonic_ns() if now_ns is None else now_ns
+        with nogil:
+            fnat_persistent(self.p, now, &out[0], info.config.members)
+        return counts
 
     def conns(self, uint32_t worker, cursor=0, uint32_t limit=1024, *, now_ns=None, **filter):
         cdef fnat_conn_filter f

@@ -7,6 +7,7 @@ the framework runs them in threads, so a change that waits for the workers delay
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from fnat.model import (
     ChangeRequest,
     ConnCount,
     ConnFilter,
+    ConnKill,
+    ConnKilled,
     ConnPage,
     ConnQuery,
     HeadroomView,
@@ -40,6 +43,8 @@ from fnat.model import (
     StatusView,
     WorkerView,
 )
+
+log = logging.getLogger("fnat.api")
 
 
 def create_app(control: Control, counter_names: Sequence[tuple[str, str, str]] | None = None) -> FastAPI:
@@ -89,6 +94,18 @@ def create_app(control: Control, counter_names: Sequence[tuple[str, str, str]] |
     def conn_count(query: Annotated[ConnFilter, Query()]) -> ConnCount:
         """How many connections pass the filters."""
         return ConnCount(conns=engine.conn_count(**query.model_dump(exclude_none=True)))
+
+    @app.post("/v1/conns/kill")
+    def conn_kill(request: ConnKill) -> ConnKilled:
+        """End the connections that pass the filters, on all workers; how many there were."""
+        filters = request.model_dump(exclude_none=True, exclude={"reset", "reason", "all"})
+        if "worker" in filters:
+            raise ChangeError(400, "FN-1201", "worker: connections are ended on all workers", "leave it out")
+        if not filters and not request.all:
+            raise ChangeError(400, "FN-1201", "no filter: that would end all connections", "give one, or all = true")
+        ended = engine.kill(reset=request.reset, **filters)
+        log.warning("%d connections ended on request (%s): %s", ended, filters or "all", request.reason)
+        return ConnKilled(ended=ended)
 
     @app.get("/v1/headroom")
     def headroom(

@@ -15,6 +15,7 @@ from fnat.model import (
     AppliedView,
     Change,
     ConnCount,
+    ConnKilled,
     ConnPage,
     ConnView,
     HeadroomView,
@@ -80,6 +81,11 @@ class Client:
     def conn_count(self, **filters: str | int | None) -> int:
         """How many connections pass the filters."""
         return cast(ConnCount, self._get("/v1/conns/count", **filters))["conns"]
+
+    def conn_kill(self, *, reset: bool, reason: str, all: bool = False, **filters: str | int | None) -> int:
+        """End the connections that pass the filters; how many there were."""
+        body = {"reset": reset, "reason": reason, "all": all, **{k: v for k, v in filters.items() if v is not None}}
+        return cast(ConnKilled, self._call("POST", "/v1/conns/kill", json=body).json())["ended"]
 
     def headroom(
         self, *, proto: str | None = None, vip: str | None = None, vport: int | None = None, limit: int | None = None

@@ -36,12 +36,14 @@ from fnat.model import (
     LocalAddress,
     Port,
     RealServer,
+    ServerShape,
     Service,
     Services,
     Table,
     Timeouts,
     change_as_json,
     ip,
+    no_rs,
 )
 
 T = TypeVar("T")
@@ -64,6 +66,8 @@ _SERVICE_KEYS = (
     "client_addr",
     "one_packet",
     "quic",
+    "persistent",
+    "persistent_mask",
     "limits",
     "lips",
     "rs",
@@ -73,16 +77,14 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "host": tuple(Host.model_fields),
     "host.timeouts": (*Timeouts.model_fields, *_SHORTHANDS),
     "service.*": _SERVICE_KEYS,
-    "service.*.limits": ("half_open",),
+    "service.*.limits": ("conns", "new_per_s", "per_client", "half_open"),
     "service.*.client_addr": PROTOS,
-    "service.*.rs.*": ("weight",),
+    "service.*.rs.*": tuple(ServerShape.model_fields),
     "node.*.*": ("nic", "mac"),
 }
 _LATER: dict[str, tuple[str, ...]] = {
     "": ("ha",),
     "service.*": ("check", "panic", "persist"),
-    "service.*.limits": ("conns", "new_per_s", "per_client"),
-    "service.*.rs.*": ("role",),
     "node.*.*": ("pci",),
 }
 
@@ -388,18 +390,27 @@ class _Reader:
         fields: dict[str, Any] = {
             k: table[k] for k in ("scheduler", "no_rs", "expire_quiescent", "one_packet", "quic") if k in table
         }
-        if "half_open" in limits:
-            fields["half_open"] = self.count(f"{path}.limits.half_open", limits["half_open"])
+        if "persistent" in table:
+            fields["persistent"] = self.seconds(f"{path}.persistent", table["persistent"], 0)
+        for word, value in limits.items():
+            fields["max_conns" if word == "conns" else word] = self.count(f"{path}.limits.{word}", value)
         if "conn_timeout" in table:
             fields["conn_timeout"] = self.seconds(f"{path}.conn_timeout", table["conn_timeout"], 0)
         told = self.client_addr(f"{path}.client_addr", table.get("client_addr", "none"))
         servers = tuple(self.servers(f"{path}.rs", self.table(f"{path}.rs", table.get("rs", {}))))
         there = {words.family(lip.addr) for lip in lips}
-        for server in servers:
-            if (family := words.family(server.rip)) not in there:
-                name, kind = words.endpoint(*server.key), words.NAMES[family]
+        targets = [(server.key, _join(f"{path}.rs", words.endpoint(*server.key))) for server in servers]
+        try:
+            sorry = no_rs(fields.get("no_rs", "drop"))
+        except ValueError as error:
+            self.fail("FN-1104", f"{path}.no_rs", str(error), 'write it like "reset" or "10.31.9.9:80"')
+        if sorry not in ("drop", "reset"):
+            targets.append((self.endpoint(f"{path}.no_rs", sorry), f"{path}.no_rs"))
+        for key, at in targets:
+            if (family := words.family(key[0])) not in there:
+                name, kind = words.endpoint(*key), words.NAMES[family]
                 problem = f"no {kind} LIP, so {name} cannot be reached"
-                self.fail("FN-1108", _join(f"{path}.rs", name), problem, f"add {kind} addresses to lips")
+                self.fail("FN-1108", at, problem, f"add {kind} addresses to lips")
         for proto in self.texts(f"{path}.proto", table.get("proto", ["tcp"])):
             if proto not in PROTOS:
                 self.fail("FN-1104", f"{path}.proto", f"{proto!r} is not known", 'allowed: "tcp", "udp", "sctp"')
@@ -441,6 +452,8 @@ class _Reader:
             rip, rport = self.endpoint(at, word)
             fields = self.table(at, value)
             self.keys(at, fields, "service.*.rs.*")
+            counts = fields.keys() & {"upper", "lower", "max_new_per_s"}
+            fields = fields | {word: self.count(f"{at}.{word}", fields[word]) for word in counts}
             server = self.build(RealServer, at, {"rip": rip, "rport": rport, **fields})
             if server.key in seen:
                 self.fail("FN-1104", at, "is there twice", "remove one of the two")
@@ -623,17 +636,31 @@ def _dump_service(service: Service, port: str | None, all_lips: tuple[LocalAddre
     lines.append(f"expire_quiescent = {str(service.expire_quiescent).lower()}")
     if service.client_addr != "none":
         lines.append(f'client_addr = "{service.client_addr}"')
+    if service.persistent:
+        lines.append(f"persistent = {service.persistent}")
+    if service.persistent_mask is not None:
+        lines.append(f"persistent_mask = {service.persistent_mask}")
     if service.one_packet:
         lines.append("one_packet = true")
     if service.quic:
         lines.append("quic = true")
-    if service.half_open is not None:
-        lines.append(f"limits = {{ half_open = {service.half_open} }}")
+    limits = {"conns": service.max_conns, "new_per_s": service.new_per_s, "per_client": service.per_client}
+    said = [f"{word} = {n}" for word, n in limits.items() if n]
+    said += [f"half_open = {service.half_open}"] if service.half_open is not None else []
+    if said:
+        lines.append(f"limits = {{ {', '.join(said)} }}")
     if service.lips != all_lips:
         lines.append(f"lips = {_lip_ranges(lip.addr for lip in service.lips)}")
     lines.append(f"[service.{name}.rs]")
-    lines += [f'"{words.endpoint(r.rip, r.rport)}" = {{ weight = {r.weight} }}' for r in service.servers]
+    lines += [f'"{words.endpoint(r.rip, r.rport)}" = {{ {_dump_server(r)} }}' for r in service.servers]
     return [*lines, ""]
+
+
+def _dump_server(server: RealServer) -> str:
+    parts = [f"weight = {server.weight}"]
+    parts += [f'role = "{server.role}"'] if server.role != "active" else []
+    parts += [f"{word} = {n}" for word in ("upper", "lower", "max_new_per_s") if (n := getattr(server, word))]
+    return ", ".join(parts)
 
 
 def _lip_ranges(addresses: Iterable[str]) -> str:

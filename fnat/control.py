@@ -49,6 +49,8 @@ from fnat.model import (
     PidsView,
     Port,
     PortInfo,
+    ServerDrain,
+    ServiceRef,
     ServiceZero,
     StatusView,
     change_as_json,
@@ -113,6 +115,23 @@ class Control:
                 if isinstance(change, ServiceZero):
                     self.engine.zero(change.key)
             return AppliedView(applied=len(changes), snapshot=self.engine.snapshot)
+
+    def end_drains(self, now: float) -> None:
+        """Drains whose time is over by now (seconds since 1970): what is left on their servers is ended, once a call,
+        and clients that are persistent to them go elsewhere."""
+        over = [
+            (service, server)
+            for service, server in self.engine.draining()
+            if server.drain is not None and server.drain.until is not None and server.drain.until <= now
+        ]
+        for service, server in over:
+            ref = ServiceRef(proto=service.proto, vip=service.vip, vport=service.vport)
+            if server.drain is not None and server.drain.keep_persistent:
+                drain = ServerDrain(service=ref, rip=server.rip, rport=server.rport, until=server.drain.until)
+                self.change([drain])
+            if ended := self.engine.end_drained(service, server):
+                name = f"{server.rip} {server.rport}"
+                log.info("the drain of %s of %s is over: %d connections ended", name, service.key, ended)
 
     def reload(self, file: Config) -> None:
         """The file has changed: replay the overlay on it. Raises FnatError, and the old config stays in force."""
@@ -277,7 +296,7 @@ async def serve(control: Control, options: Options) -> None:
 
     path = Path(options["socket"])
     listening = api.listen(path)
-    tasks = [asyncio.create_task(_sample(control.engine)), asyncio.create_task(_reload(control, options, reload))]
+    tasks = [asyncio.create_task(_sample(control)), asyncio.create_task(_reload(control, options, reload))]
     try:
         tasks.append(await _mirror_host(control))
         await asyncio.to_thread(control.start)
@@ -311,13 +330,15 @@ async def _mirror_host(control: Control) -> asyncio.Task[None]:
     return task
 
 
-async def _sample(engine: Engine) -> None:
-    """Rates, and giving back what nothing counts for any more."""
+async def _sample(control: Control) -> None:
+    """Rates, giving back what nothing counts for any more, drains whose time is over."""
+    engine = control.engine
     while True:
         started = time.monotonic()
         try:
             await asyncio.to_thread(engine.sample, started)
             await asyncio.to_thread(engine.sweep)
+            await asyncio.to_thread(control.end_drains, time.time())
         except (OSError, FnatError) as error:
             log.error("reading counters failed: %s", error)
         cost = time.monotonic() - started

@@ -34,6 +34,7 @@ from fnat.model import (
     Config,
     ConnPage,
     ConnView,
+    DrainView,
     HeadroomRow,
     HeadroomView,
     HostNeighbour,
@@ -47,7 +48,9 @@ from fnat.model import (
     RealServer,
     Route,
     RouteView,
+    ServerView,
     Service,
+    Services,
     ServiceView,
     StatsView,
     WorkerView,
@@ -67,6 +70,7 @@ log = logging.getLogger("fnat.engine")
 PROTOS = {"tcp": 6, "udp": 17, "sctp": 132}
 PROTO_NAMES = {number: name for name, number in PROTOS.items()}
 ADDRESS_IDS = 65536
+KILL_PATIENCE = 10.0  # seconds for all workers to go through their connections
 PAGE_TIME = 0.1  # seconds to look for connections before a page that is not full is handed over
 NO_RATE = RateView(cps=0, in_pps=0, out_pps=0, in_bps=0, out_bps=0)
 
@@ -195,6 +199,25 @@ class Askers:
         return ""
 
 
+class Falls:
+    """How the connections of draining servers become fewer, by member id; a straight line through the last minutes."""
+
+    KEPT = 180.0  # seconds
+
+    def __init__(self) -> None:
+        self._seen: dict[int, list[tuple[float, int]]] = {}
+
+    def note(self, now: float, conns: Mapping[int, int]) -> None:
+        kept = {id: [x for x in seen if now - x[0] <= self.KEPT] for id, seen in self._seen.items() if id in conns}
+        self._seen = {id: [*kept.get(id, ()), (now, n)] for id, n in conns.items()}
+
+    def ends_in(self, id: int, left: int) -> float | None:
+        seen = self._seen.get(id, [])
+        if len(seen) < 2 or seen[0][1] <= left:
+            return None
+        return left * (seen[-1][0] - seen[0][0]) / (seen[0][1] - left)
+
+
 @dataclass(frozen=True)
 class _Drawn:
     """A service in the picture: the entries of its ids, its own first, and the arguments of put_service."""
@@ -251,6 +274,12 @@ class Engine:
         self._sampled_at = 0.0
         self._rates: dict[Kind, NDArray[np.int64]] = {}
         self._history = usage.History()
+        self._killing = threading.Lock()
+        self._persistent: dict[int, int] = {}
+        self._persistent_at = float("-inf")
+        self._falls = Falls()
+        self._draining: list[tuple[Service, RealServer]] = []
+        self._draining_of: Services | None = None
         self._fit_ids_to_plane()
 
     # ---- down: the configuration ----
@@ -265,7 +294,8 @@ class Engine:
                 self._roll_back(old)
                 raise error if isinstance(error, FnatError) else _refused(error) from None
             self.config = config
-            return self.snapshot
+        self._move_flows(old, config)
+        return self.snapshot
 
     def set_kernel_routes(self, routes: Sequence[Route]) -> None:
         """The host's routes through our ports; in force at once when they changed. Called by the host mirror."""
@@ -591,8 +621,14 @@ class Engine:
             change.services |= {id: None for id in was.services if id not in wanted}
 
     def _service_spec(self, service: Service, servers: Sequence[Entry]) -> dict[str, Any]:
-        """Arguments of put_service. servers: the entries of its servers."""
-        members = [(entry.id, r.rip, r.rport, r.weight) for entry, r in zip(servers, service.servers, strict=True)]
+        """Arguments of put_service. servers: the entries of its servers, and of its sorry server."""
+        members = [(entry.id, r.rip, r.rport, r.weight) for entry, r in zip(servers, _targets(service), strict=True)]
+        plain = "active", 0, 0, 0
+        limits = {e.id: of for e, r in zip(servers, service.servers, strict=False) if (of := _limits(r)) != plain}
+        draining = {
+            e.id: r.drain.keep_persistent for e, r in zip(servers, service.servers, strict=False) if r.drain is not None
+        }
+        limits |= {e.id: ("sorry", 0, 0, 0) for e in servers[len(service.servers) :]}
         half_open = HALF_OPEN_DEFAULT if service.half_open is None else service.half_open
         return {
             "vip": service.vip,
@@ -606,13 +642,18 @@ class Engine:
             "conn_timeout": service.conn_timeout,
             "half_open": max(64, half_open // self._info["workers"]) if half_open else 0,
             "client_addr": service.client_addr,
+            **({"limits": limits} if limits else {}),
+            **({"draining": draining} if draining else {}),
+            **({"persistent": service.persistent} if service.persistent else {}),
+            **({"persistent_plen": service.persistent_mask} if service.persistent_mask else {}),
+            **{word: n for word in ("max_conns", "new_per_s", "per_client") if (n := getattr(service, word))},
             "members": members,
             "lips": self._lips_in_use(service),
         }
 
     def _lips_in_use(self, service: Service) -> list[int]:
         """Ids of the LIPs of the families that its RSs are of, IPv4 first; of all while it has none."""
-        wanted = {words.family(r.rip) for r in service.servers} or {4, 6}
+        wanted = {words.family(r.rip) for r in _targets(service)} or {4, 6}
         lips = [lip.addr for family in (4, 6) for lip in service.lips if words.family(lip.addr) == family in wanted]
         return [self._entry("address", addr).id for addr in lips]
 
@@ -695,6 +736,8 @@ class Engine:
         yield self._entry("service", key)
         for server in service.servers:
             yield self._entry("member", _member_key(key, server))
+        for sorry in _targets(service)[len(service.servers) :]:
+            yield self._entry("member", _member_key(f"{key} sorry", sorry))
 
     def _fit_ids_to_plane(self) -> None:
         """A plane with less room has no such ids; in a new arena counters are below their base and start from 0."""
@@ -730,8 +773,24 @@ class Engine:
                 if moved.any():
                     rates[kind] = (moved / elapsed).round().astype("int64")
         self._sampled_at, self._rates = now, rates
+        self._watch_drains(now)
         if self._history.is_due(now):
             self._history.keep(self._usage(now))
+
+    def _watch_drains(self, now: float) -> None:
+        left: dict[int, int] = {}
+        for service, server in self.draining():
+            id = self._entry("member", _member_key(str(service.key), server)).id
+            left[id] = sum(self.plane.member_stats(id)[5:])
+        self._falls.note(now, left)
+
+    def draining(self) -> list[tuple[Service, RealServer]]:
+        """Servers that drain; looked for when the services have changed."""
+        services = self.config.services
+        if self._draining_of is not services:
+            self._draining = [(s, r) for s in services for r in s.servers if r.drain is not None]
+            self._draining_of = services
+        return self._draining
 
     def services(self, proto: str | None = None, vip: str | None = None, vport: int | None = None) -> list[ServiceView]:
         with self._lock:
@@ -757,6 +816,7 @@ class Engine:
     def _service_view(self, service: Service, row: Callable[[Entry], Sequence[int]]) -> ServiceView:
         """row: the counters of an entry, as the fields of Stats."""
         key = str(service.key)
+        clients = self._persistent_clients() if service.persistent else {}
         stats, rate = self._shown("service", key, row)
         view = ServiceView(
             proto=service.proto,
@@ -769,6 +829,11 @@ class Engine:
             one_packet=service.one_packet,
             quic=service.quic,
             half_open=service.half_open,
+            persistent=service.persistent,
+            persistent_mask=service.persistent_mask,
+            max_conns=service.max_conns,
+            new_per_s=service.new_per_s,
+            per_client=service.per_client,
             client_addr=service.client_addr,
             stats=stats,
             rate=rate,
@@ -781,9 +846,109 @@ class Engine:
         for server in service.servers:
             stats, rate = self._shown("member", _member_key(key, server), row)
             view["servers"].append(
-                {"rip": server.rip, "rport": server.rport, "weight": server.weight, "stats": stats, "rate": rate}
+                ServerView(
+                    rip=server.rip,
+                    rport=server.rport,
+                    weight=server.weight,
+                    role=server.role,
+                    upper=server.upper,
+                    lower=server.lower,
+                    max_new_per_s=server.max_new_per_s,
+                    persistent=clients.get(self._entry("member", _member_key(key, server)).id, 0),
+                    drain=self._drain_view(server, _member_key(key, server), stats),
+                    overloaded=self._is_overloaded(server, _member_key(key, server), stats),
+                    stats=stats,
+                    rate=rate,
+                )
             )
         return view
+
+    def _persistent_clients(self) -> dict[int, int]:
+        """By member id; counted at most once a second."""
+        now = time.monotonic()
+        if now - self._persistent_at > 1:
+            counts = self.plane.persistent()
+            self._persistent = {int(id): int(counts[id]) for id in counts.nonzero()[0]}
+            self._persistent_at = now
+        return self._persistent
+
+    def _drain_view(self, server: RealServer, key: str, stats: StatsView) -> DrainView | None:
+        if server.drain is None:
+            return None
+        id, left = self._entry("member", key).id, stats["active"] + stats["inactive"]
+        ends = [server.drain.until - time.time()] if server.drain.until is not None else []
+        ends += [estimate] if (estimate := self._falls.ends_in(id, left)) is not None else []
+        return DrainView(
+            until=server.drain.until,
+            keep_persistent=server.drain.keep_persistent,
+            left=left,
+            oldest=self._oldest(id) if left else None,
+            ends_in=0.0 if not left else max(0.0, min(ends)) if ends else None,
+        )
+
+    def _oldest(self, member: int) -> int | None:
+        """Age of the oldest connection of a member."""
+        ages = [0]
+        for worker in range(self._info["workers"]):
+            position = 0
+            while position >= 0:
+                page, position = self.plane.conns(worker, position, 4096, member=member)
+                ages += [conn.age for conn in page]
+        return max(ages)
+
+    # ---- ending connections ----
+
+    def kill(self, *, reset: bool, **filters: str | int | None) -> int:
+        """End the connections that pass the filters, as they are found; how many there were. Raises EngineError when
+        the workers have not finished in time."""
+        return self._kill(reset, self._core_filter(0, filters))
+
+    def _kill(self, reset: bool, asked: CoreFilter) -> int:
+        with self._killing:
+            deadline = time.monotonic() + KILL_PATIENCE
+            number = -1
+            while True:
+                if number < 0:
+                    try:
+                        number = self.plane.conn_kill(reset=reset, **asked)
+                    except OSError as error:
+                        if error.errno != errno.EBUSY:  # of a control that has ended
+                            raise _refused(error) from None
+                finished, ended = self.plane.conn_killed()
+                if 0 <= number <= finished:
+                    return ended
+                if time.monotonic() > deadline:
+                    message = f"the workers have not gone through their connections in {KILL_PATIENCE:g} s"
+                    raise EngineError("FN-1302", message, "look at `fnat conn count`; they go on with it")
+                time.sleep(0.001)
+
+    def end_drained(self, service: Service, server: RealServer) -> int:
+        """What is left on a server is reset (TCP) or moved to others by its next packet (UDP); how many there were."""
+        id = self._entry("member", _member_key(str(service.key), server)).id
+        stats = self.plane.member_stats(id)
+        return self._kill(True, {"member": id}) if stats.active + stats.inactive else 0
+
+    def _move_flows(self, old: Config, new: Config) -> None:
+        """UDP flows of servers that were removed go to others with their next datagram."""
+        for key in new.services.changed_since(old.services):
+            before, after = old.services.get(key), new.services.get(key)
+            if before is None or after is None or key.proto != "udp":
+                continue
+            there = {server.key for server in after.servers}
+            for server in before.servers:
+                entry = self._ids.get("member", _member_key(str(key), server)) if server.key not in there else None
+                if entry is None or not sum(self.plane.member_stats(entry.id)[5:]):
+                    continue
+                try:
+                    self._kill(False, {"member": entry.id})
+                except EngineError as error:
+                    log.error("flows of %s of %s: %s", words.endpoint(*server.key), key, error)
+
+    def _is_overloaded(self, server: RealServer, key: str, stats: StatsView) -> bool:
+        """It has reached its upper limit and not come below the lower one since."""
+        conns = stats["active"] + stats["inactive"]
+        recovered = conns < server.lower if server.lower else conns * 4 < server.upper * 3
+        return not recovered and server.upper > 0 and self.plane.member_overloaded(self._entry("member", key).id)
 
     def _shown(self, kind: Kind, key: str, row: Callable[[Entry], Sequence[int]]) -> tuple[StatsView, RateView]:
         entry = self._entry(kind, key)
@@ -1115,6 +1280,20 @@ def _on_link(routes: Iterable[Route]) -> Links:
     for networks in found.values():
         networks.sort(key=lambda net: -net.prefixlen)
     return found
+
+
+def _targets(service: Service) -> list[RealServer]:
+    """Where its connections may go: its servers, then its sorry server."""
+    targets = list(service.servers)
+    if service.no_rs not in ("drop", "reset"):
+        host, port = words.split(service.no_rs)
+        targets.append(RealServer(rip=host, rport=int(port)))
+    return targets
+
+
+def _limits(server: RealServer) -> tuple[str, int, int, int]:
+    """As put_service has it."""
+    return server.role, server.upper, server.lower, server.max_new_per_s
 
 
 def _member_key(service: str, server: RealServer) -> str:

@@ -28,7 +28,7 @@ HALF_OPEN_DEFAULT = 16_384  # half-open connections of a service over all worker
 Proto = Literal["tcp", "udp", "sctp"]
 PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
 Scheduler = Literal["rr", "wrr"]
-NoRs = Literal["drop", "reset"]
+Role = Literal["active", "backup"]
 ClientAddr = Literal[
     "none", "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", "proxy-v1-insecure", "proxy-v2-insecure"
 ]
@@ -70,6 +70,19 @@ def _mac(value: object) -> str:
     return value.lower()
 
 
+def no_rs(value: object) -> str:
+    """ "drop", "reset", or ADDRESS:PORT of a sorry server in canonical form."""
+    if value in ("drop", "reset"):
+        return str(value)
+    try:
+        host, port = addresses.split(_text(value, "endpoint"))
+        if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+            raise ValueError
+        return addresses.endpoint(ip(host), int(port))
+    except ValueError:
+        raise ValueError(f"{value!r} is not known; allowed: 'drop', 'reset' or the ADDRESS:PORT of a server") from None
+
+
 def cpu_list(value: object) -> str:
     """ "auto", or CPUs as the kernel writes lists of them. ValueError in words for the user."""
     if value != "auto" and not (isinstance(value, str) and parse_cpus(value)):
@@ -86,6 +99,11 @@ PortText = Annotated[int, Field(ge=1, le=65535)]  # also as text, in a query
 LocalPort = Annotated[int, Field(ge=1024, le=65535, strict=True)]
 Weight = Annotated[int, Field(ge=0, le=65535, strict=True)]
 Seconds = Annotated[int, Field(ge=0, le=MAX_SECONDS, strict=True)]
+NoRs = Annotated[str, BeforeValidator(no_rs)]
+Rate = Annotated[int, Field(ge=0, le=10_000_000, strict=True)]
+PersistentSeconds = Annotated[int, Field(ge=0, le=31 * 86_400, strict=True)]
+Many = Annotated[int, Field(ge=0, le=2**32 - 1, strict=True)]
+PerClient = Annotated[int, Field(ge=0, le=2**24 - 1, strict=True)]
 HalfOpen = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 PrefixLength = Annotated[int, Field(ge=1, le=128, strict=True)]
 PortName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,10}$")]  # NAME.kni is a device name: 15 characters
@@ -124,9 +142,12 @@ class ServiceRef(Frozen):
 
 
 class Shape(ServiceRef):
-    """Names a service and says how it works. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP only):
-    every datagram is scheduled anew. quic (UDP only): clients that move keep their RS, by connection IDs (RFC 9000) in
-    DPVS's form."""
+    """Names a service and says how it works. half_open None: HALF_OPEN_DEFAULT, 0: unlimited. one_packet (UDP
+    only): every datagram is scheduled anew. quic (UDP only): clients that move keep their RS, by connection IDs
+    (RFC 9000) in DPVS's form. no_rs: what becomes of a first packet when no RS can take it; ADDRESS:PORT: that
+    sorry server does. persistent: seconds that a client keeps its RS after its last connection; persistent_mask:
+    bits of its address that make it the same client (None: all). max_conns, new_per_s, per_client: connections, new
+    ones in a second, connections of one client address, over all workers; 0: unlimited."""
 
     scheduler: Scheduler = "wrr"
     conn_timeout: Seconds = 0
@@ -135,6 +156,11 @@ class Shape(ServiceRef):
     one_packet: bool = False
     quic: bool = False
     half_open: HalfOpen | None = None
+    persistent: PersistentSeconds = 0
+    persistent_mask: PrefixLength | None = None
+    max_conns: Many = 0
+    new_per_s: Rate = 0
+    per_client: PerClient = 0
     client_addr: ClientAddr = "none"
 
     @model_validator(mode="after")
@@ -143,6 +169,8 @@ class Shape(ServiceRef):
             raise ValueError("one_packet is for UDP services only")
         if self.quic and self.proto != "udp":
             raise ValueError("quic is for UDP services only")
+        if self.persistent_mask is not None and self.persistent_mask > addresses.bits(self.vip):
+            raise ValueError(f"persistent_mask {self.persistent_mask} is too long for clients of {self.vip}")
         if self.quic and self.one_packet:
             raise ValueError("quic and one_packet exclude each other")
         return self
@@ -155,12 +183,42 @@ class Shape(ServiceRef):
         return self
 
 
-class RealServer(Frozen):
-    """A server of a service; weight 0 gets no new connections."""
+class ServerShape(Frozen):
+    """How a server is used. weight 0: no new connections. A backup gets connections when no active server can take one.
+    From `upper` connections on it gets no more until it has fewer than `lower` (0: three quarters of upper)."""
+
+    weight: Weight = 1
+    role: Role = "active"
+    upper: Many = 0
+    lower: Many = 0
+    max_new_per_s: Rate = 0
+
+
+class Drain(Frozen):
+    """A server gets no new connections; what is left `until` then (seconds since 1970, None: no end) is ended.
+    keep_persistent: clients that are persistent to it still get theirs until then."""
+
+    until: Annotated[int, Field(ge=1, strict=True)] | None = None
+    keep_persistent: bool = False
+
+
+class RealServer(ServerShape):
+    """A server of a service."""
 
     rip: Ip
     rport: PortNumber
-    weight: Weight = 1
+    drain: Drain | None = None
+
+    @property
+    def takes_new(self) -> bool:
+        return self.weight > 0 and self.drain is None
+
+    @model_validator(mode="after")
+    def _lower_is_lower(self) -> Self:
+        if self.lower > self.upper:
+            above = f"lower {self.lower} is above upper {self.upper}"
+            raise ValueError(above if self.upper else "lower needs an upper")
+        return self
 
     @property
     def key(self) -> tuple[str, int]:
@@ -335,9 +393,6 @@ STATE_OF: dict[str, str] = {
 STATES: tuple[str, ...] = tuple(STATE_OF.values())
 
 
-Rate = Annotated[int, Field(ge=0, le=10_000_000, strict=True)]
-
-
 class Host(Frozen):
     """How fnat uses the machine. Only timeouts and unserved to announce may change while it runs."""
 
@@ -460,7 +515,7 @@ class Services(Table[Key, Service]):
         self.lips: dict[str, dict[str, int]] = {}
         for service in self:
             self._count(service, 1)
-            if any(server.weight for server in service.servers):
+            if any(server.takes_new for server in service.servers):
                 _add(self.served, service.vip, 1)
 
     def edited(self, edits: Mapping[Key, Service | None]) -> Self:
@@ -470,7 +525,7 @@ class Services(Table[Key, Service]):
             for key in edits:
                 old, new = self.by_key.get(key), table.by_key.get(key)
                 for service, step in ((old, -1), (new, 1)):
-                    if service is not None and any(server.weight for server in service.servers):
+                    if service is not None and any(server.takes_new for server in service.servers):
                         _add(table.served, service.vip, step)
                 if old is not None and new is not None and old.lips == new.lips:
                     continue
@@ -560,16 +615,33 @@ class ServerAdd(RealServer):
     service: ServiceRef
 
 
-class ServerSet(Frozen):
+class ServerSet(ServerShape):
+    """Only the fields that are given change."""
+
     op: Literal["server.set"] = "server.set"
     service: ServiceRef
     rip: Ip
     rport: PortNumber
-    weight: Weight = 1
 
 
 class ServerDel(Frozen):
     op: Literal["server.del"] = "server.del"
+    service: ServiceRef
+    rip: Ip
+    rport: PortNumber
+
+
+class ServerDrain(Drain):
+    """Drain a server, or drain it otherwise."""
+
+    op: Literal["server.drain"] = "server.drain"
+    service: ServiceRef
+    rip: Ip
+    rport: PortNumber
+
+
+class ServerUndrain(Frozen):
+    op: Literal["server.undrain"] = "server.undrain"
     service: ServiceRef
     rip: Ip
     rport: PortNumber
@@ -651,6 +723,8 @@ Change = Annotated[
     | ServerAdd
     | ServerSet
     | ServerDel
+    | ServerDrain
+    | ServerUndrain
     | LipAdd
     | LipDel
     | AddrAdd
@@ -697,6 +771,19 @@ class ConnFilter(Frozen):
     cip: Prefix | None = None
     cport: PortText | None = None
     state: str | None = None
+
+
+class ConnKill(ConnFilter):
+    """Ends the connections that pass the filter. reset: both ends of TCP are told; UDP and SCTP end silently. all: no
+    filter is no mistake."""
+
+    reset: bool = True
+    reason: Annotated[str, Field(min_length=1, max_length=200)]
+    all: bool = False
+
+
+class ConnKilled(TypedDict):
+    ended: int
 
 
 class ConnQuery(ConnFilter):
@@ -750,10 +837,28 @@ class RateView(TypedDict):
     out_bps: int
 
 
+class DrainView(TypedDict):
+    """left: connections; oldest: age in seconds of the oldest of them, None: there is none; ends_in: seconds until none
+    is left, as it looks, None: nobody knows."""
+
+    until: int | None
+    keep_persistent: bool
+    left: int
+    oldest: int | None
+    ends_in: float | None
+
+
 class ServerView(TypedDict):
     rip: str
     rport: int
     weight: int
+    role: str
+    upper: int
+    lower: int
+    max_new_per_s: int
+    overloaded: bool
+    persistent: int  # clients that are persistent to it
+    drain: DrainView | None
     stats: StatsView
     rate: RateView
 
@@ -778,6 +883,11 @@ class ServiceView(TypedDict):
     one_packet: bool
     quic: bool
     half_open: int | None
+    persistent: int
+    persistent_mask: int | None
+    max_conns: int
+    new_per_s: int
+    per_client: int
     client_addr: str
     stats: StatsView
     rate: RateView

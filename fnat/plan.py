@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Generic, TypeVar, assert_never
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from fnat import addresses
 from fnat.errors import ChangeError
@@ -22,6 +22,7 @@ from fnat.model import (
     AddrFlush,
     Change,
     Config,
+    Drain,
     Key,
     Keyed,
     LinkSet,
@@ -39,7 +40,10 @@ from fnat.model import (
     RouteSet,
     ServerAdd,
     ServerDel,
+    ServerDrain,
     ServerSet,
+    ServerShape,
+    ServerUndrain,
     Service,
     ServiceAdd,
     ServiceClear,
@@ -62,8 +66,14 @@ SERVICE_FIELDS = (
     "one_packet",
     "quic",
     "half_open",
+    "persistent",
+    "persistent_mask",
+    "max_conns",
+    "new_per_s",
+    "per_client",
     "client_addr",
 )
+SERVER_FIELDS = tuple(ServerShape.model_fields)
 
 
 def apply(config: Config, changes: Iterable[Change], *, lenient: Callable[[str], None] | None = None) -> Config:
@@ -154,9 +164,18 @@ def _diff_service(
     come += [LipAdd(service=ref, addr=lip.addr, port=lip.port) for lip in service.lips if lip not in lips]
     for r in service.servers:
         if r.key not in servers:
-            come.append(ServerAdd(service=ref, rip=r.rip, rport=r.rport, weight=r.weight))
-        elif servers[r.key].weight != r.weight:
-            come.append(ServerSet(service=ref, rip=r.rip, rport=r.rport, weight=r.weight))
+            shape = r.model_dump(include={*SERVER_FIELDS}, exclude_defaults=True)
+            come.append(ServerAdd(service=ref, rip=r.rip, rport=r.rport, **shape | {"weight": r.weight}))
+        elif any(getattr(servers[r.key], f) != getattr(r, f) for f in SERVER_FIELDS):
+            moved = {f: v for f in SERVER_FIELDS if (v := getattr(r, f)) != getattr(servers[r.key], f)}
+            if moved.keys() & {"upper", "lower"}:  # one is checked by the other
+                moved |= {"upper": r.upper, "lower": r.lower}
+            come.append(ServerSet(service=ref, rip=r.rip, rport=r.rport, **moved))
+        before = servers[r.key].drain if r.key in servers else None
+        if r.drain is not None and r.drain != before:
+            come.append(ServerDrain(service=ref, rip=r.rip, rport=r.rport, **_plain(r.drain)))
+        elif r.drain is None and before is not None:
+            come.append(ServerUndrain(service=ref, rip=r.rip, rport=r.rport))
 
 
 _IDENTITY: dict[str, tuple[str, ...]] = {
@@ -271,7 +290,7 @@ class _Draft:
             case ServiceZero():
                 if change.key is not None:
                     self._service(change.key)
-            case ServerAdd() | ServerSet() | ServerDel():
+            case ServerAdd() | ServerSet() | ServerDel() | ServerDrain() | ServerUndrain():
                 self._server(change, replace)
             case LipAdd() | LipDel():
                 self._lip(change, replace)
@@ -353,7 +372,7 @@ class _Draft:
         else:
             raise _exists(f"service {key}", "change it with service.set")
 
-    def _server(self, change: ServerAdd | ServerSet | ServerDel, replace: bool) -> None:
+    def _server(self, change: ServerAdd | ServerSet | ServerDel | ServerDrain | ServerUndrain, replace: bool) -> None:
         key = change.service.key
         servers = self._service(key).of_servers()
         at = change.rip, change.rport
@@ -364,8 +383,19 @@ class _Draft:
             raise _missing(f"server {addresses.endpoint(*at)} in {key}", [addresses.endpoint(*rs) for rs in servers])
         if isinstance(change, ServerDel):
             del servers[at]
+        elif isinstance(change, ServerDrain):
+            drain = Drain(until=change.until, keep_persistent=change.keep_persistent)
+            servers[at] = servers[at].model_copy(update={"drain": drain})
+        elif isinstance(change, ServerUndrain):
+            if servers[at].drain is None and not replace:
+                raise _missing(f"drain of server {addresses.endpoint(*at)} of {key}", [])
+            servers[at] = servers[at].model_copy(update={"drain": None})
         else:
-            servers[at] = RealServer(rip=change.rip, rport=change.rport, weight=change.weight)
+            known = servers.get(at) if isinstance(change, ServerSet) else None
+            given = {f: getattr(known or change, f) for f in SERVER_FIELDS}
+            given |= {f: getattr(change, f) for f in change.model_fields_set & {*SERVER_FIELDS}}
+            given["drain"] = known.drain if known else None
+            servers[at] = _server(change.rip, change.rport, given)
 
     def _lip(self, change: LipAdd | LipDel, replace: bool) -> None:
         key = change.service.key
@@ -503,6 +533,14 @@ def _ref(key: Key) -> dict[str, Any]:
 
 def _fields(service: Service | ServiceAdd) -> dict[str, Any]:
     return {f: getattr(service, f) for f in SERVICE_FIELDS}
+
+
+def _server(rip: str, rport: int, fields: dict[str, Any]) -> RealServer:
+    try:
+        return RealServer(rip=rip, rport=rport, **fields)
+    except ValidationError as error:
+        problem = str(error.errors()[0]["ctx"]["error"])
+        raise ChangeError(409, "FN-1201", f"server {addresses.endpoint(rip, rport)}: {problem}", "give both") from None
 
 
 def _exists(what: str, fix: str) -> ChangeError:

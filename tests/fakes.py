@@ -92,6 +92,7 @@ class FakePlane:
         self.of_service: dict[int, Stats] = {}
         self.of_member: dict[int, Stats] = {}
         self.of_address: dict[int, AddressStats] = {}
+        self.overloaded: set[int] = set()
         self.steps_of: dict[str, Any] = {"count": [[0] * 32, [0] * 32], "max_ns": [0, 0], "sum_ns": [0, 0]}
         self.used_ports: list[tuple[int, int, int, str, int, int]] = []  # worker, proto, LIP's id, rip, rport, ports
         self.connections: list[list[Conn]] = [[] for _ in range(workers)]
@@ -182,6 +183,9 @@ class FakePlane:
 
     def member_table(self, count: int) -> NDArray[np.uint64]:
         return np.array([self.member_stats(id) for id in range(count)], np.uint64).reshape(count, 7)
+
+    def member_overloaded(self, id: int) -> bool:
+        return id in self.overloaded
 
     def address_stats(self, id: int) -> AddressStats:
         return self.of_address.get(id, AddressStats())

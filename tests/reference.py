@@ -82,6 +82,11 @@ class Illegal(AssertionError):
     """The product chose what the rules forbid."""
 
 
+def line_of(client: str) -> str:
+    """What counts as one client: an IPv4 address, the /64 of an IPv6 address."""
+    return str(ipaddress.ip_network(f"{client}/64", strict=False)) if wire.is6(client) else client
+
+
 def later(a: int, b: int) -> bool:
     """RFC 1982: is a later than b?"""
     return 0 < (a - b) & MASK < 0x80000000
@@ -112,6 +117,10 @@ class Member:
     rip: str
     rport: int
     weight: int
+    role: str = "active"
+    upper: int = 0
+    lower: int = 0
+    new_per_s: int = 0
 
 
 @dataclass
@@ -130,6 +139,32 @@ class Service:
     one_packet: bool
     client_addr: str = "none"
     quic: bool = False
+    max_conns: int = 0
+    new_per_s: int = 0
+    per_client: int = 0
+    persistent: int = 0
+    persistent_plen: int = 32
+    draining: dict[int, bool] = field(default_factory=dict)
+
+
+@dataclass
+class Pace:
+    """New connections: `rate` at once, then each a period behind the last (GCRA), in whole nanoseconds rounded up."""
+
+    next: int = 0
+
+    def admits(self, rate: int, now: int) -> bool:
+        return not rate or self.next <= now + (rate - 1) * self._period(rate)
+
+    def take(self, rate: int, now: int) -> bool:
+        if not self.admits(rate, now):
+            return False
+        self.next = max(self.next, now) + self._period(rate) if rate else self.next
+        return True
+
+    @staticmethod
+    def _period(rate: int) -> int:
+        return -(-1_000_000_000 // rate)
 
 
 @dataclass
@@ -139,11 +174,12 @@ class Scheduler:
     next: int = 0
     level: int = 0
 
-    def pick(self, service: Service) -> Member | None:
+    def pick(self, service: Service, eligible: Callable[[Member], bool]) -> Member | None:
         """rr and wrr as LVS describes them: rounds over the list; wrr lowers the level by the gcd at each new round."""
         members = service.members
         weights = [m.weight for m in members if m.weight]
-        if not weights:
+        able = [m.weight > 0 and eligible(m) for m in members]
+        if not any(able):
             return None
         if self.next >= len(members):
             self.next = 0
@@ -158,7 +194,7 @@ class Scheduler:
                     self.level = top
             self.next = (at + 1) % len(members)
             wanted = self.level if service.scheduler == "wrr" else 1
-            if members[at].weight >= max(wanted, 1):
+            if able[at] and members[at].weight >= max(wanted, 1):
                 return members[at]
 
 
@@ -199,6 +235,7 @@ class Conn:
     )  # by sender: what the receiver can take at most
     finished: bool = False  # both sides have closed; its local port may be taken when none is free
     next_seq: list[int] = field(default_factory=lambda: [0, 0])  # by sender, in the sender's own numbers
+    counted: bool = False  # among its client's
     telling: Telling | None = None
     tags: sctp.Tags = field(default_factory=sctp.Tags)
     # By sender: the hop towards the other end, and those it was chosen from.
@@ -284,6 +321,11 @@ class Reference:
         self.services: dict[int, Service] = {}
         self.conn_timeouts: dict[int, int] = {}  # by service id; outlives the service
         self.schedulers: dict[int, Scheduler] = {}
+        self.paces: dict[tuple[str, int], Pace] = {}  # of services and members
+        self.overloaded: set[int] = set()  # members
+        self.templates: dict[
+            tuple[int, str], tuple[int, int]
+        ] = {}  # service, client's network -> member, second of the end
         self.addresses: dict[int, tuple[str, str, int]] = {}  # id -> (address, kind, port)
         self.lip_names: dict[int, str] = {}  # every id ever given out
         # prefix, gateway, port, kind, metric, mtu, source
@@ -347,7 +389,14 @@ class Reference:
         one_packet: bool = False,
         quic: bool = False,
         client_addr: str = "none",
+        max_conns: int = 0,
+        new_per_s: int = 0,
+        per_client: int = 0,
+        persistent: int = 0,
+        persistent_plen: int | None = None,
+        draining: dict[int, bool] | None = None,
         members: list[tuple[int, str, int, int]] | None = None,
+        limits: dict[int, tuple[str, int, int, int]] | None = None,
         lips: list[int] | None = None,
     ) -> None:
         self.services[id] = Service(
@@ -360,11 +409,20 @@ class Reference:
             expire_quiescent,
             conn_timeout,
             half_open,
-            [Member(*m) for m in members or []],
+            [
+                Member(*m[:3], 0 if m[0] in (draining or {}) else m[3], *(limits or {}).get(m[0], ()))
+                for m in members or []
+            ],
             list(lips or []),
             one_packet and proto == UDP,
             client_addr,
             quic,
+            max_conns,
+            new_per_s,
+            per_client,
+            persistent,
+            (128 if wire.is6(vip) else 32) if persistent_plen is None else persistent_plen,
+            draining or {},
         )
         self.schedulers.setdefault(id, Scheduler())
         for conn in self.conns:  # a shorter timeout counts from the next look at the connection: at its old deadline
@@ -434,7 +492,9 @@ class Reference:
 
     def usable(self, conn: Conn) -> bool:
         service = self.services.get(conn.service)
-        return service is not None and any(m.id == conn.member and m.weight for m in service.members)
+        return service is not None and any(
+            m.id == conn.member and (m.weight or m.id in service.draining) for m in service.members
+        )
 
     @property
     def tick(self) -> int:
@@ -595,7 +655,8 @@ class Reference:
             return self._miss(port, f, d) if first else unwelcome(f.proto, f.sport, f.dport, d.known[3]) or "no_conn"
         if known[0].quiescent and not self.usable(known[0]):
             self._close(known[0])
-            return "quiesced"
+            again = first and known[0].proto == UDP and known[1] == _CLIENT
+            return self._miss(port, f, d) if again else "quiesced"
         return self._forward(port, f, *known, d)
 
     def _may_cross(self, f: wire.Frame) -> str:
@@ -691,7 +752,7 @@ class Reference:
             return None
         if conn.quiescent and not self.usable(conn):
             self._close(conn)
-            return "quiesced"
+            return None if conn.proto == UDP and sender == _CLIENT else "quiesced"
         return self._forward(port, f, conn, sender)
 
     def _forward(self, port: int, f: wire.Frame, conn: Conn, sender: int, d: Datagram | None = None) -> str:
@@ -1069,12 +1130,17 @@ class Reference:
     def _open(self, port: int, f: wire.Frame, service: Service, d: Datagram | None = None) -> str:
         if not service.lips:
             return "no_lip"
-        if not any(m.weight for m in service.members):
-            return self._reset(port, f) if service.no_rs_reset and f.proto == TCP and not d else "no_rs"
+        resets = service.no_rs_reset and f.proto == TCP and not d
+        unusable = not any(m.weight for m in service.members)
+        if unusable and not service.persistent:
+            return self._reset(port, f) if resets else "no_rs"
+        if reason := self._beyond(service, f.src):
+            return reason
+        member = self._named(f, service, d) or self._sticky(f.src, service)
+        if member is None:
+            return self._reset(port, f) if resets else "no_rs" if unusable else "rs_full"
         if f.proto != UDP and service.half_open and len(self._half_open(service)) >= service.half_open:
             self._evict(service)
-        member = self._named(f, service, d) or self.schedulers[service.id].pick(service)
-        assert member is not None
         if len(self.conns) >= self.capacity and not self._evict(service) and not self._evict_expendable(f):
             return "table_full"
         if not self._fitting_lips(service, member.rip):
@@ -1098,6 +1164,7 @@ class Reference:
             conn.windows[_RS] = window_in(f)
         if conn.proto == SCTP:
             conn.tags = sctp.opened(f)
+        conn.counted = service.per_client > 0
         if service.client_addr != "none":
             conn.telling = Telling(service.client_addr, conn.proto, conn.client, conn.vip, conn.rs[0])
         if not self._free_ports(conn, service):
@@ -1138,9 +1205,68 @@ class Reference:
             named = quic.server(f.payload[: struct.unpack_from("!H", f.raw, f.l4 + 4)[0] - 8])
         for m in service.members if named else []:
             if named and named.is_at(m.rip, m.rport) and (m.weight or not service.expire_quiescent):
+                if not (self._admits(m) and self._takes(m)):
+                    return None
                 self.count["quic_moved"] += 1
                 return m
         return None
+
+    # ---- limits ----
+
+    def _beyond(self, service: Service, client: str) -> str:
+        """The limit of the service that one more connection of this client would break."""
+        its = [c for c in self.conns if c.service == service.id]
+        if service.max_conns and len(its) >= service.max_conns:
+            return "limit_conns"
+        same = [c for c in its if c.counted and line_of(c.client[0]) == line_of(client)]
+        if service.per_client and len(same) >= service.per_client:
+            return "limit_client"
+        pace = self.paces.setdefault(("service", service.id), Pace())
+        return "" if pace.take(service.new_per_s, self.now) else "limit_new"
+
+    def _pick_rs(self, service: Service) -> Member | None:
+        """Backup servers when no active one can take it, and a sorry server after them."""
+        for role in ("active", "backup", "sorry"):
+            member = self.schedulers[service.id].pick(service, lambda m, r=role: m.role == r and self._admits(m))  # type: ignore[misc]
+            if member is not None:
+                assert self._takes(member)
+                return member
+        return None
+
+    def _sticky(self, client: str, service: Service) -> Member | None:
+        """The RS that this client has; else one that it keeps from now on. A sorry server is nobody's own.
+        Left out: that a connection that lives renews it."""
+        if not service.persistent:
+            return self._pick_rs(service)
+        network = str(ipaddress.ip_network(f"{client}/{service.persistent_plen}", strict=False))
+        id, end = self.templates.get((service.id, network), (-1, 0))
+        now = self.now // 1_000_000_000
+        known = next((m for m in service.members if m.id == id and now < end), None)
+        if known and known.id in service.draining:
+            stays = service.draining[known.id]
+        else:
+            stays = known is not None and (known.weight > 0 or not service.expire_quiescent)
+        member = known if known and stays and self._admits(known) and self._takes(known) else self._pick_rs(service)
+        if member and member.role != "sorry":
+            self.templates[service.id, network] = member.id, now + service.persistent + 1
+        return member
+
+    def _held(self, m: Member) -> int:
+        return sum(c.member == m.id for c in self.conns)
+
+    def _admits(self, m: Member) -> bool:
+        held, pace = self._held(m), self.paces.setdefault(("member", m.id), Pace())
+        if m.upper and m.id in self.overloaded and (held < m.lower if m.lower else held * 4 < m.upper * 3):
+            self.overloaded.remove(m.id)
+        full = m.upper and (m.id in self.overloaded or held >= m.upper)
+        return not full and pace.admits(m.new_per_s, self.now)
+
+    def _takes(self, m: Member) -> bool:
+        """One more for this RS, whatever else it is; false: it has as many as it may."""
+        if m.upper and self._held(m) + 1 >= m.upper:
+            self.overloaded.add(m.id)
+        pace = self.paces.setdefault(("member", m.id), Pace())
+        return not (m.upper and self._held(m) + 1 > m.upper) and pace.take(m.new_per_s, self.now)
 
     def _leaves_at_once(self, f: wire.Frame, member: Member) -> bool:
         hop, mtu = next(iter(self.hops(member.rip).items()), (None, 0))

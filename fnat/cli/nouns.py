@@ -145,6 +145,28 @@ def _server(name: str) -> Change:
 
 proto_argument = click.argument("proto", type=click.Choice(PROTOS))
 service_argument = click.argument("service", metavar="VIP:PORT")
+
+
+def _server_shape(function: F) -> F:
+    rate = click.IntRange(0, 10_000_000)
+    for option in (
+        click.option("--max-new-per-s", type=rate, help="Most new connections a second; 0: no limit."),
+        click.option(
+            "--lower",
+            type=click.IntRange(0, 2**32 - 1),
+            help="Below how many connections it comes back; 0: three quarters of upper.",
+        ),
+        click.option(
+            "--upper", type=click.IntRange(0, 2**32 - 1), help="Most connections, over all workers; 0: no limit."
+        ),
+        click.option(
+            "--role", type=click.Choice(["active", "backup"]), help="backup: when no active server can take it."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 server_argument = click.argument("server", metavar="RIP:PORT")
 port_option = click.option("--port", required=True, metavar="PORT", help="The balancer's port, by its name.")
 weight_option = click.option(
@@ -205,7 +227,18 @@ def _shape(function: F) -> F:
             default=None,
             help="UDP: a client that moves keeps its server, by QUIC connection IDs in DPVS's form.",
         ),
-        click.option("--no-rs", type=click.Choice(["drop", "reset"]), help="A first packet when no server is usable."),
+        click.option("--max-conns", type=click.IntRange(0, 2**32 - 1), help="Most connections; 0: no limit."),
+        click.option("--new-per-s", type=click.IntRange(0, 10_000_000), help="Most new ones a second; 0: no limit."),
+        click.option(
+            "--per-client",
+            type=click.IntRange(0, 2**24 - 1),
+            help="Most connections of one client: an IPv4 address or an IPv6 /64; 0: no limit.",
+        ),
+        click.option(
+            "--no-rs",
+            metavar="drop|reset|ADDR:PORT",
+            help="A first packet when no server can take it; ADDR:PORT: a sorry server does.",
+        ),
         click.option(
             "--conn-timeout",
             type=click.IntRange(0),
@@ -283,21 +316,27 @@ def rs_show(proto: str | None, service: str | None) -> None:
 @service_argument
 @server_argument
 @weight_option
+@_server_shape
 @changing
-def rs_add(proto: str, service: str, server: str, weight: int) -> None:
+def rs_add(proto: str, service: str, server: str, weight: int, **shape: object) -> None:
     """Add a real server to a service."""
-    apply({"op": "server.add", "service": _service(proto, service), **_server(server), "weight": weight})
+    change = {"op": "server.add", "service": _service(proto, service), **_server(server), "weight": weight}
+    apply({**change, **_given(shape)})
 
 
 @rs.command("set")
 @proto_argument
 @service_argument
 @server_argument
-@click.option("--weight", type=click.IntRange(0, 65535), required=True, help="0: no new connections.")
+@click.option("--weight", type=click.IntRange(0, 65535), help="0: no new connections.")
+@_server_shape
 @changing
-def rs_set(proto: str, service: str, server: str, weight: int) -> None:
-    """Change a real server's weight."""
-    apply({"op": "server.set", "service": _service(proto, service), **_server(server), "weight": weight})
+def rs_set(proto: str, service: str, server: str, **shape: object) -> None:
+    """Change what is given of a real server, nothing else."""
+    given = _given(shape)
+    if not given:
+        raise click.UsageError("nothing to change; give what shall change, such as --weight 0")
+    apply({"op": "server.set", "service": _service(proto, service), **_server(server), **given})
 
 
 @rs.command("del")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fnat.addresses import NAMES, endpoint, family
+from fnat.addresses import NAMES, endpoint, family, split
 from fnat.cli import say
 from fnat.grammar import Row, server_text, service_text, steering_modes
 
@@ -71,7 +71,9 @@ def _name(row: Row) -> tuple[str, str]:
 def without_lip(row: Row) -> list[str]:
     """Families of a service's servers for which it has no local address, one line each."""
     there = {family(lip["addr"]) for lip in row["lips"]}
-    missing = sorted({family(rs["rip"]) for rs in row["servers"]} - there)
+    hosts = [rs["rip"] for rs in row["servers"]]
+    hosts += [split(row["no_rs"])[0]] if row.get("no_rs", "drop") not in ("drop", "reset") else []
+    missing = sorted({family(host) for host in hosts} - there)
     return [
         f"{' '.join(_name(row))}: no {NAMES[f]} LIP, so its {NAMES[f]} servers get no connections; fnat lip add"
         for f in missing
@@ -98,7 +100,7 @@ def services(rows: Iterable[Row]) -> Table:
 
 
 def servers(rows: Iterable[Row]) -> Table:
-    """One line a server of a service; bad: weight 0."""
+    """One line a server of a service; bad: weight 0, or overloaded."""
     columns = (
         "proto",
         "service",
@@ -110,14 +112,30 @@ def servers(rows: Iterable[Row]) -> Table:
         ">in pkt/s",
         ">out pkt/s",
         ">conns",
+        "state",
     )
-    lines = []
+    lines: list[tuple[object, ...]] = []
+    bad: set[int] = set()
     for row in rows:
         for rs in row["servers"]:
             rate, stats = rs["rate"], rs["stats"]
-            lines.append((*_name(row), server_text(rs), rs["weight"], stats["active"], stats["inactive"],
-                          rate["cps"], rate["in_pps"], rate["out_pps"], stats["conns"]))  # fmt: skip
-    return Table(columns, lines, frozenset(number for number, line in enumerate(lines) if line[3] == 0))
+            if not rs["weight"] or rs.get("overloaded"):
+                bad.add(len(lines))
+            lines.append((*_name(row), server_text(rs), rs["weight"], stats["active"], stats["inactive"], rate["cps"],
+                          rate["in_pps"], rate["out_pps"], stats["conns"], _state_of(rs)))  # fmt: skip
+    return Table(columns, lines, frozenset(bad))
+
+
+def _state_of(rs: Row) -> str:
+    """Its role, its limits, and whether they keep connections away."""
+    words = ["backup"] if rs.get("role") == "backup" else []
+    if rs.get("upper"):
+        words.append(f"{'overloaded ' if rs['overloaded'] else ''}upper {rs['upper']}")
+    if rs.get("lower"):
+        words.append(f"lower {rs['lower']}")
+    if rs.get("max_new_per_s"):
+        words.append(f"{rs['max_new_per_s']} new/s")
+    return ", ".join(words)
 
 
 def lips(rows: Iterable[Row]) -> Table:

@@ -136,8 +136,8 @@ SHOWN: list[tuple[str, str]] = [
     ),
     (
         "fnat rs show tcp 10.0.0.1:80",
-        "PROTO  SERVICE      SERVER         WEIGHT  ACTIVE  INACTIVE  CONNS/S  IN PKT/S  OUT PKT/S  CONNS\n"
-        "tcp    10.0.0.1:80  10.0.2.1:8080       3       3         4        0         0          0      0\n",
+        "PROTO  SERVICE      SERVER         WEIGHT  ACTIVE  INACTIVE  CONNS/S  IN PKT/S  OUT PKT/S  CONNS  STATE\n"
+        "tcp    10.0.0.1:80  10.0.2.1:8080       3       3         4        0         0          0      0  -\n",
     ),
     (
         "fnat lip show",
@@ -248,6 +248,19 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     (
         "fnat rs set tcp 10.0.0.1:80 10.0.2.1:8080 --weight 0 -q",
         {"op": "server.set", "service": WEB, "rip": "10.0.2.1", "rport": 8080, "weight": 0},
+    ),
+    (
+        "fnat rs add tcp 10.0.0.1:80 10.0.2.1:8080 --role backup --upper 100 --lower 80 --max-new-per-s 9 -q",
+        {"op": "server.add", "service": WEB, "rip": "10.0.2.1", "rport": 8080, "weight": 1}
+        | {"role": "backup", "upper": 100, "lower": 80, "max_new_per_s": 9},
+    ),
+    (
+        "fnat rs set tcp 10.0.0.1:80 10.0.2.1:8080 --upper 0 -q",
+        {"op": "server.set", "service": WEB, "rip": "10.0.2.1", "rport": 8080, "upper": 0},
+    ),
+    (
+        "fnat service set tcp 10.0.0.1:80 --max-conns 5 --new-per-s 6 --per-client 7 --no-rs 10.0.2.9:80 -q",
+        {"op": "service.set", **WEB, "no_rs": "10.0.2.9:80", "per_client": 7, "new_per_s": 6, "max_conns": 5},
     ),
     (
         "fnat rs del tcp 10.0.0.1:80 10.0.2.1:8080 -q",

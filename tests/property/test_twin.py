@@ -113,6 +113,13 @@ CLIENT_OPTIONS = [
     b"\1\1\xfe\x04\0\0" + b"\1" * 24 + b"\0\xfe\x09",
     b"\x22\x02" * 8 + b"\1\1\x05\x7f" * 4,
 ]
+# Limits of a service, and of its members: role, upper, lower, new connections a second.
+LIMITED: list[tuple[dict[str, int], dict[int, tuple[str, int, int, int]]]] = [
+    ({"max_conns": 3}, {}),
+    ({"new_per_s": 2, "per_client": 2}, {}),
+    ({}, {0: ("active", 2, 0, 0), 1: ("active", 3, 2, 1), 4: ("backup", 1, 1, 0), 6: ("sorry", 0, 0, 0)}),
+    ({"per_client": 1}, {0: ("active", 1, 0, 0), 1: ("backup", 0, 0, 7)}),
+]
 # What a client's stream may begin with.
 OWN_HEADERS = [
     b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\nGET",
@@ -199,8 +206,17 @@ class CoreAndReference(RuleBasedStateMachine):
         mtu=st.sampled_from([1500, 600]),
         lports=st.sampled_from([(1024, 65535), (5000, 5000), (65533, 65535)]),
         telling=st.dictionaries(st.integers(0, 5), st.integers(0, 4), max_size=6),
+        limited=st.dictionaries(st.integers(0, 7), st.sampled_from(LIMITED), max_size=3),
     )
-    def begin(self, punt: bool, conns: int, mtu: int, lports: tuple[int, int], telling: dict[int, int]) -> None:
+    def begin(
+        self,
+        punt: bool,
+        conns: int,
+        mtu: int,
+        lports: tuple[int, int],
+        telling: dict[int, int],
+        limited: dict[int, tuple[dict[str, int], dict[int, tuple[str, int, int, int]]]],
+    ) -> None:
         self.twin = Twin(punt=punt, conns=conns, mtu=mtu, lports=lports)
         self.twin.hosts[LAN, LATE] = self.twin.hosts[LAN, LATE6] = LATE_MAC
         for i, gateway in enumerate([*GATEWAYS[1:], *GATEWAYS6[1:]]):
@@ -222,6 +238,9 @@ class CoreAndReference(RuleBasedStateMachine):
             self.options[id] = {"lips": [3, 4, 6], "expire_quiescent": id > 1, "quic": id in (3, 5)}
             if id in telling:
                 self.options[id]["client_addr"] = TELLING[PROTOS[id]][telling[id] % len(TELLING[PROTOS[id]])]
+            if id in limited:
+                of_service, of_members = limited[id]
+                self.options[id] |= of_service | {"limits": {id * 8 + i: limit for i, limit in of_members.items()}}
             self.put(id)
 
     def put(self, id: int) -> None:

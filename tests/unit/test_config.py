@@ -56,6 +56,17 @@ def test_sctp_is_a_protocol_like_others():
     assert [s.client_addr for s in read(told).services[2:]] == ["none", "toa"]
 
 
+def test_limits_come_through_the_file_and_back():
+    text = GOOD.replace('half_open = "20k"', 'half_open = "20k", conns = "500k", new_per_s = 9, per_client = 200')
+    text = text.replace('no_rs = "reset"', 'no_rs = "10.31.9.9:080"')
+    text = text.replace("weight = 10", 'weight = 10, role = "backup", upper = "1k", lower = 7, max_new_per_s = 8')
+    web = read(text).services[0]
+    assert (web.max_conns, web.new_per_s, web.per_client, web.no_rs) == (500_000, 9, 200, "10.31.9.9:80")
+    (server,) = web.servers
+    assert (server.role, server.upper, server.lower, server.max_new_per_s) == ("backup", 1000, 7, 8)
+    assert read(config.dump(read(text)), None).services == read(text).services
+
+
 def test_quic_is_a_word_of_udp_services():
     text = GOOD.replace('["udp", "tcp"]', '"udp"').replace('port = "lan"\n', 'port = "lan"\nquic = true\n')
     assert read(text.replace('proto = "udp"', 'proto = ["udp"]')).services[2].quic
@@ -132,7 +143,8 @@ WRONG = [
     ('"2h4m"', "0", "FN-1104", ":12: host.timeouts.established", "1..31535999"),
     ('"2h4m"', '"2 hours"', "FN-1104", ":12:", "not a time"),
     ("no_rs", "no_r", "FN-1103", ":16: service.web.no_r", "did you mean 'no_rs'?"),
-    ('no_rs = "reset"', 'no_rs = "10.31.9.9:80"', "FN-1104", ":16:", "'drop' or 'reset'"),
+    ('no_rs = "reset"', 'no_rs = "10.31.9.9"', "FN-1104", ":16:", "'drop', 'reset' or the ADDRESS:PORT"),
+    ('no_rs = "reset"', 'no_rs = "[fd00::9]:80"', "FN-1108", ":16:", "no IPv6 LIP"),
     ('scheduler = "rr"', 'scheduler = "mh"', "FN-1104", ":15:", "'rr' or 'wrr'"),
     ('scheduler = "rr"', 'client_addr = "proxy-v3"', "FN-1104", ":15:", "proxy-v2"),
     ('scheduler = "rr"', "client_addr = { udp = 'toa' }", "FN-1104", ":15:", "not for udp"),
@@ -141,11 +153,15 @@ WRONG = [
     ('scheduler = "rr"', "expire_quiescent = 3", "FN-1104", ":15:", "boolean"),
     ('scheduler = "rr"', "one_packet = true", "FN-1104", "service.web", "one_packet is for UDP services only"),
     ('scheduler = "rr"', "one_packet = 1.5", "FN-1104", ":15:", "boolean"),
-    ('half_open = "20k"', "conns = 5", "FN-1111", ":17:", "not available in this version"),
+    ('half_open = "20k"', 'conns = "5x"', "FN-1104", ":17:", "not a number"),
+    ('half_open = "20k"', "per_client = 16777216", "FN-1104", ":1", "too large"),
+    ('half_open = "20k"', 'new_per_s = "11M"', "FN-1104", ":1", "too large"),
     ('half_open = "20k"', "halfopen = 5", "FN-1103", ":17:", "did you mean 'half_open'?"),
     ("limits = {", "limits = 3 #", "FN-1104", ":17:", "not a table"),
     ("weight = 10", "weight = 65536", "FN-1104", ":19:", "the most is 65535"),
-    ("weight = 10", 'role = "backup"', "FN-1111", ":19:", "not available"),
+    ("weight = 10", 'role = "spare"', "FN-1104", ":19:", "'active' or 'backup'"),
+    ("weight = 10", "lower = 3", "FN-1104", ":19:", "lower needs an upper"),
+    ("weight = 10", "upper = 2, lower = 3", "FN-1104", ":19:", "lower 3 is above upper 2"),
     ('"10.31.2.11:8443"', '"10.31.2.11"', "FN-1104", ":19:", "ADDRESS:PORT"),
     ('"10.31.2.11:8443"', '"[fd00::1]:8443"', "FN-1108", ":19:", "no IPv6 LIP, so [fd00::1]:8443 cannot be reached"),
     ('"10.31.2.11:8443"', '"fd00::1:8443"', "FN-1104", ":19:", "[2001:db8::1]:80"),

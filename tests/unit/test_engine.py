@@ -102,6 +102,26 @@ def test_config_becomes_specs(house):
     assert timeouts["TCP_EST"] == 7440 and reset is True and lports == (1024, 65535)
 
 
+def test_limits_and_the_sorry_server_reach_the_plane(house):
+    shape = {"max_conns": 9, "new_per_s": 8, "per_client": 7, "no_rs": "10.1.1.9:80"}
+    server = {"role": "backup", "upper": 6, "lower": 5, "max_new_per_s": 4}
+    house.make(
+        {"op": "service.set", **WEB, **shape},
+        {"op": "server.set", "service": WEB, "rip": "10.1.1.1", "rport": 8080, **server},
+    )
+    (spec,) = house.plane.services.values()
+    one, sorry = spec["members"]
+    assert one[1:] == ("10.1.1.1", 8080, 3) and sorry[1:] == ("10.1.1.9", 80, 1)
+    assert spec["limits"] == {one[0]: ("backup", 6, 5, 4), sorry[0]: ("sorry", 0, 0, 0)}
+    assert (spec["max_conns"], spec["new_per_s"], spec["per_client"], spec["no_rs_reset"]) == (9, 8, 7, False)
+    house.plane.overloaded.add(one[0])
+    for conns, shown in ((6, True), (5, True), (4, False)):
+        house.plane.of_member[one[0]] = Stats(active=1, inactive=conns - 1)
+        (view,) = house.engine.services()
+        assert view["servers"][0]["overloaded"] is shown, conns
+        assert len(view["servers"]) == 1 and view["no_rs"] == "10.1.1.9:80"
+
+
 # half_open of the service, on each of two workers
 QUOTAS = [(None, 8192), (0, 0), (1, 64), (127, 64), (1000, 500)]
 

@@ -201,8 +201,11 @@ def hosts(net):
 
 
 lips = st.lists(hosts(2).map(lambda a: LocalAddress(addr=a, port="lan")), unique=True).map(tuple)
-servers = st.dictionaries(hosts(1), st.integers(0, 2)).map(
-    lambda d: tuple(RealServer(rip=a, rport=80, weight=w) for a, w in d.items())
+shapes = st.sampled_from(
+    [{}, {"role": "backup"}, {"upper": 3}, {"upper": 4, "lower": 4}, {"upper": 9, "lower": 2, "max_new_per_s": 1}]
+)
+servers = st.dictionaries(hosts(1), st.tuples(st.integers(0, 2), shapes)).map(
+    lambda d: tuple(RealServer(rip=a, rport=80, weight=w, **shape) for a, (w, shape) in d.items())
 )
 services = st.lists(
     st.builds(
@@ -212,6 +215,8 @@ services = st.lists(
         vport=st.just(80),
         scheduler=st.sampled_from(["rr", "wrr"]),
         half_open=st.sampled_from([None, 0, 5]),
+        max_conns=st.sampled_from([0, 7]),
+        no_rs=st.sampled_from(["drop", "10.9.9.9:80"]),
         lips=lips,
         servers=servers,
     ),
