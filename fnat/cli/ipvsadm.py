@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fnat import __version__
 from fnat.cli import guarded, repeat, say, say_json, say_json_rows
 from fnat.errors import FnatError
-from fnat.grammar import ipvsadm, service_text
+from fnat.grammar import Row, ipvsadm, service_text
 from fnat.grammar.ipvsadm import Changes, Listing, Word
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _list(client: Client, command: Listing) -> None:
 
 
 def _list_services(client: Client, command: Listing) -> None:
-    services = client.services(**(command.service or {}))
+    services: Sequence[Row] = client.services(**(command.service or {}))
     if command.service and not services:
         name = f"{command.service['proto']} {service_text(command.service)}"
         raise FnatError("FN-1203", f"no service {name}", "-ln lists the services")
@@ -73,6 +73,11 @@ def _list_services(client: Client, command: Listing) -> None:
             say_json([{key: row[key] for key in ("proto", "vip", "vport", "lips")} for row in services])
         else:
             say(ipvsadm.laddrs_text(services))
+    elif command.view == "deny" or command.view == "allow":
+        if command.json:
+            say_json([{key: row[key] for key in ("proto", "vip", "vport", command.view)} for row in services])
+        else:
+            say(ipvsadm.acl_text(services, command.view))
     elif command.json:
         say_json(services)
     else:

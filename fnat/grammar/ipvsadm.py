@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from fnat import addresses
 from fnat.grammar import (
     Change,
     Row,
@@ -33,6 +34,7 @@ from fnat.grammar import (
     at,
     endpoint,
     near,
+    network,
     number,
     server_key,
     server_text,
@@ -50,6 +52,7 @@ DEFAULT_CLIENT_ADDR = {"tcp": "toa", "udp": "none", "sctp": "none"}
 PERSISTENCE = "360"  # seconds of -p without a number, as in DPVS
 _PROXY = ("disable", "v1", "v2", "v1-insecure", "v2-insecure")
 _MOST = 2**31 - 1
+_MANY = 2**32 - 1
 
 Why = tuple[str, str]
 """Why something is refused, and what to do."""
@@ -131,6 +134,22 @@ def _mask_text(plen: int, service: Row) -> str:
     return str(plen) if ":" in service["vip"] else str(ipaddress.IPv4Network(f"0.0.0.0/{plen}").netmask)
 
 
+def _slots(text: str, shown: str) -> int:
+    return int(one_of("1021", "4093", "16381", "65537")(text, shown))
+
+
+def _drain(text: str, shown: str) -> Change:
+    """EPOCH or never, and ,keep behind it."""
+    until, comma, keep = text.partition(",")
+    if (comma and keep != "keep") or not re.fullmatch(r"never|[1-9][0-9]{0,10}", until):
+        raise Usage(f"{shown} {text} is no end", "write never or seconds since 1970; ,keep behind it keeps -p")
+    return {"until": None if until == "never" else int(until), "keep_persistent": bool(keep)}
+
+
+def _drain_text(drain: Row, _: Row) -> str:
+    return f"{drain['until'] or 'never'}{',keep' if drain['keep_persistent'] else ''}"
+
+
 def _no_rs(text: str, shown: str) -> str:
     if text in ("drop", "reset"):
         return text
@@ -144,7 +163,8 @@ def _no_rs(text: str, shown: str) -> str:
 SORRY = set(get_args(Shape.model_fields["no_rs"].annotation)) != {"drop", "reset"}
 """Whether a service may name a sorry server."""
 
-_ACL = ("fnat has no per-service access lists", "filter in front of the balancer")
+_HAS_ACL = "deny" in Shape.model_fields
+_ACL = None if _HAS_ACL else ("fnat has no per-service access lists", "filter in front of the balancer")
 _MODE = ("fnat forwards in FullNAT mode only", "give -b or leave the mode out")
 _PROTO = ("fnat balances TCP, UDP and SCTP services only", "use -t, -u or --sctp-service")
 _PERSIST = ("persistence is not in fnat", "leave it out")
@@ -165,8 +185,10 @@ _SHAPE = (
     Option("hash-target", "", "sip|sip-port|qid", "what mh, sh and conhash hash: the client's address, address and "
            "port, or the QUIC connection ID", ("sip", "sip-port", "qid"), why=_HASH, field="hash_target",
            read=one_of("sip", "sip-port", "qid")),
+    Option("hash-slots", "", "N", "slots of mh's table: 1021, 4093, 16381 or 65537, which is usual",
+           ("1021", "4093", "16381", "65537"), why=_HASH, field="hash_slots", read=_slots),
     Option("persistent", "p", "[SEC]", f"a client stays with its server for so long; {PERSISTENCE} without a number, "
-           "0: not at all", left_out=PERSISTENCE, why=_PERSIST, field="persistent", read=whole(0, MAX_SECONDS)),
+           "0: not at all", left_out=PERSISTENCE, why=_PERSIST, field="persistent", read=whole(0, 31 * 86400)),
     Option("netmask", "M", "MASK", "clients of one network are one client to -p: an IPv4 netmask, or a prefix length",
            why=_PERSIST, field="persistent_mask", read=_mask, write=_mask_text),
     Option("ops", "o", "", "UDP only; every datagram of a client goes to a server chosen anew", field="one_packet"),
@@ -185,7 +207,7 @@ _SHAPE = (
            ("drop", "reset"), field="no_rs", read=_no_rs),
     Option("half-open", "", "N", "most half-open connections, 0: no limit", field="half_open", read=whole(0, _MOST)),
     Option("max-conns", "", "N", "most connections, 0: no limit", why=_NOT_YET, field="max_conns",
-           read=whole(0, _MOST)),
+           read=whole(0, _MANY)),
     Option("new-per-s", "", "N", "most new connections a second, 0: no limit", why=_NOT_YET, field="new_per_s",
            read=whole(0, _MOST)),
     Option("per-client", "", "N", "most connections of one client, 0: no limit", why=_NOT_YET, field="per_client",
@@ -195,14 +217,17 @@ _SERVER = (
     Option("weight", "w", "WEIGHT", "0..65535, 1 when left out; 0: no new connections", of=RealServer,
            field="weight", read=whole(0, 65535), always=True),
     Option("u-threshold", "x", "N", "most connections of the server, 0: no limit", why=_LIMIT, off="0", of=RealServer,
-           field="upper", read=whole(0, _MOST)),
+           field="upper", read=whole(0, _MANY)),
     Option("l-threshold", "y", "N", "after -x was reached, connections come again below so many; 0: below -x",
-           why=_LIMIT, off="0", of=RealServer, field="lower", read=whole(0, _MOST)),
+           why=_LIMIT, off="0", of=RealServer, field="lower", read=whole(0, _MANY)),
     Option("role", "", "active|backup", "backup: used while no active server is usable", ("active", "backup"),
            why=("backup servers are not in fnat", "leave it out"), off="active", of=RealServer, field="role",
            read=one_of("active", "backup")),
     Option("max-new-per-s", "", "N", "most new connections a second of the server, 0: no limit", why=_NOT_YET,
            of=RealServer, field="max_new_per_s", read=whole(0, _MOST)),
+    Option("drain", "", "EPOCH|never[,keep]", "no new connections, and what is left at EPOCH is ended; keep: "
+           "clients with -p still get theirs", why=("draining is not in fnat", "use -w 0"), of=RealServer,
+           field="drain", read=_drain, write=_drain_text),
 )  # fmt: skip
 
 
@@ -219,6 +244,11 @@ _UNSET = tuple(
     for option in SHAPE
     if not option.value and option.known
 )
+_UNDRAIN = tuple(
+    Option("no-drain", help="takes --drain back", field="drain")
+    for option in SERVER
+    if option.long == "drain" and option.known
+)
 _ANY = (
     Option("real-server", "r", "RIP[:PORT]", "a server, of either family; the service's port when left out"),
     Option("fullnat", "b", "", "FullNAT, the only mode; may be left out"),
@@ -233,7 +263,8 @@ _VIEW = (
     Option("stats", "", "", "counters of services and servers"),
     Option("rate", "", "", "the same a second"),
     Option("thresholds", "", "", "-x and -y of servers", why=None if "upper" in RealServer.model_fields else _LIMIT),
-    Option("persistent-conn", "", "", "persistent connections of servers", why=_PERSIST),
+    Option("persistent-conn", "", "", "clients of servers that -p keeps there",
+           why=None if "persistent" in Shape.model_fields else _PERSIST),
     Option("timeout", "", "", "the general timeouts: TCP established, TCP half-closed, UDP"),
     Option("exact", "X", "", "with --stats and --rate: all digits"),
     Option("sort", "", "", "by protocol and address, which is usual"),
@@ -245,9 +276,6 @@ _VIEW = (
     Option("count", "", "N", "with --interval: N times"),
 )  # fmt: skip
 _FOREIGN = (
-    Option("add-blklst", "U", why=_ACL), Option("del-blklst", "V", why=_ACL), Option("get-blklst", "B", why=_ACL),
-    Option("add-whtlst", "O", why=_ACL), Option("del-whtlst", "Y", why=_ACL), Option("get-whtlst", "W", why=_ACL),
-    Option("blklst", "k", "IP", why=_ACL), Option("whtlst", "2", "IP", why=_ACL),
     Option("set", why=("timeouts are not set here",
                        "put them in the file, [host] timeouts, or give a service --conn-timeout")),
     Option("start-daemon", "", "STATE", why=_DAEMON), Option("stop-daemon", "", "STATE", why=_DAEMON),
@@ -267,6 +295,12 @@ _FOREIGN = (
     Option("dest-check", "", "WORD", off="disable", why=("passive health checks are not in fnat",
            "leave it out or say disable")),
 )  # fmt: skip
+
+
+_SUBJECTS = (
+    Option("blklst", "k", "PREFIX|ipset:NAME", "sources whose new connections are dropped", why=_ACL),
+    Option("whtlst", "2", "PREFIX|ipset:NAME", "the only sources that may open connections", why=_ACL),
+)
 
 
 @dataclass(frozen=True)
@@ -295,7 +329,7 @@ COMMANDS = (
     Verb("clear", "C", help="delete all services"),
     Verb("add-server", "a", help="add a server", needs=("SERVICE", "real-server"), reads=(*_names(SERVER), "fullnat")),
     Verb("edit-server", "e", help="change what is given of a server", needs=("SERVICE", "real-server"),
-         reads=(*_names(SERVER), "fullnat")),
+         reads=(*_names(SERVER), *_names(_UNDRAIN), "fullnat")),
     Verb("delete-server", "d", help="remove a server; its connections go on", needs=("SERVICE", "real-server")),
     Verb("add-laddr", "P", help="add a local address (LIP) to a service", needs=("SERVICE", "local-address", "ifname")),
     Verb("del-laddr", "Q", help="take a local address from a service", needs=("SERVICE", "local-address"),
@@ -304,6 +338,12 @@ COMMANDS = (
          reads=("SERVICE", "numeric", "cpu", "json", "interval", "count")),
     Verb("list", "l", help="services and servers; -c: connections",
          reads=("SERVICE", *_names(_VIEW))),
+    Verb("add-blklst", "U", help="deny a source", needs=("SERVICE", "blklst"), why=_ACL),
+    Verb("del-blklst", "V", help="deny it no more", needs=("SERVICE", "blklst"), why=_ACL),
+    Verb("get-blklst", "B", help="denied sources", reads=("SERVICE", "numeric", "json"), why=_ACL),
+    Verb("add-whtlst", "O", help="allow a source, and none but those", needs=("SERVICE", "whtlst"), why=_ACL),
+    Verb("del-whtlst", "Y", help="allow it no more", needs=("SERVICE", "whtlst"), why=_ACL),
+    Verb("get-whtlst", "W", help="allowed sources", reads=("SERVICE", "numeric", "json"), why=_ACL),
     Verb("zero", "Z", help="let counters start again from 0", reads=("SERVICE",)),
     Verb("save", "S", help="print rules for -R; nothing is left out", reads=("numeric",)),
     Verb("restore", "R", help="read rules on standard input and put them in the place of all services, at once; a "
@@ -313,11 +353,12 @@ COMMANDS = (
 )  # fmt: skip
 _VERBS = {verb.long: verb for verb in COMMANDS}
 OPTIONS: dict[str, Option] = {
-    option.long: option for option in (*COMMANDS, *_SERVICE, *SHAPE, *SERVER, *_UNSET, *_ANY, *_VIEW, *_FOREIGN)
+    option.long: option
+    for option in (*COMMANDS, *_SERVICE, *SHAPE, *SERVER, *_UNSET, *_UNDRAIN, *_ANY, *_SUBJECTS, *_VIEW, *_FOREIGN)
 }
 _LONG_OF = {option.letter: name for name, option in OPTIONS.items() if option.letter} | {"L": "list"}
 _NAMED_BY = {"tcp-service": "tcp", "udp-service": "udp", "sctp-service": "sctp"}
-_RULES = ("clear", "add-service", "add-server", "add-laddr")  # what -S writes and -R reads
+_RULES = ("clear", "add-service", "add-server", "add-laddr", "add-blklst", "add-whtlst")  # what -S writes and -R reads
 
 
 @dataclass(frozen=True)
@@ -331,7 +372,19 @@ class Changes:
 class Listing:
     """What to show. `service` has the keys proto, vip, vport; `sockpair` also cip, cport."""
 
-    view: Literal["services", "stats", "rate", "thresholds", "persistent-conn", "timeout", "conns", "laddrs", "save"]
+    view: Literal[
+        "services",
+        "stats",
+        "rate",
+        "thresholds",
+        "persistent-conn",
+        "timeout",
+        "conns",
+        "laddrs",
+        "save",
+        "deny",
+        "allow",
+    ]
     service: Change | None = None
     sockpair: Change | None = None
     cpu: int | None = None
@@ -374,9 +427,9 @@ def _parse(words: Sequence[str]) -> tuple[str, Command]:
     if command in ("help", "version", "restore"):
         return command, Word(command)  # type: ignore[arg-type]
     service = _service(options, command)
-    if command in ("list", "get-laddr", "save"):
+    if command in _LISTS:
         return command, _listing(command, service, options)
-    return command, Changes([_change(command, service, options)])
+    return command, Changes(_changes(command, service, options))
 
 
 def parse_rules(text: str) -> Changes:
@@ -402,7 +455,7 @@ def parse_rules(text: str) -> Changes:
             lines += 1
             if name == "clear":
                 continue
-            [change] = command.changes
+            change = command.changes[0]
             where = change.get("service", change)
             key = where["proto"], where["vip"], where["vport"]
             if name == "add-service":
@@ -414,7 +467,7 @@ def parse_rules(text: str) -> Changes:
             raise Usage(f"line {nr}: {error}", "mend the quotes; nothing was changed") from None
         except Usage as error:
             raise Usage(f"line {nr}: {error.message}", f"{error.fix}; nothing was changed") from None
-        changes.append(change)
+        changes += command.changes
     if not lines:
         raise Usage("there are no rules", "give those that -S wrote, or -C to delete all services; nothing was changed")
     return Changes(changes)
@@ -514,7 +567,7 @@ def _fields(rows: Iterable[Option], options: Mapping[str, str]) -> Change:
     """The fields that are given."""
     fields: Change = {}
     for option in rows:
-        if option.long in options and option.long != "client-addr":
+        if option.long in options and option.long not in ("client-addr", "drain"):
             shown = "weight" if option.long == "weight" else f"--{option.long}"
             fields[option.field] = option.read(options[option.long], shown) if option.value else True
     return fields
@@ -558,41 +611,65 @@ def _client_addr(options: dict[str, str]) -> str:
     return told
 
 
-def _change(command: str, service: Change | None, options: dict[str, str]) -> Change:
+def _changes(command: str, service: Change | None, options: dict[str, str]) -> list[Change]:
     if command == "clear":
-        return {"op": "service.clear"}
+        return [{"op": "service.clear"}]
     if command == "zero":
-        return {"op": "service.zero", **(service or {"proto": None, "vip": None, "vport": None})}
+        return [{"op": "service.zero", **(service or {"proto": None, "vip": None, "vport": None})}]
     assert service is not None
     if command == "add-service":
         told = {"client_addr": "toa"} if service["proto"] == "tcp" else {}
-        return {"op": "service.add", **service, "scheduler": "wrr", **told, **_shape(options, service)}
+        return [{"op": "service.add", **service, "scheduler": "wrr", **told, **_shape(options, service)}]
     if command == "edit-service":
         if not (fields := _shape(options, service)):
             raise Usage("nothing to edit", "give what shall change, such as -s rr or --conn-timeout 3600")
-        return {"op": "service.set", **service, **fields}
+        return [{"op": "service.set", **service, **fields}]
     if command == "delete-service":
-        return {"op": "service.del", **service}
+        return [{"op": "service.del", **service}]
     if command in ("add-laddr", "del-laddr"):
         lip = address(_need(options, "local-address", command, "-z LIP"), "local address")
+        change: Change = {"op": f"lip.{command[:3]}", "service": service, "addr": lip}
         if command == "del-laddr" and "ifname" not in options:
-            return {"op": "lip.del", "service": service, "addr": lip}
+            return [change]
         port = _need(options, "ifname", command, "-F PORT, the balancer's port that has the address")
-        return {"op": "lip.add" if command == "add-laddr" else "lip.del", "service": service, "addr": lip, "port": port}
+        return [{**change, "port": port}]
+    if command.endswith("lst"):
+        return [_acl(command, service, options)]
+    return _server(command, service, options)
+
+
+def _acl(command: str, service: Change, options: dict[str, str]) -> Change:
+    name, letter, which = ("blklst", "-k", "deny") if "blk" in command else ("whtlst", "-2", "allow")
+    text = _need(options, name, command, f"{letter} IP or {letter} ipset:NAME")
+    entry = f"set:{text.removeprefix('ipset:')}" if text.startswith("ipset:") else "/".join(map(str, network(text)))
+    return {"op": f"acl.{command[:3]}", "list": which, "entry": entry, "service": service}
+
+
+def _server(command: str, service: Change, options: dict[str, str]) -> list[Change]:
     text = _need(options, "real-server", command, "-r RIP:PORT")
     rip, port = split(text, "server")
     rip, rport = endpoint(text, "server") if port else (address(rip, "server"), service["vport"])
-    server: Change = {"op": f"server.{command.split('-')[0]}", "service": service, "rip": rip, "rport": rport}
+    server: Change = {"service": service, "rip": rip, "rport": rport}
     fields = _fields(SERVER, options)
+    changes: list[Change] = []
     if command == "delete-server":
-        return {**server, "op": "server.del"}
-    if command == "edit-server":
-        if not fields:
-            _need(options, "weight", command, "-w WEIGHT")
-        return {**server, "op": "server.set", **fields}
-    return {**server, "weight": 1, **fields}
+        return [{"op": "server.del", **server}]
+    if command == "add-server":
+        changes.append({"op": "server.add", **server, "weight": 1, **fields})
+    elif fields:
+        changes.append({"op": "server.set", **server, **fields})
+    if "drain" in options:
+        changes.append({"op": "server.drain", **server, **_drain(options["drain"], "--drain")})
+    if "no-drain" in options:
+        changes.append({"op": "server.undrain", **server})
+    if {"drain", "no-drain"} <= options.keys():
+        raise Usage("--drain and --no-drain given", "give one of them")
+    if not changes:
+        _need(options, "weight", command, "-w WEIGHT")
+    return changes
 
 
+_LISTS = {"list": "services", "save": "save", "get-laddr": "laddrs", "get-blklst": "deny", "get-whtlst": "allow"}
 _VIEWS = ("connection", "stats", "rate", "thresholds", "persistent-conn", "timeout")
 
 
@@ -604,7 +681,8 @@ def _listing(command: str, service: Change | None, options: dict[str, str]) -> L
     cpu = number(options["cpu"], "--cpu", 0, 63) if "cpu" in options else None
     repeat: dict[str, Any] = {"json": "json" in options, "interval": interval, "count": count}
     if command != "list":
-        return Listing("save" if command == "save" else "laddrs", service, cpu=cpu, **repeat)
+        what: Any = _LISTS[command]
+        return Listing(what, service, cpu=cpu, **repeat)
     if len(views := [name for name in _VIEWS if name in options]) > 1:
         raise Usage(" and ".join(f"--{name}" for name in views) + " given", "ask for one of them")
     if {"sort", "nosort"} <= options.keys():
@@ -665,14 +743,14 @@ def both(option: Option) -> str:
 
 def manual() -> Manual:
     """The reference: -h and fnat-ipvsadm(8)."""
-    known = [o for o in (*_SERVICE, *SHAPE, *_UNSET, *SERVER, *_ANY, *_VIEW) if o.known]
+    known = [o for o in (*_SERVICE, *SHAPE, *_UNSET, *SERVER, *_UNDRAIN, *_ANY, *_SUBJECTS, *_VIEW) if o.known]
     refused = [o for o in OPTIONS.values() if o.why]
     return Manual(
         "fnat-ipvsadm",
         "services of a running fnat in the language of DPVS's ipvsadm, FullNAT part",
         ("fnat-ipvsadm COMMAND [OPTIONS]",),
         (
-            ("Commands", tuple((_synopsis(verb), verb.help) for verb in COMMANDS)),
+            ("Commands", tuple((_synopsis(verb), verb.help) for verb in COMMANDS if verb.known)),
             ("Options", (("SERVICE", "one of -t, -u and --sctp-service"), *((both(o), o.help) for o in known))),
             ("Refused", tuple((both(o), "; ".join(o.why or ())) for o in refused)),
             (
@@ -713,30 +791,47 @@ def complete(words: Sequence[str], incomplete: str) -> list[tuple[str, str]]:
 # ---- text ----
 
 
+_TITLES = {
+    "stats": ("Conns", "InPkts", "OutPkts", "InBytes", "OutBytes"),
+    "rate": ("CPS", "InPPS", "OutPPS", "InBPS", "OutBPS"),
+    "thresholds": ("Uthreshold", "Lthreshold", "ActiveConn", "InActConn"),
+    "persistent-conn": ("Weight", "PersistConn", "ActiveConn", "InActConn"),
+}
+
+
 def services_text(status: Row, services: Iterable[Row], listing: Listing) -> str:
-    """-ln, --stats and --rate."""
+    """-ln, --stats, --rate, --thresholds and --persistent-conn."""
     lines = [f"IP Virtual Server version {status['version']} (size={status['capacity']})"]
+    titles = _TITLES.get(listing.view, ())
     if listing.view == "services":
         lines += [
             "Prot LocalAddress:Port Scheduler Flags",
             "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn",
         ]
+    elif listing.view in ("stats", "rate"):
+        lines += [f"{'Prot LocalAddress:Port':<33}" + "".join(f" {title:>8}" for title in titles)]
+        lines += ["  -> RemoteAddress:Port"]
     else:
-        titles = {
-            "stats": ("Conns", "InPkts", "OutPkts", "InBytes", "OutBytes"),
-            "rate": ("CPS", "InPPS", "OutPPS", "InBPS", "OutBPS"),
-        }
-        lines += [f"{'Prot LocalAddress:Port':<33}" + "".join(f" {title:>8}" for title in titles[listing.view])]
+        lines += [f"{'Prot LocalAddress:Port':<33}" + "".join(f" {title:<10}" for title in titles)]
         lines += ["  -> RemoteAddress:Port"]
     for service in sorted(services, key=service_key) if listing.sort else services:
         servers = sorted(service["servers"], key=server_key) if listing.sort else service["servers"]
         if listing.view == "services":
             lines.append(f"{service_name(service)} {service['scheduler']}{_flags(service)}")
             lines += [_server_line(server) for server in servers]
-        else:
+        elif listing.view in ("stats", "rate"):
             lines.append(f"{service_name(service):<33}{_figures(service, listing)}")
             lines += [f"  -> {server_text(server):<28}{_figures(server, listing)}" for server in servers]
+        else:
+            lines.append(service_name(service))
+            lines += [f"  -> {server_text(server):<28}{_columns(server, listing)}" for server in servers]
     return "\n".join(lines) + "\n"
+
+
+def _columns(server: Row, listing: Listing) -> str:
+    shown = ("upper", "lower") if listing.view == "thresholds" else ("weight", "persistent")
+    values = [*(server[key] for key in shown), server["stats"]["active"], server["stats"]["inactive"]]
+    return "".join(f" {value:<10}" for value in values)
 
 
 def service_name(service: Row) -> str:
@@ -786,7 +881,8 @@ def _told(row: Row, option: Option) -> Any:  # noqa: ANN401, any field
 
 def _server_line(server: Row) -> str:
     name, stats = server_text(server), server["stats"]
-    return f"  -> {name:<28} {'FullNat':<7} {server['weight']:<6} {stats['active']:<10} {stats['inactive']:<10}"
+    line = f"  -> {name:<28} {'FullNat':<7} {server['weight']:<6} {stats['active']:<10} {stats['inactive']:<10}"
+    return f"{line} overload" if server.get("overloaded") else line
 
 
 def _figures(row: Row, listing: Listing) -> str:
@@ -827,12 +923,31 @@ def laddrs_text(services: Iterable[Row]) -> str:
     return text
 
 
+def acl_text(services: Iterable[Row], which: Literal["deny", "allow"]) -> str:
+    """-B and -W."""
+    text = f"{'PROTO':<8} {'VIP:VPORT':<30} {'BLACKLIST' if which == 'deny' else 'WHITELIST':<30}\n"
+    for service in sorted(services, key=service_key):
+        for entry in service[which]:
+            text += f"{service['proto'].upper():<8} {service_text(service):<30} {_subject(entry):<30}\n"
+    return text
+
+
+def _subject(entry: str) -> str:
+    """A prefix as short as it can be, or ipset:NAME."""
+    if entry.startswith("set:"):
+        return f"ip{entry}"
+    host, _, plen = entry.partition("/")
+    return host if plen in ("", str(addresses.bits(host))) else entry
+
+
 def save_text(services: Iterable[Row]) -> str:
     """-S: the commands that make these services, local addresses and servers again."""
     lines = []
     for service in sorted(services, key=service_key):
         name = f"{OPTIONS[service['proto'] + '-service'].shown} {service_text(service)}"
         lines.append(f"-A {name}{_words(SHAPE, service, service)}")
+        lines += [f"-U {name} -k {_subject(entry)}" for entry in service.get("deny", ())]
+        lines += [f"-O {name} -2 {_subject(entry)}" for entry in service.get("allow", ())]
         lines += [f"-P {name} -z {lip['addr']} -F {lip['port']}" for lip in service["lips"]]
         lines += [
             f"-a {name} -r {server_text(rs)} -b{_words(SERVER, rs, service)}"
