@@ -31,6 +31,7 @@ BY_NAME: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[Any]]] = {
     "no_rs": lambda key: st.sampled_from(
         ["drop", "reset", *(["192.0.2.251:80", "[2001:db8:7::1]:8080"] if ipvsadm.SORRY else [])]
     ),
+    "drain": lambda key: st.sampled_from([None, {"until": None, "keep_persistent": True}, {"until": 2_000_000_000}]),
     "deny": lambda key: st.lists(st.sampled_from(["198.18.0.0/15", "2001:db8:bad::/48"]), unique=True).map(tuple),
     "allow": lambda key: st.lists(st.sampled_from(["192.0.2.0/24", "2001:db8:a::/48"]), unique=True).map(tuple),
 }
@@ -59,7 +60,7 @@ def made(draw: Any, model: type[BaseModel], key: dict[str, Any]) -> dict[str, An
             model.model_validate({**key, **fields})
             return {**key, **fields}
         except ValidationError:
-            fields.popitem()
+            fields.pop(next(reversed([name for name in fields if name not in ("weight",)])))
 
 
 @st.composite

@@ -105,6 +105,38 @@ def a_ports_of_odd_worker_counts() -> None:
         assert _core.steering_shares(_core.Rule(), "tcp4", workers) == (min(shares), max(shares))
 
 
+def b_thresholds_below_the_worker_count() -> None:
+    """(b) -x smaller than the number of workers means no limit: it is one limit over all of them."""
+    with running(workers=4) as control:
+        queues = []
+        workers = [_core.Worker(control.engine.plane, index) for index in range(4)]
+        for worker in workers:
+            ports = [_core.MemQueue(worker, 256), _core.MemQueue(worker, 256)]
+            for port, queue in enumerate(ports):
+                worker.attach(port, queue)
+            queues.append(ports)
+        try:
+            for line in (NETWORK + TCP_SERVICE.replace("-b\n", "-b -x 2\n")).strip().splitlines():
+                assert type_in(line) == (0, "", ""), line
+            for index, (worker, ports) in enumerate(zip(workers, queues, strict=True)):
+                for cport in range(10):
+                    ports[WAN].put(wire.tcp(CLIENT, 1000 * index + cport + 1, VIP, 80, SYN, seq=1))
+                    worker.step(_core.monotonic_ns())
+            assert type_in("fnat conn count --proto tcp")[1] == "2\n"
+            assert "overload" in type_in("ipvsadm -ln")[1].splitlines()[4]
+            assert type_in("ipvsadm -ln --thresholds")[1].splitlines()[4].split()[1:] == [
+                f"{RS1}:8080",
+                "2",
+                "0",
+                "0",
+                "2",
+            ]
+        finally:
+            for worker in workers:
+                worker.detach()
+                worker.quiesce()
+
+
 def c_room_for_connections() -> None:
     """(c) The pool is rounded down to a power of two less one: all the connections asked for fit, and are counted."""
     with bench(UDP_SERVICE, conns=1500) as b:
@@ -221,6 +253,21 @@ def j_success_means_in_force() -> None:
             worker.join()
 
 
+def k_persistence_keeps_connections() -> None:
+    """(k) Connections of persistent services always end with their server's weight: only --expire-quiescent does that; and
+    a client that persists comes back to its server."""
+    for options, survives in (("-p 600", True), ("-p 600 --expire-quiescent", False)):
+        script = TCP_SERVICE.replace("-s rr", f"-s rr {options}")
+        with bench(script, f"ipvsadm -a -t {VIP}:80 -r {RS2}:8080 -b") as b:
+            first = b.open(1)[1].dst
+            assert {b.open(cport)[1].dst for cport in range(2, 9)} == {first}
+            kept = [line.split()[3] for line in b.shown("ipvsadm -ln --persistent-conn")[4:]]
+            assert sorted(kept) == ["0", "1"]
+            b.type(f"ipvsadm -e -t {VIP}:80 -r {first}:8080 -w 0")
+            passed = b.send(WAN, wire.tcp(CLIENT, 1, VIP, 80, ACK, seq=1001, ack=9001))
+            assert any(frame.dst == first and not frame.flags & RST for _, frame in passed) is survives
+
+
 def l_large_weights() -> None:
     """(l) Weights above 32767 turn negative and get nothing: they get their share."""
     script = TCP_SERVICE.replace("-s rr", "-s wrr").replace(":8080 -b", ":8080 -b -w 65535")
@@ -251,26 +298,27 @@ def m_words_that_are_dead() -> None:
 
 
 def o_drops_are_told() -> None:
-    """(o) Drops for want of a server or a port are silent: each moves its counter, which the metrics show."""
+    """(o) Drops for want of a server, a local address or a port are silent: each moves its counter, which the metrics show."""
     with bench(f"ipvsadm -A -t {VIP}:80 -s rr") as b:
 
         def told(reason: str) -> float:
-            line = next(
+            rows = [
                 x for x in b.shown("fnat metrics") if x.startswith("fnat_dropped_packets_total") and f'"{reason}"' in x
-            )
-            return float(line.split()[-1])
+            ]
+            return sum(float(row.split()[-1]) for row in rows)
 
-        def syn(cport: int) -> None:
+        def drops(cport: int, reason: str) -> None:
+            before = told(reason)
             assert b.send(WAN, wire.tcp(CLIENT, cport, VIP, 80, SYN, seq=1)) == []
+            assert told(reason) == before + 1
 
-        syn(1)
-        assert told("no_rs") == 1
-        b.type(f"ipvsadm -a -t {VIP}:80 -r {RS1}:80 -b -w 0")
-        syn(2)
-        assert told("no_rs") == 2
-        b.type(f"ipvsadm -e -t {VIP}:80 -r {RS1}:80 -w 1")
-        syn(3)
-        assert told("no_lip") == 1
+        b.type(f"ipvsadm -a -t {VIP}:80 -r {RS1}:80 -b")
+        drops(1, "no_lip")
+        b.type(f"ipvsadm -P -t {VIP}:80 -z {LIP} -F dpdk1")
+        b.type(f"ipvsadm -e -t {VIP}:80 -r {RS1}:80 -w 0")
+        drops(2, "no_rs")
+        b.type(f"ipvsadm -d -t {VIP}:80 -r {RS1}:80")
+        drops(3, "no_rs")
 
 
 # ---- of the configuration ----
@@ -349,6 +397,7 @@ def config_fragments_pass() -> None:
 
 TRAPS: list[Callable[[], None]] = [
     a_ports_of_odd_worker_counts,
+    b_thresholds_below_the_worker_count,
     c_room_for_connections,
     d_free_ports,
     e_time_left_of_connections,
@@ -357,6 +406,7 @@ TRAPS: list[Callable[[], None]] = [
     h_lip_that_was_an_address,
     i_resets_and_numbers,
     j_success_means_in_force,
+    k_persistence_keeps_connections,
     l_large_weights,
     m_words_that_are_dead,
     o_drops_are_told,
