@@ -781,7 +781,7 @@ def complete(words: Sequence[str], incomplete: str) -> list[tuple[str, str]]:
     if given and given[-1].value and not given[-1].left_out and last in (f"-{given[-1].letter}", f"--{given[-1].long}"):
         return [(choice, "") for choice in given[-1].choices if choice.startswith(incomplete)]
     verb = next((option for option in given if isinstance(option, Verb)), None)
-    wanted: Iterable[Option] = COMMANDS
+    wanted: Iterable[Option] = (verb for verb in COMMANDS if verb.known)
     if verb is not None:
         wanted = (option for option in OPTIONS.values() if option.long in verb.allowed and option not in given)
     found = [(word, option.help) for option in wanted for word in dict.fromkeys((option.shown, f"--{option.long}"))]

@@ -116,7 +116,7 @@ def b_thresholds_below_the_worker_count() -> None:
                 worker.attach(port, queue)
             queues.append(ports)
         try:
-            for line in (NETWORK + TCP_SERVICE.replace("-b\n", "-b -x 2\n")).strip().splitlines():
+            for line in filter(None, (NETWORK + TCP_SERVICE.replace("-b\n", "-b -x 2\n")).splitlines()):
                 assert type_in(line) == (0, "", ""), line
             for index, (worker, ports) in enumerate(zip(workers, queues, strict=True)):
                 for cport in range(10):
