@@ -899,7 +899,11 @@ cdef class Worker:
         self.queues = []
 
     def step(self, uint64_t now_ns):
-        return fnat_worker_step(self.handle(), now_ns)
+        cdef fnat_worker *w = self.handle()
+        cdef int n
+        with nogil:
+            n = fnat_worker_step(w, now_ns)
+        return n
 
     def run(self, uintptr_t stop_address, uint32_t spin_us=50):
         cdef fnat_worker *w = self.handle()

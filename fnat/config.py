@@ -588,10 +588,12 @@ def dump(config: Config) -> str:
     for service in config.services:
         lines += _dump_service(service, where.get(service.vip), tuple(lips))
     services = {s.vip for s in config.services}
+    passing = [s for s in config.services if s.shifts or any(r.drain for r in s.servers)]
     rest = plan.diff(
         config.model_copy(
             update={
                 "addresses": Table(a for a in config.addresses if a.addr in services),
+                "services": config.services.edited({s.key: _without_passing(s) for s in passing}),
                 "routes": Table(),
                 "neighbours": Table(),
                 "down": (),
@@ -601,6 +603,12 @@ def dump(config: Config) -> str:
     )
     lines += [f"# only in the overlay: {change_as_json(change)}" for change in rest]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _without_passing(service: Service) -> Service:
+    """What a file cannot say: drains and shifts."""
+    servers = tuple(r.model_copy(update={"drain": None}) for r in service.servers)
+    return service.model_copy(update={"servers": servers, "shifts": ()})
 
 
 def _dump_host(host: Host) -> list[str]:

@@ -50,6 +50,8 @@ from fnat.model import (
     Port,
     PortInfo,
     ServerDrain,
+    ServerSet,
+    ServerShift,
     ServiceRef,
     ServiceZero,
     StatusView,
@@ -133,6 +135,23 @@ class Control:
                 name = f"{server.rip} {server.rport}"
                 log.info("the drain of %s of %s is over: %d connections ended", name, service.key, ended)
 
+    def shift_weights(self, now: float) -> None:
+        """Weights that are on the move are as they shall be now (seconds since 1970); each step is on disk."""
+        changes: list[Change] = []
+        for service in self.engine.shifting():
+            ref = ServiceRef(proto=service.proto, vip=service.vip, vport=service.vport)
+            weight = {server.key: server.weight for server in service.servers}
+            for shift in service.shifts:
+                assert shift.weights is not None
+                moved, to = shift.moved(now), (shift.to_rip, shift.to_rport)
+                if weight[shift.key] != shift.weights[0] - moved or weight[to] != shift.weights[1] + moved:
+                    changes.append(_weigh(ref, shift.key, shift.weights[0] - moved))
+                    changes.append(_weigh(ref, to, shift.weights[1] + moved))
+                    if moved < shift.weights[0]:
+                        changes.append(ServerShift(service=ref, **shift.model_dump()))
+        if changes:
+            self.change(changes)
+
     def reload(self, file: Config) -> None:
         """The file has changed: replay the overlay on it. Raises FnatError, and the old config stays in force."""
         with self._lock:
@@ -213,6 +232,10 @@ class Control:
                 "FN-1110", f"the file needs a port {missing!r}", f"the open ports are: {', '.join(names) or 'none'}"
             )
         return config.model_copy(update={"ports": ports})
+
+
+def _weigh(service: ServiceRef, server: tuple[str, int], weight: int) -> ServerSet:
+    return ServerSet(service=service, rip=server[0], rport=server[1], weight=weight)
 
 
 # ---- the process ----
@@ -331,7 +354,7 @@ async def _mirror_host(control: Control) -> asyncio.Task[None]:
 
 
 async def _sample(control: Control) -> None:
-    """Rates, giving back what nothing counts for any more, drains whose time is over."""
+    """Rates, giving back what nothing counts for any more, drains whose time is over, weights on the move."""
     engine = control.engine
     while True:
         started = time.monotonic()
@@ -339,6 +362,7 @@ async def _sample(control: Control) -> None:
             await asyncio.to_thread(engine.sample, started)
             await asyncio.to_thread(engine.sweep)
             await asyncio.to_thread(control.end_drains, time.time())
+            await asyncio.to_thread(control.shift_weights, time.time())
         except (OSError, FnatError) as error:
             log.error("reading counters failed: %s", error)
         cost = time.monotonic() - started

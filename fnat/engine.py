@@ -279,6 +279,7 @@ class Engine:
         self._persistent_at = float("-inf")
         self._falls = Falls()
         self._draining: list[tuple[Service, RealServer]] = []
+        self._shifting: list[Service] = []
         self._draining_of: Services | None = None
         self._fit_ids_to_plane()
 
@@ -784,11 +785,17 @@ class Engine:
             left[id] = sum(self.plane.member_stats(id)[5:])
         self._falls.note(now, left)
 
+    def shifting(self) -> list[Service]:
+        """Services in which weight moves."""
+        self.draining()
+        return self._shifting
+
     def draining(self) -> list[tuple[Service, RealServer]]:
         """Servers that drain; looked for when the services have changed."""
         services = self.config.services
         if self._draining_of is not services:
             self._draining = [(s, r) for s in services for r in s.servers if r.drain is not None]
+            self._shifting = [s for s in services if s.shifts]
             self._draining_of = services
         return self._draining
 
@@ -856,6 +863,7 @@ class Engine:
                     max_new_per_s=server.max_new_per_s,
                     persistent=clients.get(self._entry("member", _member_key(key, server)).id, 0),
                     drain=self._drain_view(server, _member_key(key, server), stats),
+                    shift=_shift_text(service, server),
                     overloaded=self._is_overloaded(server, _member_key(key, server), stats),
                     stats=stats,
                     rate=rate,
@@ -1289,6 +1297,14 @@ def _targets(service: Service) -> list[RealServer]:
         host, port = words.split(service.no_rs)
         targets.append(RealServer(rip=host, rport=int(port)))
     return targets
+
+
+def _shift_text(service: Service, server: RealServer) -> str | None:
+    for s in service.shifts:
+        if s.key == server.key and s.weights:
+            done = (s.weights[0] - server.weight) * 100 // max(1, s.weights[0])
+            return f"to {words.endpoint(s.to_rip, s.to_rport)}, {s.per_min:g} %/min, {done} % done"
+    return None
 
 
 def _limits(server: RealServer) -> tuple[str, int, int, int]:

@@ -232,12 +232,35 @@ class LocalAddress(Frozen):
     port: PortName
 
 
+class Shift(Frozen):
+    """Weight moves from one server of a service to another, per_min percent of what the first had, until it has none.
+    started: seconds since 1970; weights: of both at the start. Weights are whole numbers: small ones move in leaps."""
+
+    rip: Ip
+    rport: PortNumber
+    to_rip: Ip
+    to_rport: PortNumber
+    per_min: Annotated[float, Field(gt=0, le=6000)]
+    started: Annotated[int, Field(ge=1, strict=True)]
+    weights: tuple[Weight, Weight] | None = None  # None: as they are
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.rip, self.rport
+
+    def moved(self, now: float) -> int:
+        """The weight that has moved by now."""
+        weight = self.weights[0] if self.weights else 0
+        return min(weight, max(0, int(weight * (now - self.started) / 60 * self.per_min / 100 + 1e-9)))
+
+
 class Service(Shape):
     """A VIP:port with its RSs and LIPs. RSs may be of another family than the VIP, and of both; each family needs
     LIPs."""
 
     lips: tuple[LocalAddress, ...] = ()
     servers: tuple[RealServer, ...] = ()
+    shifts: tuple[Shift, ...] = ()
 
 
 class Address(Frozen):
@@ -647,6 +670,22 @@ class ServerUndrain(Frozen):
     rport: PortNumber
 
 
+class ServerShift(Shift):
+    """A change of either server's weight by hand ends it."""
+
+    op: Literal["server.shift"] = "server.shift"
+    service: ServiceRef
+
+
+class ServerUnshift(Frozen):
+    """The weights stay as they are now."""
+
+    op: Literal["server.unshift"] = "server.unshift"
+    service: ServiceRef
+    rip: Ip
+    rport: PortNumber
+
+
 class LipAdd(LocalAddress):
     op: Literal["lip.add"] = "lip.add"
     service: ServiceRef
@@ -725,6 +764,8 @@ Change = Annotated[
     | ServerDel
     | ServerDrain
     | ServerUndrain
+    | ServerShift
+    | ServerUnshift
     | LipAdd
     | LipDel
     | AddrAdd
@@ -859,6 +900,7 @@ class ServerView(TypedDict):
     overloaded: bool
     persistent: int  # clients that are persistent to it
     drain: DrainView | None
+    shift: str | None  # what is said of a shift of weight away from it
     stats: StatsView
     rate: RateView
 

@@ -43,7 +43,9 @@ from fnat.model import (
     ServerDrain,
     ServerSet,
     ServerShape,
+    ServerShift,
     ServerUndrain,
+    ServerUnshift,
     Service,
     ServiceAdd,
     ServiceClear,
@@ -51,6 +53,7 @@ from fnat.model import (
     ServiceRef,
     ServiceSet,
     ServiceZero,
+    Shift,
     Table,
 )
 
@@ -157,6 +160,8 @@ def _diff_service(
         moved = {f: v for f, v in _fields(service).items() if getattr(known, f) != v}
         if moved:
             come.append(ServiceSet(**_ref(key), **moved))
+    shifts = {shift.key: shift for shift in service.shifts}
+    gone += [ServerUnshift(service=ref, rip=s.rip, rport=s.rport) for s in known.shifts if s.key not in shifts]
     servers, lips = {r.key: r for r in known.servers}, set(known.lips)
     wanted, wanted_lips = {r.key: r for r in service.servers}, set(service.lips)
     gone += [ServerDel(service=ref, rip=rip, rport=rport) for rip, rport in servers if (rip, rport) not in wanted]
@@ -176,6 +181,10 @@ def _diff_service(
             come.append(ServerDrain(service=ref, rip=r.rip, rport=r.rport, **_plain(r.drain)))
         elif r.drain is None and before is not None:
             come.append(ServerUndrain(service=ref, rip=r.rip, rport=r.rport))
+    touched = {(c.rip, c.rport) for c in come if isinstance(c, ServerSet) and c.service == ref}
+    for shift in service.shifts:  # behind the weights, whose change ends a shift
+        if shift not in known.shifts or touched & {shift.key, (shift.to_rip, shift.to_rport)}:
+            come.append(ServerShift(service=ref, **_plain(shift)))
 
 
 _IDENTITY: dict[str, tuple[str, ...]] = {
@@ -228,6 +237,7 @@ class _ServiceDraft:
         self.fields: dict[str, Any] = {}
         self.servers: dict[tuple[str, int], RealServer] | None = None
         self.lips: dict[str, LocalAddress] | None = None
+        self.shifts: dict[tuple[str, int], Shift] | None = None
 
     @property
     def key(self) -> Key:
@@ -243,7 +253,14 @@ class _ServiceDraft:
             self.lips = {lip.addr: lip for lip in self.of.lips}
         return self.lips
 
+    def of_shifts(self) -> dict[tuple[str, int], Shift]:
+        if self.shifts is None:
+            self.shifts = {s.key: s for s in self.of.shifts}
+        return self.shifts
+
     def seal(self) -> Service:
+        if self.shifts is not None:
+            self.fields["shifts"] = tuple(self.shifts.values())
         if self.servers is not None:
             self.fields["servers"] = tuple(self.servers.values())
         if self.lips is not None:
@@ -292,6 +309,8 @@ class _Draft:
                     self._service(change.key)
             case ServerAdd() | ServerSet() | ServerDel() | ServerDrain() | ServerUndrain():
                 self._server(change, replace)
+            case ServerShift() | ServerUnshift():
+                self._shift(change)
             case LipAdd() | LipDel():
                 self._lip(change, replace)
             case AddrAdd():
@@ -381,6 +400,9 @@ class _Draft:
                 raise _exists(f"server {addresses.endpoint(*at)} of {key}", "change it with server.set")
         elif at not in servers:
             raise _missing(f"server {addresses.endpoint(*at)} in {key}", [addresses.endpoint(*rs) for rs in servers])
+        if isinstance(change, ServerDel) or (isinstance(change, ServerSet) and "weight" in change.model_fields_set):
+            draft = self._service(key)
+            draft.shifts = {k: s for k, s in draft.of_shifts().items() if at not in (k, (s.to_rip, s.to_rport))}
         if isinstance(change, ServerDel):
             del servers[at]
         elif isinstance(change, ServerDrain):
@@ -396,6 +418,32 @@ class _Draft:
             given |= {f: getattr(change, f) for f in change.model_fields_set & {*SERVER_FIELDS}}
             given["drain"] = known.drain if known else None
             servers[at] = _server(change.rip, change.rport, given)
+
+    def _shift(self, change: ServerShift | ServerUnshift) -> None:
+        key, at = change.service.key, (change.rip, change.rport)
+        draft = self._service(key)
+        servers, shifts = draft.of_servers(), draft.of_shifts()
+        if isinstance(change, ServerUnshift):
+            if at not in shifts:
+                raise _missing(f"shift away from server {addresses.endpoint(*at)} of {key}", [])
+            del shifts[at]
+            return
+        to = change.to_rip, change.to_rport
+        for one in (at, to):
+            if one not in servers:
+                raise _missing(
+                    f"server {addresses.endpoint(*one)} in {key}", [addresses.endpoint(*rs) for rs in servers]
+                )
+        if at == to:
+            raise ChangeError(400, "FN-1201", "a server cannot give its weight to itself", "name another")
+        others = [one for k, s in shifts.items() if k != at for one in (k, (s.to_rip, s.to_rport))]
+        if at in others or to in others:
+            raise ChangeError(409, "FN-1204", "one of the two is in a shift already", "stop that first")
+        weights = change.weights or (servers[at].weight, servers[to].weight)
+        if sum(weights) > 65535:
+            raise ChangeError(400, "FN-1201", f"{sum(weights)} is too large a weight", "the most is 65535")
+        fields = {f: getattr(change, f) for f in Shift.model_fields} | {"weights": weights}
+        shifts[at] = Shift(**fields)
 
     def _lip(self, change: LipAdd | LipDel, replace: bool) -> None:
         key = change.service.key

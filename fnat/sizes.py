@@ -1,7 +1,7 @@
 """How large the tables of a data plane are, from what its operator asks for. One place, for the data plane that makes
 them and for `fnat capacity`, which says beforehand what they take.
 
-Services and RSs are sized once for 20 000 services of 8 RSs and more, because they are small: 20 bytes of the plane and
+Services and RSs are sized once for 20 000 services of 8 RSs and more, because they are small: 32 bytes of the plane and
 64 of each worker for an RS. An endpoint (protocol, LIP, RS) with a connection takes about 390 bytes of a worker.
 """
 

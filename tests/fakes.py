@@ -57,6 +57,7 @@ class Conn(NamedTuple):
     out_packets: int = 1
     in_bytes: int = 60
     out_bytes: int = 60
+    member: int = 0
 
 
 class Rule(NamedTuple):
@@ -93,6 +94,8 @@ class FakePlane:
         self.of_member: dict[int, Stats] = {}
         self.of_address: dict[int, AddressStats] = {}
         self.overloaded: set[int] = set()
+        self.kills, self.ended = 0, 7
+        self.clients: dict[int, int] = {}  # persistent ones, by member
         self.steps_of: dict[str, Any] = {"count": [[0] * 32, [0] * 32], "max_ns": [0, 0], "sum_ns": [0, 0]}
         self.used_ports: list[tuple[int, int, int, str, int, int]] = []  # worker, proto, LIP's id, rip, rport, ports
         self.connections: list[list[Conn]] = [[] for _ in range(workers)]
@@ -183,6 +186,20 @@ class FakePlane:
 
     def member_table(self, count: int) -> NDArray[np.uint64]:
         return np.array([self.member_stats(id) for id in range(count)], np.uint64).reshape(count, 7)
+
+    def conn_kill(self, *, reset: bool, **filter: Any) -> int:
+        self._told("conn_kill", reset, filter)
+        self.kills += 1
+        return self.kills
+
+    def conn_killed(self) -> tuple[int, int]:
+        return self.kills, self.ended
+
+    def persistent(self) -> NDArray[np.uint32]:
+        counts = np.zeros(self.shape["members"], np.uint32)
+        for id, clients in self.clients.items():
+            counts[id] = clients
+        return counts
 
     def member_overloaded(self, id: int) -> bool:
         return id in self.overloaded

@@ -10,6 +10,7 @@ import functools
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -19,6 +20,7 @@ import click
 from fnat import addresses
 from fnat.cli import pick, repeat, say, say_json, say_json_rows, show
 from fnat.client import Client
+from fnat.errors import ChangeError
 from fnat.grammar import Change, Row, address, endpoint, family_of_default, mac, network, number, prefix, split
 from fnat.grammar.dpip import SCOPES
 from fnat.grammar.ipvsadm import SCHEDULERS
@@ -227,6 +229,15 @@ def _shape(function: F) -> F:
             default=None,
             help="UDP: a client that moves keeps its server, by QUIC connection IDs in DPVS's form.",
         ),
+        click.option(
+            "--persistent-mask", type=click.IntRange(1, 128), help="Bits of an address that make it the same client."
+        ),
+        click.option(
+            "--persistent",
+            type=click.IntRange(0, 31 * 86_400),
+            metavar="SECONDS",
+            help="How long a client keeps its server after its last connection; 0: it has none of its own.",
+        ),
         click.option("--max-conns", type=click.IntRange(0, 2**32 - 1), help="Most connections; 0: no limit."),
         click.option("--new-per-s", type=click.IntRange(0, 10_000_000), help="Most new ones a second; 0: no limit."),
         click.option(
@@ -347,6 +358,86 @@ def rs_set(proto: str, service: str, server: str, **shape: object) -> None:
 def rs_del(proto: str, service: str, server: str) -> None:
     """Remove a real server; its connections go on until they end."""
     apply({"op": "server.del", "service": _service(proto, service), **_server(server)})
+
+
+def _of_server(name: str, service: tuple[str, str] | None) -> list[Change]:
+    """The services that have this server, RIP[:PORT], as far as they are asked for; each with the server's address."""
+    host, port = split(name, "server")
+    host = address(host, "server")
+    found: list[Change] = []
+    for row in _services(*(service or (None, None))):
+        ref = {"proto": row["proto"], "vip": row["vip"], "vport": row["vport"]}
+        found += [
+            {"service": ref, "rip": rs["rip"], "rport": rs["rport"]}
+            for rs in row["servers"]
+            if rs["rip"] == host and port in ("", str(rs["rport"]))
+        ]
+    if not found:
+        where = f"service {service[0]} {service[1]} has" if service else "no service has"
+        raise ChangeError(404, "FN-1203", f"{where} {'no ' if service else 'a '}server {name}", "see `fnat rs show`")
+    return found
+
+
+which_service = click.option(
+    "--service", nargs=2, type=(click.Choice(PROTOS), str), metavar="PROTO VIP:PORT", help="Only in this service."
+)
+
+
+@rs.command("drain")
+@click.argument("server", metavar="RIP[:PORT]")
+@which_service
+@click.option(
+    "--deadline", metavar="TIME", help="When what is left is ended: 90, 10m, 1h30m from now; never if left out."
+)
+@click.option("--keep-persistent", is_flag=True, help="Clients that are persistent to it still get theirs until then.")
+@changing
+def rs_drain(server: str, service: tuple[str, str] | None, deadline: str | None, keep_persistent: bool) -> None:
+    """Give a real server no new connections; at the deadline end the rest: TCP is reset, UDP goes to others.
+
+    `fnat rs show` says what is left. The weight stays for `fnat rs undrain`."""
+    until = {} if deadline is None else {"until": int(time.time()) + _seconds(deadline)}
+    drain = {"op": "server.drain", "keep_persistent": keep_persistent, **until}
+    apply(*({**drain, **at} for at in _of_server(server, service)))
+
+
+@rs.command("undrain")
+@click.argument("server", metavar="RIP[:PORT]")
+@which_service
+@changing
+def rs_undrain(server: str, service: tuple[str, str] | None) -> None:
+    """Let a real server that drains get new connections again."""
+    apply(*({"op": "server.undrain", **at} for at in _of_server(server, service)))
+
+
+@rs.command("shift")
+@proto_argument
+@service_argument
+@server_argument
+@click.option("--to", "target", metavar="RIP:PORT", help="The server that gets the weight.")
+@click.option("--per-min", type=click.FloatRange(0, 6000, min_open=True), help="Percent of its weight in a minute.")
+@click.option("--stop", is_flag=True, help="Stop; the weights stay as they are now.")
+@changing
+def rs_shift(proto: str, service: str, server: str, target: str | None, per_min: float | None, stop: bool) -> None:
+    """Move the weight of a real server to another, little by little. `fnat rs show` says how far it is.
+
+    Weights are whole numbers: with small ones it goes in leaps. Setting a weight by hand stops it."""
+    of = {"service": _service(proto, service), **_server(server)}
+    if stop and target is None and per_min is None:
+        apply({"op": "server.unshift", **of})
+    elif target is None or per_min is None or stop:
+        raise click.UsageError("give --to and --per-min, or --stop")
+    else:
+        to = _server(target)
+        way = {"to_rip": to["rip"], "to_rport": to["rport"], "per_min": per_min, "started": int(time.time())}
+        apply({"op": "server.shift", **of, **way})
+
+
+def _seconds(text: str) -> int:
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
+    if match is None or not text:
+        raise click.UsageError(f"{text!r} is not a time; write it like 90, 10m or 1h30m")
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return hours * 3600 + minutes * 60 + seconds
 
 
 # ---- lip ----
@@ -644,6 +735,27 @@ def conn_count(**options: object) -> None:
     with client() as door:
         count = door.conn_count(**asked) if (asked := _asked(options)) else door.status()["conns"]
     say_json({"conns": count}) if settings().json else say(f"{count}\n")
+
+
+@conn.command("kill")
+@_filters
+@click.option("--reset/--silent", default=True, show_default=True, help="Tell both ends of TCP connections, or nobody.")
+@click.option("--reason", required=True, metavar="TEXT", help="For the log.")
+@click.option("--all", "every", is_flag=True, help="All connections: without a filter this must be said.")
+@socket_option
+@json_option
+@quiet_option
+def conn_kill(reset: bool, reason: str, every: bool, **options: object) -> None:
+    """End connections. Those of UDP and SCTP end silently: the next packet of UDP opens a new one."""
+    asked = _asked(options)
+    if not asked and not every:
+        raise click.UsageError("give a filter such as --client, or --all")
+    with client() as door:
+        ended = door.conn_kill(reset=reset, reason=reason, all=every, **asked)
+    if settings().json:
+        say_json({"ended": ended})
+    elif not settings().quiet:
+        say(f"{ended} connection{'s' if ended != 1 else ''} ended\n")
 
 
 NOUNS = (service, rs, lip, addr, route, neigh, port, conn)

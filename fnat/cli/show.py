@@ -119,7 +119,7 @@ def servers(rows: Iterable[Row]) -> Table:
     for row in rows:
         for rs in row["servers"]:
             rate, stats = rs["rate"], rs["stats"]
-            if not rs["weight"] or rs.get("overloaded"):
+            if not rs["weight"] or rs.get("overloaded") or rs.get("drain"):
                 bad.add(len(lines))
             lines.append((*_name(row), server_text(rs), rs["weight"], stats["active"], stats["inactive"], rate["cps"],
                           rate["in_pps"], rate["out_pps"], stats["conns"], _state_of(rs)))  # fmt: skip
@@ -135,6 +135,17 @@ def _state_of(rs: Row) -> str:
         words.append(f"lower {rs['lower']}")
     if rs.get("max_new_per_s"):
         words.append(f"{rs['max_new_per_s']} new/s")
+    if rs.get("persistent"):
+        words.append(f"{rs['persistent']} persistent clients")
+    if rs.get("shift"):
+        words.append(f"shift {rs['shift']}")
+    if drain := rs.get("drain"):
+        if not drain["left"]:
+            words.append("drained")
+        else:
+            oldest = duration(drain["oldest"])
+            ends = f"ends in {duration(drain['ends_in'])}" if drain["ends_in"] is not None else "no end in sight"
+            words.append(f"draining: {drain['left']} left, oldest {oldest}, {ends}")
     return ", ".join(words)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -263,6 +264,26 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
         {"op": "service.set", **WEB, "no_rs": "10.0.2.9:80", "per_client": 7, "new_per_s": 6, "max_conns": 5},
     ),
     (
+        "fnat rs drain 10.0.2.1 -q",
+        {"op": "server.drain", "service": WEB, "rip": "10.0.2.1", "rport": 8080, "keep_persistent": False},
+    ),
+    (
+        "fnat rs drain 10.0.2.1:8080 --service tcp 10.0.0.1:80 --keep-persistent -q",
+        {"op": "server.drain", "service": WEB, "rip": "10.0.2.1", "rport": 8080, "keep_persistent": True},
+    ),
+    (
+        "fnat rs shift tcp 10.0.0.1:80 10.0.2.1:8080 --stop -q",
+        {"op": "server.unshift", "service": WEB, "rip": "10.0.2.1", "rport": 8080},
+    ),
+    (
+        "fnat rs undrain 10.0.2.1 -q",
+        {"op": "server.undrain", "service": WEB, "rip": "10.0.2.1", "rport": 8080},
+    ),
+    (
+        "fnat service set tcp 10.0.0.1:80 --persistent 300 --persistent-mask 24 -q",
+        {"op": "service.set", **WEB, "persistent": 300, "persistent_mask": 24},
+    ),
+    (
         "fnat rs del tcp 10.0.0.1:80 10.0.2.1:8080 -q",
         {"op": "server.del", "service": WEB, "rip": "10.0.2.1", "rport": 8080},
     ),
@@ -328,6 +349,27 @@ def test_a_change_is_told(fnat: FakeApi) -> None:
     assert type_in(line + " --dry-run") == (0, "1 change would be accepted\n", "")
     assert type_in("fnat --json " + line[5:])[1] == '{\n  "applied": 1,\n  "snapshot": 7\n}\n'
     assert fnat.dry_runs == 1
+
+
+def test_a_drain_has_a_deadline(fnat: FakeApi) -> None:
+    now = time.time()
+    assert type_in("fnat rs drain 10.0.2.1 --deadline 1h2m3s -q") == (0, "", "")
+    assert 3722 <= fnat.changes[0]["until"] - now <= 3728
+    for line, said in (
+        ("fnat rs drain 10.0.2.1 --deadline soon", "'soon' is not a time"),
+        ("fnat rs drain 10.0.2.9", "no service has a server 10.0.2.9"),
+    ):
+        code, _, error = type_in(line)
+        assert code in (1, 2) and said in error
+
+
+def test_connections_are_ended_by_filter_and_reason(fnat: FakeApi) -> None:
+    line = "fnat conn kill --client 203.0.113.7 --reason attack"
+    assert type_in(line) == (0, "2 connections ended\n", "")
+    assert fnat.changes == [{"cip": "203.0.113.7", "reset": True, "reason": "attack", "all": False}]
+    assert type_in("fnat conn kill --all --silent --reason test -q") == (0, "", "")
+    assert fnat.changes[1] == {"reset": False, "reason": "test", "all": True}
+    assert "give a filter" in type_in("fnat conn kill --reason test")[2]
 
 
 def test_restored_rules_are_one_request(fnat: FakeApi) -> None:

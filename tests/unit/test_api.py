@@ -17,7 +17,7 @@ import pytest
 from fnat import api, config, state
 from fnat.client import Client
 from fnat.control import Control
-from fnat.engine import Engine
+from fnat.engine import Engine, Falls
 from fnat.errors import CODES, ChangeError, ConfigError, EngineError, FnatError, NotRunning
 from fnat.model import CHANGES, Config, PortInfo
 from fnat.paths import Paths
@@ -93,7 +93,7 @@ def test_changes_come_into_force_and_listings_show_them(house):
     assert service["servers"][0]["rip"] == "10.1.1.1" and service["lips"][0]["addr"] == "10.2.0.1"
     assert set(service) == {
         "proto", "vip", "vport", "scheduler", "conn_timeout", "no_rs", "expire_quiescent", "one_packet", "quic", "half_open",
-        "max_conns", "new_per_s", "per_client", "client_addr",
+        "persistent", "persistent_mask", "max_conns", "new_per_s", "per_client", "client_addr",
         "stats", "rate", "lips", "servers",
     }  # fmt: skip
     assert set(service["stats"]) == {
@@ -234,6 +234,141 @@ def test_nobody_there_is_one_line(tmp_path):
     stale.close()
     with pytest.raises(NotRunning):
         Client(tmp_path / "stale").status()
+
+
+# ---- ending connections, draining servers ----
+
+RS = {"service": WEB, "rip": "10.1.1.1", "rport": 8080}
+
+
+def test_connections_are_ended_on_request(house):
+    house.client.change(ADD)
+    assert house.client.conn_kill(reset=False, reason="test", cip="203.0.113.0/24", proto="udp") == 7
+    kill = [call for call in house.plane.calls if call[0] == "conn_kill"]
+    assert kill == [("conn_kill", False, {"cip": "203.0.113.0/24", "proto": 17})]
+    for wrong in ({}, {"worker": 0}, {"state": "ODD"}):
+        with pytest.raises(ChangeError) as caught:
+            house.client.conn_kill(reset=True, reason="test", **wrong)
+        assert caught.value.code == "FN-1201"
+    with pytest.raises(ChangeError):
+        house.client.conn_kill(reset=True, reason="", all=True)
+    assert house.client.conn_kill(reset=True, reason="test", all=True) == 7
+
+
+def test_a_drain_keeps_the_weight_shows_what_is_left_and_survives(house, tmp_path):
+    house.client.change(ADD)
+    ((member, *_),) = house.plane.services[1]["members"]
+    until = int(time.time()) + 600
+    house.client.change([{"op": "server.drain", **RS, "until": until, "keep_persistent": True}])
+    assert house.plane.services[1]["draining"] == {member: True}
+    house.plane.of_member[member] = Stats(active=3, inactive=1)
+    conn = Conn(0, 6, "TCP_EST", "1.1.1.1", 1, "10.0.0.1", 80, "10.2.0.1", 2, "10.1.1.1", 8080, age=77, member=member)
+    house.plane.connections[0] = [conn]
+    for where in (house, House(tmp_path, house.plane)):
+        (server,) = where.client.services()[0]["servers"]
+        assert server["weight"] == 1, "for afterwards"
+        drain = server["drain"]
+        assert 590 < drain.pop("ends_in") <= 600
+        assert drain == {"until": until, "keep_persistent": True, "left": 4, "oldest": 77}
+    house.client.change([{"op": "server.set", **RS, "weight": 9}])
+    assert house.plane.services[1]["draining"] == {member: True}, "a change of weight does not end it"
+    house.client.change([{"op": "server.undrain", **RS}])
+    assert "draining" not in house.plane.services[1]
+    assert house.plane.services[1]["members"] == [(member, "10.1.1.1", 8080, 9)]
+    with pytest.raises(ChangeError):
+        house.client.change([{"op": "server.undrain", **RS}])
+
+
+def test_at_the_deadline_of_a_drain_the_rest_is_ended(house):
+    house.client.change(ADD)
+    ((member, *_),) = house.plane.services[1]["members"]
+    house.client.change([{"op": "server.drain", **RS, "until": 1000, "keep_persistent": True}])
+    house.plane.of_member[member] = Stats(active=3, inactive=1)
+    house.control.end_drains(999.9)
+    assert "conn_kill" not in [call[0] for call in house.plane.calls]
+    house.control.end_drains(1000)
+    assert ("conn_kill", True, {"member": member}) in house.plane.calls
+    assert house.plane.services[1]["draining"] == {member: False}, "who is persistent to it goes elsewhere now"
+    house.plane.of_member[member] = Stats()
+    calls = len(house.plane.calls)
+    house.control.end_drains(1001)
+    assert len(house.plane.calls) == calls, "there is nothing left"
+
+
+def test_the_end_of_a_drain_is_foreseen():
+    falls = Falls()
+    for second in range(10):
+        falls.note(second, {5: 1000 - 10 * second})
+    assert falls.ends_in(5, 900) == pytest.approx(900 * 9 / 100)
+    assert falls.ends_in(5, 1000) is None and falls.ends_in(6, 1) is None
+    falls.note(11, {})
+    assert falls.ends_in(5, 800) is None
+
+
+def test_udp_flows_of_a_removed_server_move(house):
+    udp = {**WEB, "proto": "udp"}
+    changes = [{**c, **({"service": udp} if "service" in c else udp if "proto" in c else {})} for c in ADD]
+    house.client.change(changes)
+    ((member, *_),) = house.plane.services[1]["members"]
+    house.plane.of_member[member] = Stats(inactive=1)
+    house.client.change([{"op": "server.del", **RS, "service": udp}])
+    assert house.plane.calls[-1] == ("conn_kill", False, {"member": member})
+
+
+OTHER = {"service": WEB, "rip": "10.1.1.2", "rport": 8080}
+SHIFT = {"op": "server.shift", **RS, "to_rip": "10.1.1.2", "to_rport": 8080, "per_min": 10, "started": 6000}
+
+
+def weights(house):
+    return [server["weight"] for server in house.client.services()[0]["servers"]]
+
+
+def test_weight_moves_little_by_little_and_goes_on_after_a_restart(house, tmp_path):
+    house.client.change([*ADD, {"op": "server.set", **RS, "weight": 100}])
+    house.client.change([{"op": "server.add", **OTHER, "weight": 20}, SHIFT])
+    for second, moved in ((0, 0), (5, 0), (6, 1), (60, 10), (61, 10), (150, 25)):
+        house.control.shift_weights(6000 + second)
+        assert weights(house) == [100 - moved, 20 + moved], second
+        assert house.plane.services[1]["members"][1][3] == 20 + moved
+    again = House(tmp_path, house.plane)
+    assert weights(again) == [75, 45]
+    assert again.client.services()[0]["servers"][0]["shift"] == "to 10.1.1.2:8080, 10 %/min, 25 % done"
+    again.control.shift_weights(6000 + 300)
+    assert weights(again) == [50, 70]
+    again.control.shift_weights(6000 + 900)
+    assert weights(again) == [0, 120] and not next(iter(again.control.engine.config.services)).shifts
+
+
+def test_a_shift_ends_by_word_or_by_hand(house):
+    house.client.change([*ADD, {"op": "server.set", **RS, "weight": 100}, {"op": "server.add", **OTHER, "weight": 20}])
+    ends = {"op": "server.unshift", **RS}, {"op": "server.set", **OTHER, "weight": 30}, {"op": "server.del", **OTHER}
+    for end in ends:
+        house.client.change([{"op": "server.set", **RS, "weight": 100}, SHIFT])
+        house.control.shift_weights(6060)
+        house.client.change([end])
+        calls = len(house.plane.calls)
+        house.control.shift_weights(6600)
+        assert len(house.plane.calls) == calls and weights(house)[0] == 90, end
+
+
+WRONG_SHIFTS = [
+    ({"to_rip": "10.1.1.9"}, "FN-1203"),
+    ({"to_rip": "10.1.1.1"}, "FN-1201"),
+    ({"per_min": 0}, "FN-1201"),
+    ({"weights": (60000, 6000)}, "FN-1201"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "code"), WRONG_SHIFTS)
+def test_shifts_that_cannot_be(house, wrong, code):
+    house.client.change([*ADD, {"op": "server.add", **OTHER, "weight": 20}])
+    with pytest.raises(ChangeError) as caught:
+        house.client.change([{**SHIFT, **wrong}])
+    assert caught.value.code == code
+    house.client.change([SHIFT])
+    with pytest.raises(ChangeError) as caught:
+        house.client.change([{**SHIFT, "rip": "10.1.1.2", "to_rip": "10.1.1.1"}])
+    assert caught.value.code == "FN-1204"
 
 
 # ---- control: disk, restart, reload ----

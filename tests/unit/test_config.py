@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fnat import config
+from fnat import config, plan
 from fnat.errors import ConfigError
-from fnat.model import Config, Port
+from fnat.model import CHANGES, Config, Port
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +65,21 @@ def test_limits_come_through_the_file_and_back():
     (server,) = web.servers
     assert (server.role, server.upper, server.lower, server.max_new_per_s) == ("backup", 1000, 7, 8)
     assert read(config.dump(read(text)), None).services == read(text).services
+
+
+def test_drains_and_shifts_are_comments_of_a_dump():
+    web = {"proto": "tcp", "vip": "198.51.100.80", "vport": 443}
+    of = {"service": web, "rip": "10.31.2.11", "rport": 8443}
+    shift = {"to_rip": "10.31.2.12", "to_rport": 8443, "per_min": 5, "started": 9}
+    changes = [
+        {"op": "server.add", **of, "rip": "10.31.2.12"},
+        {"op": "server.drain", **of, "until": 99},
+        {"op": "server.shift", **of, **shift},
+    ]
+    text = config.dump(plan.apply(read(GOOD), CHANGES.validate_python(changes)))
+    assert "# only in the overlay: {'op': 'server.drain'" in text
+    assert "# only in the overlay: {'op': 'server.shift'" in text
+    assert read(text, None).services[0].servers[1].rip == "10.31.2.12"
 
 
 def test_quic_is_a_word_of_udp_services():
