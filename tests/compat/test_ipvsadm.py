@@ -736,8 +736,8 @@ def test_what_is_saved_can_be_restored() -> None:
     [
         ("-A -t 10.0.0.1:80\n-ln\n", "line 2: only commands that change something can be restored"),
         (
-            "\n-A -t 10.0.0.1:80 -s wlc\n",
-            "line 2: scheduler wlc is not in fnat; use -s rr or -s wrr; nothing was changed",
+            "\n-A -t 10.0.0.1:80 -s dh\n",
+            "line 2: scheduler dh is not in fnat; use -s rr.*; nothing was changed",
         ),
         ("-A -t '10.0.0.1:80\n", "line 1: No closing quotation"),
         (
