@@ -139,6 +139,11 @@ def create_app(control: Control, counter_names: Sequence[tuple[str, str, str]] |
     def workers() -> list[WorkerView]:
         return engine.workers()
 
+    @app.get("/v1/timeouts")
+    def timeouts() -> dict[str, int]:
+        """Seconds by the configuration's name of the state."""
+        return engine.config.host.timeouts.model_dump()
+
     @app.get("/v1/status")
     def status() -> StatusView:
         return control.status()

@@ -113,6 +113,9 @@ class Client:
     def workers(self) -> list[WorkerView]:
         return cast(list[WorkerView], self._get("/v1/workers"))
 
+    def timeouts(self) -> dict[str, int]:
+        return cast(dict[str, int], self._get("/v1/timeouts"))
+
     def status(self) -> StatusView:
         return cast(StatusView, self._get("/v1/status"))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -55,6 +56,18 @@ def say_json_rows(rows: Iterable[object]) -> None:
         sys.stdout.write(before + json.dumps(row))
         before = ",\n  "
     say("[]\n" if before.startswith("[") else "\n]\n")
+
+
+def repeat(once: Callable[[], None], interval: int, count: int) -> None:
+    """A listing, and again each `interval` seconds (0: once), `count` times (0: until Ctrl-C)."""
+    shown = 0
+    while True:
+        once()
+        shown += 1
+        if not interval or shown == count:
+            return
+        sys.stdout.flush()
+        time.sleep(interval)
 
 
 def pick(rows: Sequence[R], key: str, wanted: object, what: str) -> list[R]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fnat import __version__
-from fnat.cli import guarded, pick, say, say_json
+from fnat.cli import guarded, pick, repeat, say, say_json
 from fnat.grammar import Row, dpip
 from fnat.grammar.dpip import Changes, Show, Word
 
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
+    if "_FNAT_DPIP_COMPLETE" in os.environ:
+        from fnat.cli.completion import answer  # click, for the shell's question only
+
+        sys.exit(answer("fnat-dpip", dpip.complete))
     sys.exit(guarded("fnat-dpip", lambda: run(sys.argv[1:], None)))
 
 
@@ -24,19 +30,29 @@ def run(words: Sequence[str], socket: str | None) -> int:
     """One command line. Raises Usage and FnatError."""
     command = dpip.parse(words)
     if isinstance(command, Word):
-        say(dpip.HELP if command.name == "help" else f"fnat-dpip {__version__} (the FullNAT part of DPVS's dpip)\n")
+        say(
+            dpip.manual().text()
+            if command.name == "help"
+            else f"fnat-dpip {__version__} (the FullNAT part of DPVS's dpip)\n"
+        )
         return 0
+    if isinstance(command, Show):
+        command = replace(command, color=command.color and sys.stdout.isatty())
     from fnat.client import Client  # takes a third of a second: not for -h and refusals
 
     with Client(socket) as client:
         if isinstance(command, Changes):
             client.change(command.changes)
-        elif command.interval:
+        elif command.what == "link" and command.interval:
             _watch_links(client, command)
         else:
-            rows, text = _read(client, command)
-            say_json(rows) if command.json else say(text)
+            repeat(lambda: _list(client, command), command.interval, command.count)
     return 0
+
+
+def _list(client: Client, show: Show) -> None:
+    rows, text = _read(client, show)
+    say_json(rows) if show.json else say(text)
 
 
 def _read(client: Client, show: Show) -> tuple[Sequence[Row], str]:

@@ -22,9 +22,12 @@ import click
 
 from fnat import __version__, keeper
 from fnat.cli import files, guarded, imports, nouns, say, say_json, show
+from fnat.cli.completion import PROGRAMS, SHELLS, Language, script
 from fnat.cli.nouns import Tree, settings
 from fnat.errors import CODES, FnatError
 from fnat.grammar import Usage
+from fnat.grammar import dpip as grammar_of_dpip
+from fnat.grammar import ipvsadm as grammar_of_ipvsadm
 from fnat.keeper import PortOption
 
 if TYPE_CHECKING:
@@ -379,15 +382,27 @@ def explain_code(code: str) -> None:
     say(text)
 
 
+@fnat.command("completion")
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion_script(shell: str) -> None:
+    """What a shell reads to complete fnat, fnat-ipvsadm and fnat-dpip: eval "$(fnat completion bash)"."""
+    say("".join(script(program, shell) for program in PROGRAMS))
+
+
+@fnat.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+def man(directory: Path) -> None:
+    """Write the manual pages and completions to a directory (from the source tree)."""
+    from fnat.cli.pages import write
+
+    say("".join(f"{path}\n" for path in write(directory)))
+
+
 # ---- other languages ----
 
 fnat.add_command(imports.command)
 
-_UNTOUCHED = {"ignore_unknown_options": True, "help_option_names": []}
-
-
-@fnat.command("ipvsadm", cls=click.Command, context_settings=_UNTOUCHED)
-@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+@fnat.command("ipvsadm", cls=Language, complete=grammar_of_ipvsadm.complete)
 def ipvsadm(words: tuple[str, ...]) -> int:
     """The FullNAT part of DPVS's ipvsadm; `fnat ipvsadm -h` shows it."""
     from fnat.cli.ipvsadm import run
@@ -395,8 +410,7 @@ def ipvsadm(words: tuple[str, ...]) -> int:
     return run(_with_settings(words), settings().socket)
 
 
-@fnat.command("dpip", cls=click.Command, context_settings=_UNTOUCHED)
-@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+@fnat.command("dpip", cls=Language, complete=grammar_of_dpip.complete)
 def dpip(words: tuple[str, ...]) -> int:
     """The FullNAT part of DPVS's dpip; `fnat dpip -h` shows it."""
     from fnat.cli.dpip import run

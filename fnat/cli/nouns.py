@@ -6,24 +6,25 @@ mean is checked by fnat itself, all or nothing.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import click
 
 from fnat import addresses
-from fnat.cli import pick, say, say_json, say_json_rows, show
+from fnat.cli import pick, repeat, say, say_json, say_json_rows, show
 from fnat.client import Client
 from fnat.errors import ChangeError
 from fnat.grammar import Change, Row, address, endpoint, family_of_default, mac, network, number, prefix, split
 from fnat.grammar.dpip import SCOPES
-from fnat.grammar.ipvsadm import CLIENT_ADDRS, SCHEDULERS
-from fnat.model import PROTOS, HashSlots, HashTarget, ServiceView
+from fnat.grammar.ipvsadm import SCHEDULERS
+from fnat.model import CLIENT_ADDRS, PROTOS, HashSlots, HashTarget, ServiceView
 
 PAGE = 8192  # connections asked for at a time
 F = TypeVar("F", bound=Callable[..., Any])
@@ -91,14 +92,25 @@ json_option = click.option(
 quiet_option = click.option(
     "-q", "--quiet", is_flag=True, expose_value=False, callback=_set("quiet"), help="Say nothing on success."
 )
+interval_option = click.option(
+    "-i", "--interval", type=click.IntRange(1, 86400), metavar="SECONDS", help="Show it again each SECONDS."
+)
+count_option = click.option("-c", "--count", type=click.IntRange(1), metavar="N", help="With --interval: N times.")
 dry_run_option = click.option(
     "--dry-run", is_flag=True, expose_value=False, callback=_set("dry_run"), help="Check the change without making it."
 )
 
 
 def reading(function: F) -> F:
-    """Options of a command that shows something."""
-    return socket_option(json_option(function))
+    """Options of a command that shows something, once or again and again."""
+
+    @functools.wraps(function)
+    def repeated(*args: object, interval: int | None, count: int | None, **kwargs: object) -> None:
+        if count and not interval:
+            raise click.UsageError("--count without --interval; add -i SECONDS")
+        repeat(lambda: function(*args, **kwargs), interval or 0, count or 0)
+
+    return cast(F, socket_option(json_option(interval_option(count_option(repeated)))))
 
 
 def changing(function: F) -> F:

@@ -8,8 +8,9 @@ Unsatisfying: a listing is one string, so a million connections are formatted pa
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fnat import addresses
@@ -30,6 +31,14 @@ class Usage(Exception):
     def __init__(self, message: str, fix: str) -> None:
         super().__init__(f"{message}; {fix}")
         self.message, self.fix = message, fix
+
+
+def near(text: str, known: Iterable[str]) -> str:
+    """ " (did you mean …?)", or nothing."""
+    known = list(known)
+    found = difflib.get_close_matches(text.lower(), known, n=1)
+    found += [word for word in known if len(text) > 2 and word.startswith(text)]
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def address(text: str, what: str = "address", family: Family | None = None) -> str:

@@ -1,20 +1,22 @@
 """The language of DPVS's dpip, FullNAT part: link, addr, route, neigh -> changes or a listing, and its exact text.
 
-Options may stand anywhere (`dpip link show -s`). What the tables below do not know is refused with the reason and the
-way out; an option is accepted only where it changes what is shown.
+VERBS holds every command with what may follow it; parsing, -h, the manual page and completion come from it. Options may
+stand anywhere (`dpip link show -s`). What the tables do not know is refused with the reason and the way out; an option
+is accepted only where it changes what is shown.
 
 Without -4 or -6 addresses and neighbours of both families are shown, and IPv4 routes, as iproute2 has it. -4 and -6 say
 of which family what is written must be.
 
 Different from DPVS on purpose: one neighbour is one line (workers share the table; `core` is always 0), `addr show -v`
-has no `[lcore]` for the same reason, `route show` tells in `proto` where a route comes from, `--json` exists.
+has no `[lcore]` for the same reason, `route show` tells in `proto` where a route comes from, `--json` exists, `-i`
+repeats every listing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from fnat import addresses
 from fnat.addresses import Family
@@ -25,26 +27,42 @@ from fnat.grammar import (
     address,
     family_of_default,
     mac,
+    near,
     network,
     number,
     prefix,
     steering_text,
 )
+from fnat.grammar.manual import EXIT_CODES, Entries, Manual
 
 # ---- words ----
 
-_FLAGS = {
-    "-v": "verbose", "--verbose": "verbose", "-s": "stats", "--stats": "stats", "-C": "color", "--color": "color",
-    "-h": "help", "--help": "help", "-V": "version", "--version": "version", "-4": "4", "-6": "6", "--json": "json",
-}  # fmt: skip
-_VALUES = {
-    "-i": "interval",
-    "--interval": "interval",
-    "-c": "count",
-    "--count": "count",
-    "-f": "family",
-    "--family": "family",
-}
+
+@dataclass(frozen=True)
+class Option:
+    """An option; value: what follows it, as the help writes it."""
+
+    letter: str
+    long: str
+    help: str
+    value: str = ""
+    choices: tuple[str, ...] = ()
+
+
+OPTIONS = (
+    Option("s", "stats", "counters; of addresses: local ports in use, free, and how often none was free"),
+    Option("v", "verbose", "more: driver, kernel device, mode (native or generic XDP, zero-copy), queues, steering"),
+    Option("i", "interval", "the listing again each SEC seconds; of `link show -s`: rates", "SEC"),
+    Option("c", "count", "with -i: N times", "N"),
+    Option("C", "color", "colour the state of a link, on a terminal"),
+    Option("4", "4", "IPv4 only"),
+    Option("6", "6", "IPv6 only; without -4 or -6 `route show` shows IPv4, `addr show` and `neigh show` both"),
+    Option("f", "family", "the same in words", "inet|inet6", ("inet", "inet6")),
+    Option("", "json", "what the API gives"),
+    Option("V", "version", "the version"),
+    Option("h", "help", "this text"),
+)
+_BY_WORD = {f"-{o.letter}": o for o in OPTIONS if o.letter} | {f"--{o.long}": o for o in OPTIONS if len(o.long) > 1}
 _REFUSED_OPTIONS = {
     "-F": ("fnat has nothing to force", "leave it out"),
     "--force": ("fnat has nothing to force", "leave it out"),
@@ -72,8 +90,54 @@ _REFUSED_LINK = {
     "addr": "use `ip link set DEVICE address MAC`, then start fnat again",
 }
 _ALIASES = {"list": "show", "change": "set"}
+_MEANT = {"gw": "via", "gateway": "via", "mac": "lladdr", "if": "dev", "port": "dev"}  # in other languages
 _FAMILIES = {"inet": "4", "inet6": "6"}
 SCOPES = ("host", "kni_host", "link", "global")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """OBJECT VERB, what must follow, then KEY VALUE pairs and bare FLAGs in any order. `refused`: keys of DPVS that
+    fnat has not, and what to do instead."""
+
+    what: str
+    name: str
+    help: str
+    args: str = ""
+    valued: Mapping[str, str] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()  # options besides -4, -6 and -f
+    refused: Mapping[str, str] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()  # of the last of `args`
+
+
+_DEV = {"dev": "PORT"}
+_REPEAT = ("interval", "count", "json")
+_ROUTE: dict[str, Any] = {
+    "args": "PREFIX|default",
+    "valued": {"via": "GATEWAY", "dev": "PORT", "src": "IP", "mtu": "N", "metric": "N", "scope": "|".join(SCOPES)},
+    "refused": {"tos": "leave it out", "table": "leave it out", "proto": "leave it out", "local": "say scope host"},
+}
+VERBS = (
+    Verb("link", "show", "ports; `cpu`: workers", "[PORT|cpu|cpuN]", reads=("stats", "verbose", "color", *_REPEAT)),
+    Verb("link", "set", "take a port into use or out of use", "PORT link up|down", choices=("up", "down")),
+    Verb("addr", "add", "own an address; sapool: for use as a LIP", "IP[/PLEN]",
+         {**_DEV, "scope": "global", "valid_lft": "forever", "prefered_lft": "forever", "preferred_lft": "forever"},
+         ("sapool",), ("dev",), refused={"broadcast": "leave it out"}),
+    Verb("addr", "del", "give an address up", "IP[/PLEN]", _DEV, needs=("dev",)),
+    Verb("addr", "flush", "give up the addresses of a port", valued=_DEV, needs=("dev",)),
+    Verb("addr", "show", "owned addresses", valued=_DEV, reads=("stats", "verbose", *_REPEAT)),
+    Verb("route", "add", "add a route; scope kni_host: hand to the kernel", **_ROUTE),
+    Verb("route", "set", "put this route in the place of the one with the same prefix and metric", **_ROUTE),
+    Verb("route", "del", "delete a route; what else is given must agree", **_ROUTE),
+    Verb("route", "flush", "delete the routes that were given", valued=_DEV),
+    Verb("route", "show", "routes, with where they come from", valued=_DEV, reads=_REPEAT),
+    Verb("neigh", "add", "add a static neighbour", "IP", {"lladdr": "MAC", **_DEV}, needs=("lladdr", "dev")),
+    Verb("neigh", "del", "forget a neighbour", "IP", {"lladdr": "MAC", **_DEV}, needs=("dev",)),
+    Verb("neigh", "show", "neighbours, learned and static", valued=_DEV, reads=_REPEAT),
+)  # fmt: skip
+OBJECTS = tuple(dict.fromkeys(verb.what for verb in VERBS))
 
 
 @dataclass(frozen=True)
@@ -125,17 +189,32 @@ class _Line:
         if self.words:
             raise Usage(f"unexpected word {self.words[0]!r}", "-h shows the commands")
 
-    def keywords(self, valued: Sequence[str], flags: Sequence[str] = ()) -> dict[str, str]:
-        """KEY VALUE pairs and bare FLAGs up to the end of the line."""
+    def keywords(self, verb: Verb, first: str = "") -> dict[str, str]:
+        """KEY VALUE pairs and bare FLAGs up to the end of the line; what `first` names stands among them, and in the
+        answer under the key ""."""
         found: dict[str, str] = {}
+        valued, flags = verb.valued, verb.flags
         while self.words:
             key = self.words.pop(0)
+            if key in verb.refused:
+                raise Usage(f"{verb.what} {key} is not in fnat", verb.refused[key])
+            if key not in valued and key not in flags and first and "" not in found:
+                found[""] = key
+                continue
             if key not in valued and key not in flags:
-                known = " ".join((*valued, *flags))
-                raise Usage(f"{key!r} is not known here", f"what may stand here: {known}")
+                known = (*valued, *flags)
+                meant = f" (did you mean {_MEANT[key]}?)" if _MEANT.get(key) in known else near(key, known)
+                if not meant and "dev" in verb.needs and "dev" not in found:
+                    meant = " (is dev missing before it?)"
+                raise Usage(f"{key!r} is not known here{meant}", f"what may stand here: {' '.join(known)}")
             if key in found:
                 raise Usage(f"{key} is given twice", "give it once")
             found[key] = self.take(f"the value of {key}") if key in valued else ""
+        if first and "" not in found:
+            raise Usage(f"{first} is missing", "-h shows the commands")
+        for key in verb.needs:
+            if key not in found:
+                raise Usage(f"{verb.what} {verb.name} needs {key}", f"add {key} {valued[key]}")
         return found
 
 
@@ -150,18 +229,31 @@ def parse(words: Sequence[str]) -> Command:
     what = line.take("object")
     if what in _REFUSED_OBJECTS:
         raise Usage(f"{what} is not in fnat", _REFUSED_OBJECTS[what])
-    if what not in _OBJECTS:
-        raise Usage(f"unknown object {what!r}", "the objects are link addr route neigh")
-    verb = line.take(f"a command after {what}")
-    if verb == "help":
+    if any(what in (verb.name, *_ALIASES) for verb in VERBS):
+        raise Usage(f"{what} is a command, not an object", "the object comes first, as in: link show")
+    if what not in OBJECTS:
+        raise Usage(f"unknown object {what!r}{near(what, OBJECTS)}", f"the objects are {' '.join(OBJECTS)}")
+    name = line.take(f"a command after {what}")
+    if name == "help":
         return Word("help")
     if what == "link" and line.family == 6:
         raise Usage("-6 means nothing with link", "leave it out")
-    verb = _ALIASES.get(verb, verb)
-    command = _OBJECTS[what](verb, line)
+    verb = _verb(what, _ALIASES.get(name, name))
+    command = _READERS[what](verb, line)
     line.end()
-    _all_read(options, command, f"{what} {verb}")
+    _all_read(options, verb, command)
     return command
+
+
+def _verb(what: str, name: str) -> Verb:
+    known = {verb.name: verb for verb in VERBS if verb.what == what}
+    if name in known:
+        return known[name]
+    if (what, name) == ("addr", "set"):
+        raise Usage("addr set is not in fnat: an address has nothing to change", "use addr del and addr add")
+    more = " (bonds and slaves are made with `ip link`)" if what == "link" else ""
+    message = f"{what} {name} is not in fnat{near(name, known)}"
+    raise Usage(message, f"the commands of {what} are {' '.join(known)}{more}")
 
 
 def _options(words: Sequence[str]) -> _Line:
@@ -178,20 +270,20 @@ def _options(words: Sequence[str]) -> _Line:
             value = text if equals else None
         elif len(word) > 2:
             name, tail = word[:2], word[2:]
-            if name in _VALUES:
-                value = tail
+            if name in _BY_WORD and _BY_WORD[name].value:
+                value = tail.removeprefix("=")
             else:
                 rest.insert(0, "-" + tail)
         if name in _REFUSED_OPTIONS:
             raise Usage(f"{name}: {_REFUSED_OPTIONS[name][0]}", _REFUSED_OPTIONS[name][1])
-        if name in _FLAGS and value is None:
-            line.options[_FLAGS[name]] = ""
-        elif name in _VALUES:
-            if value is None and not rest:
+        option = _BY_WORD.get(name)
+        if option is None or (value is not None and not option.value):
+            raise Usage(f"unknown option {word}{near(name, _BY_WORD)}", "-h shows the options")
+        if option.value and value is None:
+            if not rest:
                 raise Usage(f"{name} needs a value", "-h shows the options")
-            line.options[_VALUES[name]] = rest.pop(0) if value is None else value
-        else:
-            raise Usage(f"unknown option {word}", "-h shows the options")
+            value = rest.pop(0)
+        line.options[option.long] = value or ""
     if (family := line.options.pop("family", None)) is not None:
         if family not in _FAMILIES:
             raise Usage(f"-f {family}: no such family", "say inet or inet6")
@@ -205,19 +297,15 @@ def _options(words: Sequence[str]) -> _Line:
     return line
 
 
-def _all_read(options: dict[str, str], command: Command, shown: str) -> None:
+def _all_read(options: dict[str, str], verb: Verb, command: Command) -> None:
     """Refuse an option that the command does not read."""
-    reads: set[str] = set()
-    if isinstance(command, Show):
-        reads = {"json"} | {
-            "link": {"stats", "verbose", "color", "interval", "count"},
-            "addr": {"stats", "verbose"},
-            "cpu": {"stats"},
-        }.get(command.what, set())
+    reads = set(verb.reads)
+    if isinstance(command, Show) and command.what == "cpu":
+        reads -= {"verbose", "color"}
     for name in options:
         if name not in reads:
-            raise Usage(f"--{name} means nothing with {shown}", "leave it out")
-    if "interval" in options and "stats" not in options:
+            raise Usage(f"--{name} means nothing with {verb.what} {verb.name}", "leave it out")
+    if isinstance(command, Show) and command.what == "link" and "interval" in options and "stats" not in options:
         raise Usage("-i without -s", "add -s: rates are shown once each interval")
     if "count" in options and "interval" not in options:
         raise Usage("-c without -i", "add -i SECONDS")
@@ -240,18 +328,8 @@ def _show(line: _Line, what: Literal["link", "cpu", "addr", "route", "neigh"], n
     )
 
 
-def _unknown(what: str, verb: str, known: str) -> Usage:
-    return Usage(f"{what} {verb} is not in fnat", f"the commands of {what} are {known}")
-
-
-def _required(found: dict[str, str], key: str, shown: str) -> str:
-    if key not in found:
-        raise Usage(f"{shown} needs {key}", f"add {key} {'PORT' if key == 'dev' else key.upper()}")
-    return found[key]
-
-
-def _link(verb: str, line: _Line) -> Command:
-    if verb == "show":
+def _link(verb: Verb, line: _Line) -> Command:
+    if verb.name == "show":
         name = line.words.pop(0) if line.words else None
         if name is not None and line.words and line.words[0] == "status":
             raise Usage("bonds are not in fnat", f"see /proc/net/bonding, and `link show {name}`")
@@ -260,68 +338,52 @@ def _link(verb: str, line: _Line) -> Command:
         if name is not None and name.startswith("cpu") and name[3:].isdigit():
             return _show(line, "cpu", name[3:])
         return _show(line, "link", name)
-    if verb != "set":
-        raise _unknown("link", verb, "show and set (bonds and slaves are made with `ip link`)")
     port, key = line.take("the port"), line.take("what to set")
     if key in _REFUSED_LINK or key.startswith("bond-"):
         raise Usage(f"link set {key} is not in fnat", _REFUSED_LINK.get(key, "bonds are made with `ip link`"))
     if key != "link":
-        raise Usage(f"link set {key} is not known", "write: link set PORT link up|down")
+        raise Usage(
+            f"link set {key} is not known", f"write: link set {'PORT' if port == 'link' else port} link up|down"
+        )
     if (state := line.take("up or down")) not in ("up", "down"):
         raise Usage(f"link {state!r}", "say up or down")
     return Changes([{"op": "link.set", "port": port, "up": state == "up"}])
 
 
-def _addr(verb: str, line: _Line) -> Command:
-    if verb == "show":
-        return _show(line, "addr", line.keywords(["dev"]).get("dev"))
-    if verb == "flush":
-        flush = {"op": "addr.flush", "port": _required(line.keywords(["dev"]), "dev", "addr flush")}
-        return Changes([_of_family(flush, line)])
-    if verb == "set":
-        raise Usage("addr set is not in fnat: an address has nothing to change", "use addr del and addr add")
-    if verb not in ("add", "del"):
-        raise _unknown("addr", verb, "add del flush show")
-    addr, plen = network(line.take("the address"), line.family)
-    if verb == "del":
-        found = line.keywords(["dev"])
-        return Changes([{"op": "addr.del", "addr": addr, "plen": plen, "port": _required(found, "dev", "addr del")}])
-    found = line.keywords(["dev", "scope", "valid_lft", "prefered_lft", "preferred_lft", "broadcast"], ["sapool"])
-    if "broadcast" in found:
+def _addr(verb: Verb, line: _Line) -> Command:
+    if verb.name == "show":
+        return _show(line, "addr", line.keywords(verb).get("dev"))
+    if verb.name == "flush":
+        return Changes([_of_family({"op": "addr.flush", "port": line.keywords(verb)["dev"]}, line)])
+    if "broadcast" in line.words:
         raise Usage("broadcast addresses are not in fnat", "leave broadcast out")
+    found = line.keywords(verb, "the address")
+    addr, plen = network(found[""], line.family)
+    change: Change = {"op": f"addr.{verb.name}", "addr": addr, "plen": plen, "port": found["dev"]}
+    if verb.name == "del":
+        return Changes([change])
     if found.get("scope", "global") != "global":
         raise Usage(f"addr scope {found['scope']} is not in fnat", "say scope global or leave it out")
     for key in ("valid_lft", "prefered_lft", "preferred_lft"):
         if found.get(key, "forever") != "forever":
             raise Usage(f"{key} {found[key]}: addresses do not expire in fnat", f"say {key} forever or leave it out")
-    port = _required(found, "dev", "addr add")
-    return Changes([{"op": "addr.add", "addr": addr, "plen": plen, "port": port, "sapool": "sapool" in found}])
+    return Changes([{**change, "sapool": "sapool" in found}])
 
 
-def _route(verb: str, line: _Line) -> Command:
-    if verb == "show":
-        return _show(line, "route", line.keywords(["dev"]).get("dev"))
-    if verb == "flush":
-        return Changes([_of_family({"op": "route.flush", "port": line.keywords(["dev"]).get("dev")}, line)])
-    if verb not in ("add", "del", "set"):
-        raise _unknown("route", verb, "add del set flush show")
-    word = line.take("the prefix")
-    found = line.keywords(["via", "dev", "src", "mtu", "metric", "scope", "tos", "table", "proto"], ["local"])
+def _route(verb: Verb, line: _Line) -> Command:
+    if verb.name == "show":
+        return _show(line, "route", line.keywords(verb).get("dev"))
+    if verb.name == "flush":
+        return Changes([_of_family({"op": "route.flush", "port": line.keywords(verb).get("dev")}, line)])
+    found = line.keywords(verb, "the prefix")
+    word = found[""]
     net = prefix(word, line.family or family_of_default(word, found.get("via")))
     family = addresses.family(net)
-    for key, fix in (
-        ("tos", "leave it out"),
-        ("table", "leave it out"),
-        ("proto", "leave it out"),
-        ("local", "say scope host"),
-    ):
-        if key in found:
-            raise Usage(f"route {key} is not in fnat", fix)
     if found.get("scope", "link") not in SCOPES:
-        raise Usage(f"route scope {found['scope']!r}", "say one of " + " ".join(SCOPES))
-    if verb != "del" and "via" not in found and "dev" not in found:
-        raise Usage(f"route {verb} needs via or dev", "add via GATEWAY or dev PORT")
-    change: Change = {"op": f"route.{verb}", "prefix": net}
+        raise Usage(f"route scope {found['scope']!r}{near(found['scope'], SCOPES)}", f"say one of {' '.join(SCOPES)}")
+    if verb.name != "del" and "via" not in found and "dev" not in found:
+        raise Usage(f"route {verb.name} needs via or dev", "add via GATEWAY or dev PORT")
+    change: Change = {"op": f"route.{verb.name}", "prefix": net}
     if "via" in found:
         change["gateway"] = address(found["via"], "gateway", family)
     if "dev" in found:
@@ -337,57 +399,103 @@ def _route(verb: str, line: _Line) -> Command:
     return Changes([change])
 
 
-def _neigh(verb: str, line: _Line) -> Command:
-    if verb == "show":
-        return _show(line, "neigh", line.keywords(["dev"]).get("dev"))
-    if verb not in ("add", "del"):
-        raise _unknown("neigh", verb, "add del show")
-    addr = address(line.take("the address"), family=line.family)
-    found = line.keywords(["lladdr", "dev"])
-    port = _required(found, "dev", f"neigh {verb}")
-    if verb == "add" or "lladdr" in found:
-        return Changes(
-            [{"op": f"neigh.{verb}", "addr": addr, "mac": mac(_required(found, "lladdr", "neigh add")), "port": port}]
-        )
-    return Changes([{"op": "neigh.del", "addr": addr, "port": port}])
+def _neigh(verb: Verb, line: _Line) -> Command:
+    if verb.name == "show":
+        return _show(line, "neigh", line.keywords(verb).get("dev"))
+    found = line.keywords(verb, "the address")
+    addr = address(found[""], family=line.family)
+    change: Change = {"op": f"neigh.{verb.name}", "addr": addr, "port": found["dev"]}
+    return Changes([{**change, "mac": mac(found["lladdr"])} if "lladdr" in found else change])
 
 
 def _of_family(change: Change, line: _Line) -> Change:
     return change if line.family is None else {**change, "family": line.family}
 
 
-_OBJECTS: dict[str, Callable[[str, _Line], Command]] = {"link": _link, "addr": _addr, "route": _route, "neigh": _neigh}
+_READERS: dict[str, Callable[[Verb, _Line], Command]] = {
+    "link": _link,
+    "addr": _addr,
+    "route": _route,
+    "neigh": _neigh,
+}
 
-HELP = """\
-Usage: fnat-dpip [OPTIONS] OBJECT COMMAND      the FullNAT part of DPVS's dpip
+# ---- what it says of itself ----
 
-  link  show [PORT] [-s [-i SEC [-c COUNT]]] [-v] [-C]
-        show cpu | cpuN [-s]
-        set PORT link up|down
-  addr  add IP[/PLEN] dev PORT [sapool] [scope global] [valid_lft forever] [prefered_lft forever]
-        del IP[/PLEN] dev PORT
-        flush dev PORT
-        show [dev PORT] [-s] [-v]
-  route add|set|del PREFIX|default [via GATEWAY] [dev PORT] [src IP] [mtu N] [metric N]
-                    [scope host|kni_host|link|global]
-        flush [dev PORT]
-        show [dev PORT]
-  neigh add IP lladdr MAC dev PORT
-        del IP dev PORT
-        show [dev PORT]
 
-list means show, change means set. Options may stand anywhere:
-  -s --stats     counters; of addresses: local ports in use, free, and how often none was free
-  -v --verbose   more: driver, kernel device, mode (native or generic XDP, zero-copy), queues, steering
-  -i --interval SEC, -c --count N   rates each SEC seconds, N times
-  -C --color     colour the state of a link
-  -4 -6, -f inet|inet6   one family; without it `route show` shows IPv4, `addr show` and `neigh show` both
-  --json         what the API gives
-  -V --version   -h --help
-Ports have the names they were given to `fnat run` (dpdk0, wan, …).
-The environment variable FNAT_SOCKET names the socket of another fnat.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 fnat is not running.
-"""
+def _synopsis(verb: Verb) -> str:
+    """route add PREFIX|default [via GATEWAY] …"""
+    keys = [f"{key} {value}" if key in verb.needs else f"[{key} {value}]" for key, value in verb.valued.items()]
+    options = [_BY_WORD[f"--{name}"] for name in verb.reads]
+    shown = [f"[{f'-{o.letter}' if o.letter else f'--{o.long}'}{' ' + o.value if o.value else ''}]" for o in options]
+    return " ".join(filter(None, [verb.what, verb.name, verb.args, *keys, *(f"[{f}]" for f in verb.flags), *shown]))
+
+
+def refusals() -> Entries:
+    entries = list(_REFUSED_OBJECTS.items())
+    entries += [(f"link set PORT {key}", fix) for key, fix in _REFUSED_LINK.items()]
+    entries += [("link set BOND bond-…", "bonds are made with `ip link`"), ("addr set", "use addr del and addr add")]
+    entries += [(f"{v.what} {v.name} {key}", fix) for v in VERBS for key, fix in v.refused.items()]
+    return (*entries, *((name, "; ".join(why)) for name, why in _REFUSED_OPTIONS.items()))
+
+
+def manual() -> Manual:
+    """The reference: -h and fnat-dpip(8)."""
+    options = tuple(
+        (
+            f"{f'-{o.letter}, ' if o.letter else ''}--{o.long} {o.value}".rstrip() if len(o.long) > 1 else f"-{o.long}",
+            o.help,
+        )
+        for o in OPTIONS
+    )
+    return Manual(
+        "fnat-dpip",
+        "ports, addresses, routes and neighbours of a running fnat in the language of DPVS's dpip, FullNAT part",
+        ("fnat-dpip [OPTIONS] OBJECT COMMAND",),
+        (
+            ("Commands", tuple((_synopsis(verb), verb.help) for verb in VERBS)),
+            ("Options, which may stand anywhere", options),
+            ("Refused", refusals()),
+            (
+                "Notes",
+                "list means show, change means set. Ports have the names they were given to `fnat run` (dpdk0, "
+                "wan, …). The environment variable FNAT_SOCKET names the socket of another fnat.",
+            ),
+            ("Exit codes", EXIT_CODES),
+        ),
+        ("fnat(1)", "fnat-ipvsadm(8)", "fnat.toml(5)"),
+    )
+
+
+def complete(words: Sequence[str], incomplete: str) -> list[tuple[str, str]]:
+    """What may stand next on an unfinished command line: (word, what it is)."""
+    if words and (option := _BY_WORD.get(words[-1])) and option.value:
+        return [(choice, "") for choice in option.choices if choice.startswith(incomplete)]
+    plain: list[str] = []
+    valued = False
+    for word in words:
+        if not valued and not word.startswith("-"):
+            plain.append(word)
+        valued = word in _BY_WORD and bool(_BY_WORD[word].value)
+    what, name = (*plain, "", "")[:2]
+    verb = next((v for v in VERBS if v.what == what and v.name == _ALIASES.get(name, name)), None)
+    found: list[tuple[str, str]] = []
+    if not plain:
+        found = [(word, "") for word in OBJECTS]
+    elif verb is None:
+        found = [(v.name, v.help) for v in VERBS if v.what == what] if len(plain) == 1 else []
+    elif plain[-1] in verb.valued:
+        found = [(word, "") for word in verb.valued[plain[-1]].split("|") if word.islower()]
+    elif plain[-1] in verb.args.split():
+        found = [(word, "") for word in verb.choices]
+    else:
+        found = [(key, value) for key, value in verb.valued.items() if key not in plain]
+        found += [(key, "") for key in verb.flags if key not in plain]
+        found += [(word, "") for word in verb.args.split()[1:-1] if word not in plain and len(plain) > 2]
+    for option in OPTIONS:
+        if verb is None or option.long in (*verb.reads, "4", "6", "family"):
+            found += [(word, option.help) for word, o in _BY_WORD.items() if o is option and word not in words]
+    return [(word, help) for word, help in found if word.startswith(incomplete)]
+
 
 # ---- text ----
 

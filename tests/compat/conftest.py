@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from balancer import running
 from fake_api import FakeApi
+
+from fnat.control import Control
 
 
 @pytest.fixture
@@ -25,3 +28,10 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
     thread.join()
     server.server_close()
     shutil.rmtree(directory)
+
+
+@pytest.fixture
+def balancer() -> Iterator[Control]:
+    """A real control and API over a plane that does not run; FNAT_SOCKET names it."""
+    with running() as control:
+        yield control

@@ -429,7 +429,8 @@ FAILED: list[tuple[str, int, str]] = [
     ("fnat-ipvsadm -lnc --sockpair tcp:10.9.9.9:1:10.0.0.1:80", 1,
      "fnat-ipvsadm: no such connection; -lnc lists the connections (FN-1203)\n"),
     ("fnat-ipvsadm -a -t 10.0.0.1:80", 2, "fnat-ipvsadm: --add-server needs --real-server; add -r RIP:PORT\n"),
-    ("fnat ipvsadm -A -t 10.0.0.1:80 -p", 2, "fnat: -p: persistence is not in fnat; leave it out\n"),
+    ("fnat ipvsadm -A -t 10.0.0.1:80 -j enable", 2, "fnat: -j enable: the SYN proxy is not in fnat; leave it out and "
+     "limit half-open connections with --half-open\n"),
     ("fnat-dpip vlan show", 2,
      "fnat-dpip: vlan is not in fnat; make the VLAN device with `ip link` and give it to fnat as a port\n"),
     ("fnat frob", 2, "fnat: No such command 'frob'; see `fnat --help`\n"),

@@ -9,12 +9,15 @@ import pytest
 from fnat.grammar import Usage, ipvsadm
 from fnat.grammar.ipvsadm import Changes, Listing, Word, parse, parse_rules
 from fnat.model import CHANGES as MODEL
+from fnat.model import Shape
 
 WEB = {"proto": "tcp", "vip": "192.168.100.254", "vport": 80}
 DNS = {"proto": "udp", "vip": "192.168.100.253", "vport": 53}
 
 SIG = {"proto": "sctp", "vip": "192.168.100.252", "vport": 36412}
 WEB6 = {"proto": "tcp", "vip": "2001::1", "vport": 80}
+
+USUAL = {"scheduler": "wrr", "client_addr": "toa"}
 
 CHANGES: list[tuple[str, dict[str, Any]]] = [
     # the tutorial's one-arm and two-arm FullNAT
@@ -93,7 +96,7 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("--clear", {"op": "service.clear"}),
     (
         "-a -t 192.168.100.254:80 -r 192.168.100.2:80 -w 0 -x 0 -y 0",
-        {"op": "server.add", "service": WEB, "rip": "192.168.100.2", "rport": 80, "weight": 0},
+        {"op": "server.add", "service": WEB, "rip": "192.168.100.2", "rport": 80, "weight": 0, "upper": 0, "lower": 0},
     ),
     (
         "-e -t 192.168.100.254:80 -r 192.168.100.2 -w65535",
@@ -110,6 +113,63 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("-Qt 192.168.100.254:80 -z 192.168.100.200", {"op": "lip.del", "service": WEB, "addr": "192.168.100.200"}),
     ("-Z", {"op": "service.zero", "proto": None, "vip": None, "vport": None}),
     ("-Z -t 192.168.100.254:80", {"op": "service.zero", **WEB}),
+    # persistence: a time that is left out is 6 minutes, a value may be attached with =
+    ("-A -t 192.168.100.254:80 -p", {"op": "service.add", **WEB, **USUAL, "persistent": 360}),
+    ("-A -t 192.168.100.254:80 -p -s rr", {"op": "service.add", **WEB, **USUAL, "scheduler": "rr", "persistent": 360}),
+    (
+        "-A -t 192.168.100.254:80 -p 600 -M 255.255.255.0",
+        {"op": "service.add", **WEB, **USUAL, "persistent": 600, "persistent_mask": 24},
+    ),
+    (
+        "-A -t 192.168.100.254:80 --persistent=600 --netmask=25",
+        {"op": "service.add", **WEB, **USUAL, "persistent": 600, "persistent_mask": 25},
+    ),
+    (
+        "-A -t=[2001::1]:80 -p=30 -M64",
+        {"op": "service.add", **WEB6, **USUAL, "persistent": 30, "persistent_mask": 64},
+    ),
+    ("-E -t 192.168.100.254:80 -p 0", {"op": "service.set", **WEB, "persistent": 0}),
+    (
+        "-A -t 192.168.100.254:80 --max-conns 9 --new-per-s=8 --per-client 7 --no-rs [2001:0::9]:81",
+        {"op": "service.add", **WEB, **USUAL, "max_conns": 9, "new_per_s": 8, "per_client": 7, "no_rs": "[2001::9]:81"},
+    ),
+    (
+        "-a -t 192.168.100.254:80 -r 192.168.100.2 -x 100 -y80 --role backup --max-new-per-s 5",
+        {
+            "op": "server.add",
+            "service": WEB,
+            "rip": "192.168.100.2",
+            "rport": 80,
+            "weight": 1,
+            "upper": 100,
+            "lower": 80,
+            "role": "backup",
+            "max_new_per_s": 5,
+        },
+    ),
+    (
+        "-e -t 192.168.100.254:80 -r 192.168.100.2 -x 0 -y 0",
+        {"op": "server.set", "service": WEB, "rip": "192.168.100.2", "rport": 80, "upper": 0, "lower": 0},
+    ),
+    (
+        "-e -t 192.168.100.254:80 -r 192.168.100.2 --drain 2000000000,keep",
+        {
+            "op": "server.drain",
+            "service": WEB,
+            "rip": "192.168.100.2",
+            "rport": 80,
+            "until": 2000000000,
+            "keep_persistent": True,
+        },
+    ),
+    (
+        "-e -t 192.168.100.254:80 -r 192.168.100.2 --no-drain",
+        {"op": "server.undrain", "service": WEB, "rip": "192.168.100.2", "rport": 80},
+    ),
+    (
+        "-E -u 192.168.100.253:53 --no-ops --no-expire-quiescent",
+        {"op": "service.set", **DNS, "one_packet": False, "expire_quiescent": False},
+    ),
     # DPVS's tutorial for IPv6, and IPv6 clients of IPv4 servers
     ("-A -t [2001::1]:80 -s rr", {"op": "service.add", **WEB6, "scheduler": "rr", "client_addr": "toa"}),
     (
@@ -133,6 +193,31 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
         {"op": "lip.add", "service": WEB6, "addr": "2001::3", "port": "dpdk0"},
     ),
 ]
+
+
+LISTS: list[tuple[str, dict[str, Any]]] = [
+    ("-U -t 192.168.100.254:80 -k 10.9.9.9", {"op": "acl.add", "list": "deny", "entry": "10.9.9.9/32", "service": WEB}),
+    ("-V -t [2001::1]:80 -k 2001:9::/48", {"op": "acl.del", "list": "deny", "entry": "2001:9::/48", "service": WEB6}),
+    (
+        "-O -u 192.168.100.253:53 -2 ipset:friends",
+        {"op": "acl.add", "list": "allow", "entry": "set:friends", "service": DNS},
+    ),
+    (
+        "-Y -t 192.168.100.254:80 -2 10.0.0.0/8",
+        {"op": "acl.del", "list": "allow", "entry": "10.0.0.0/8", "service": WEB},
+    ),
+]
+HASHING: list[tuple[str, dict[str, Any]]] = [
+    ("-A -t 192.168.100.254:80 -s wlc", {"op": "service.add", **WEB, **USUAL, "scheduler": "wlc"}),
+    ("-A -t 192.168.100.254:80 -s conhash --hash-target sip-port --slow-start 60",
+     {"op": "service.add", **WEB, **USUAL, "scheduler": "conhash", "hash_target": "sip-port", "slow_start": 60}),
+    ("-A -u 192.168.100.253:53 -s mh --hash-target qid --hash-slots 4093",
+     {"op": "service.add", **DNS, "scheduler": "mh", "hash_target": "qid", "hash_slots": 4093}),
+]  # fmt: skip
+if "deny" in Shape.model_fields:
+    CHANGES += LISTS
+if "hash_target" in Shape.model_fields:
+    CHANGES += HASHING
 
 
 @pytest.mark.parametrize(("line", "change"), CHANGES, ids=[line for line, _ in CHANGES])
@@ -163,6 +248,11 @@ LISTINGS: list[tuple[str, Listing | Word]] = [
         "-lnc --sockpair tcp:[2001::9]:51540:[2001::1]:80",
         Listing("conns", sockpair={**WEB6, "cip": "2001::9", "cport": 51540}),
     ),
+    ("-l --timeout", Listing("timeout")),
+    ("-ln --thresholds -t 192.168.100.254:80", Listing("thresholds", WEB)),
+    ("-ln --persistent-conn --nosort", Listing("persistent-conn", sort=False)),
+    ("-ln --stats --interval 2 --count=5", Listing("stats", interval=2, count=5)),
+    ("-G --cpu 1", Listing("laddrs", cpu=1)),
     ("-G", Listing("laddrs")),
     ("--get-laddr -t 192.168.100.254:80", Listing("laddrs", WEB)),
     ("-Sn", Listing("save")),
@@ -183,10 +273,6 @@ REFUSED: list[tuple[str, str]] = [
     ("-a -t 10.0.0.1:80 -r 10.0.0.2:80 -i", "-i: fnat forwards in FullNAT mode only"),
     ("-a -t 10.0.0.1:80 -r 10.0.0.2:80 -m", "-m: fnat forwards in FullNAT mode only"),
     ("-a -t 10.0.0.1:80 -r 10.0.0.2:80 -J", "-J: fnat forwards in FullNAT mode only"),
-    ("-a -t 10.0.0.1:80 -r 10.0.0.2:80 -x 100", "-x 100: fnat has no connection thresholds"),
-    ("-a -t 10.0.0.1:80 -r 10.0.0.2:80 -y100", "-y 100: fnat has no connection thresholds"),
-    ("-A -t 10.0.0.1:80 -p 300", "-p: persistence is not in fnat"),
-    ("-A -t 10.0.0.1:80 -M 255.255.255.0", "-M: persistence is not in fnat"),
     ("-A -t 10.0.0.1:80 -j enable", "-j enable: the SYN proxy is not in fnat"),
     ("-A -t 10.0.0.1:80 --quic", "--quic is for UDP services only"),
     ("-A -u 10.0.0.1:80 --quic --ops", "--quic and --ops given; give one of them"),
@@ -223,20 +309,28 @@ REFUSED: list[tuple[str, str]] = [
     ("-P -t 10.0.0.1:80 -z [2001::9] -F dpdk0", "local address '[2001::9]' is not an IPv6 address"),
     ("-lnc --sockpair tcp:2001::9:1:[2001::1]:80", "is not a socket pair"),
     ("-lnc --sockpair tcp:[2001::9]:1:[2001::1]", "is not a socket pair"),
-    ("-U -t 10.0.0.1:80 -k 10.9.9.9", "-U: fnat has no per-service access lists"),
-    ("-V -t 10.0.0.1:80 -k 10.9.9.9", "-V: fnat has no per-service access lists"),
-    ("-B", "-B: fnat has no per-service access lists"),
-    ("-O -t 10.0.0.1:80 -2 10.9.9.9", "-O: fnat has no per-service access lists"),
-    ("-Y -t 10.0.0.1:80 -2 10.9.9.9", "-Y: fnat has no per-service access lists"),
-    ("-W", "-W: fnat has no per-service access lists"),
     ("--set 900 120 300", "--set: timeouts are not set here"),
-    ("-l --timeout", "--timeout: timeouts are not shown here"),
     ("--start-daemon master", "--start-daemon: fnat has no session sync daemon"),
     ("--stop-daemon master", "--stop-daemon: fnat has no session sync daemon"),
     ("-l --daemon", "--daemon: fnat has no session sync daemon"),
     ("--start-daemon=master --mcast-interface eth0 --syncid 1", "--start-daemon: fnat has no session sync daemon"),
-    ("-ln --thresholds", "--thresholds: fnat has no connection thresholds"),
-    ("-ln --persistent-conn", "--persistent-conn: persistence is not in fnat"),
+    ("-A -t 10.0.0.1:80 --no-rs maybe", "--no-rs maybe is unknown; say drop, reset or ADDRESS:PORT"),
+    ("-A -t 10.0.0.1:80 --no-rs resett", "--no-rs resett is unknown (did you mean reset?)"),
+    ("-A -t 10.0.0.1:80 --no-rs 10.0.0.9:0", "sorry server '10.0.0.9:0' has no port"),
+    ("-A -t 10.0.0.1:80 -p -M 255.0.255.0", "--netmask 255.0.255.0 is no netmask; write 255.255.255.0"),
+    ("-A -t 10.0.0.1:80 -p -M 0.0.0.255", "--netmask 0.0.0.255 is no netmask"),
+    ("-A -t 10.0.0.1:80 -p -M 33", "--netmask 33 is out of range; give a prefix length from 1 to 32"),
+    ("-A -t [2001::1]:80 -p -M 255.255.255.0", "--netmask 255.255.255.0 is for IPv4 services"),
+    ("-A -t [2001::1]:80 -p -M 129", "--netmask '129' is out of range; give a number from 1 to 128"),
+    ("-A -t 10.0.0.1:80 -p 2678401", "--persistent '2678401' is out of range; give a number from 0 to 2678400"),
+    ("-a -t 10.0.0.1:80 -r 10.0.0.2 --role spare", "--role spare is unknown; say active or backup"),
+    ("-a -t 10.0.0.1:80 -r 10.0.0.2 --drain soon", "--drain soon is no end; write never or seconds since 1970"),
+    ("-e -t 10.0.0.1:80 -r 10.0.0.2 --drain never --no-drain", "--drain and --no-drain given"),
+    ("-ln --thresholds --stats", "--stats and --thresholds given; ask for one of them"),
+    ("-E -u 10.0.0.1:53 --ops --no-ops", "--no-ops and --ops given; give one of them"),
+    ("-A -u 10.0.0.1:53 --no-ops", "--no-ops means nothing with --add-service"),
+    ("-l --timeout -t 10.0.0.1:80", "--timeout and a service given"),
+    ("-ln --count 3", "--count without --interval; add --interval SEC"),
     # bad values
     ("-A -t 10.0.0.1:0", "service '10.0.0.1:0' has no port"),
     ("-A -t 10.0.0.1", "service '10.0.0.1' has no port"),
@@ -247,7 +341,6 @@ REFUSED: list[tuple[str, str]] = [
     ("-a -t 10.0.0.1:80 -r 10.0.0.2 -w 65536", "weight '65536' is out of range; give a number from 0 to 65535"),
     ("-a -t 10.0.0.1:80 -r 10.0.0.2 -w -1", "weight '-1' is out of range"),
     ("-A -t 10.0.0.1:80 --conn-timeout soon", "--conn-timeout 'soon' is out of range"),
-    ("-A -t 10.0.0.1:80 --no-rs maybe", "--no-rs maybe is unknown; say drop or reset"),
     ("-lnc --sockpair tcp:10.0.0.9:1:10.0.0.1", "is not a socket pair"),
     ("-lnc --sockpair dccp:10.0.0.9:1:10.0.0.1:80", "is not a socket pair"),
     # bad shape
@@ -274,6 +367,26 @@ REFUSED: list[tuple[str, str]] = [
     ("--clear=yes", "--clear takes no value"),
     ("-l now", "unexpected word 'now'"),
 ]
+
+
+# what the model decides: a field that it has is a word
+WITHOUT_HASHING = [
+    ("-A -t 10.0.0.1:80 --hash-target sip", "--hash-target: hashing schedulers are not in fnat"),
+    ("-A -t 10.0.0.1:80 -s wlc", "scheduler wlc is not in fnat; use -s rr or -s wrr"),
+    ("-A -t 10.0.0.1:80 -s mh", "scheduler mh is not in fnat"),
+]
+WITHOUT_LISTS = [
+    ("-U -t 10.0.0.1:80 -k 10.9.9.9", "-U: fnat has no per-service access lists"),
+    ("-V -t 10.0.0.1:80 -k 10.9.9.9", "-V: fnat has no per-service access lists"),
+    ("-B", "-B: fnat has no per-service access lists"),
+    ("-O -t 10.0.0.1:80 -2 10.9.9.9", "-O: fnat has no per-service access lists"),
+    ("-Y -t 10.0.0.1:80 -2 10.9.9.9", "-Y: fnat has no per-service access lists"),
+    ("-W", "-W: fnat has no per-service access lists"),
+]
+if "hash_target" not in Shape.model_fields:
+    REFUSED += WITHOUT_HASHING
+if "deny" not in Shape.model_fields:
+    REFUSED += WITHOUT_LISTS
 
 
 @pytest.mark.parametrize(("line", "why"), REFUSED, ids=[line for line, _ in REFUSED])
@@ -367,6 +480,69 @@ def test_the_listing_of_services() -> None:
         "192.168.88.68:80",
         "192.168.88.30:80",
     ]
+
+
+def test_the_flags_of_a_service() -> None:
+    services = [
+        service("tcp:192.168.88.1:80", [], persistent=360, persistent_mask=24, no_rs="10.0.0.9:80", max_conns=5),
+        service(
+            "tcp:[2001::1]:80", [], persistent=600, persistent_mask=64, client_addr="proxy-v2", expire_quiescent=True
+        ),
+        service("udp:192.168.88.2:53", [], persistent=60, persistent_mask=None, one_packet=True, conn_timeout=30),
+    ]
+    assert ipvsadm.services_text(STATUS, services, Listing("services")).splitlines()[3:] == [
+        "TCP  192.168.88.1:80 rr persistent 360 mask 255.255.255.0 no-rs 10.0.0.9:80 max-conns 5",
+        "TCP  [2001::1]:80 rr persistent 600 mask 64 ppv2 expire-quiescent",
+        "UDP  192.168.88.2:53 rr persistent 60 ops conn-timeout 30",
+    ]
+
+
+def test_thresholds_and_persistent_connections() -> None:
+    servers = [
+        server(
+            "192.168.88.30:80",
+            5,
+            upper=1000,
+            lower=800,
+            persistent=17,
+            overloaded=True,
+            stats=stats(0, 0, 0, 0, 0, 1000, 8),
+        ),
+        server("[2001::30]:80", upper=0, lower=0, persistent=0),
+    ]
+    services = [service("tcp:192.168.88.1:80", servers)]
+    assert ipvsadm.services_text(STATUS, services, Listing("thresholds")).splitlines()[1:] == [
+        "Prot LocalAddress:Port            Uthreshold Lthreshold ActiveConn InActConn ",
+        "  -> RemoteAddress:Port",
+        "TCP  192.168.88.1:80",
+        "  -> 192.168.88.30:80             1000       800        1000       8         ",
+        "  -> [2001::30]:80                0          0          0          0         ",
+    ]
+    assert ipvsadm.services_text(STATUS, services, Listing("persistent-conn")).splitlines()[1:] == [
+        "Prot LocalAddress:Port            Weight     PersistConn ActiveConn InActConn ",
+        "  -> RemoteAddress:Port",
+        "TCP  192.168.88.1:80",
+        "  -> 192.168.88.30:80             5          17         1000       8         ",
+        "  -> [2001::30]:80                1          0          0          0         ",
+    ]
+    assert ipvsadm.services_text(STATUS, services, Listing("services")).splitlines()[4] == (
+        "  -> 192.168.88.30:80             FullNat 5      1000       8          overload"
+    )
+
+
+def test_the_listing_of_denied_and_allowed_sources() -> None:
+    services = [
+        service("udp:[2001::1]:53", [], deny=["2001:9::1/128", "2001:9::/32"], allow=[]),
+        service("tcp:192.168.88.1:80", [], deny=["10.9.9.9/32", "set:bad"], allow=["10.0.0.0/8"]),
+    ]
+    assert ipvsadm.acl_text(services, "deny") == (
+        f"PROTO    VIP:VPORT{'':22}BLACKLIST{'':21} \n"
+        f"TCP      192.168.88.1:80{'':16}10.9.9.9{'':22} \n"
+        f"TCP      192.168.88.1:80{'':16}ipset:bad{'':21} \n"
+        f"UDP      [2001::1]:53{'':19}2001:9::1{'':21} \n"
+        f"UDP      [2001::1]:53{'':19}2001:9::/32{'':19} \n"
+    ).replace(" \n", "\n")
+    assert ipvsadm.acl_text(services, "allow").splitlines()[1:] == [f"TCP      192.168.88.1:80{'':16}10.0.0.0/8{'':20}"]
 
 
 def test_the_counters_of_services() -> None:
@@ -502,8 +678,11 @@ def test_ipv6_stands_in_brackets_where_a_port_follows() -> None:
     )
     changes = parse_rules(saved).changes
     name = {"proto": "tcp", "vip": "2001:db8::1", "vport": 443}
-    assert changes[0] == {"op": "service.add", **name, "scheduler": "rr", "client_addr": "toa"}
-    assert [c["rip"] for c in changes[3:]] == ["192.168.88.30", "2001:db8:88::4", "2001:db8:88::30"]
+    assert changes[:2] == [
+        {"op": "service.clear"},
+        {"op": "service.add", **name, "scheduler": "rr", "client_addr": "toa"},
+    ]
+    assert [c["rip"] for c in changes[4:]] == ["192.168.88.30", "2001:db8:88::4", "2001:db8:88::30"]
     MODEL.validate_python(changes)
 
 
@@ -542,6 +721,8 @@ def test_what_is_saved_can_be_restored() -> None:
         "-a -t 192.168.100.254:80 -r 192.168.100.3:80 -b -w 5\n"
         "-A -u 192.168.100.253:53 -s wrr --conn-timeout 30 --expire-quiescent --ops --no-rs reset --half-open 100\n"
         "-A -u 192.168.100.254:443 -s rr --hash-target qid --hash-slots 4093 --slow-start 30 --quic\n"
+        "-A -u 192.168.100.253:53 -s wrr --ops --conn-timeout 30 --expire-quiescent --no-rs reset --half-open 100\n"
+        "-A -u 192.168.100.254:443 -s rr --quic\n"
         "-A --sctp-service 192.168.100.252:36412 -s rr --conn-timeout 60\n"
         "-a --sctp-service 192.168.100.252:36412 -r 192.168.100.2:36412 -b -w 1\n"
     )
@@ -573,6 +754,13 @@ def test_what_is_saved_can_be_restored() -> None:
             "line 2: scheduler lblc is not in fnat; use one of rr, wrr, lc, wlc, sed, nq, sh, mh, conhash, fo, p2c; nothing was changed",
         ),
         ("-A -t '10.0.0.1:80\n", "line 1: No closing quotation"),
+        (
+            "-A -t 10.0.0.1:80\n-E -t 10.0.0.1:80 -s rr\n",
+            "line 2: -R reads the rules of all services, and --edit-service",
+        ),
+        ("-A -t 10.0.0.1:80\n-a -t 10.0.0.1:81 -r 10.0.0.2\n", "line 2: there is no -A for tcp 10.0.0.1:81 before"),
+        ("-A -t 10.0.0.1:80\n-C\n", "line 2: -C after other rules"),
+        ("# empty\n\n", "there are no rules; give those that -S wrote, or -C to delete all services"),
     ],
 )
 def test_rules_that_cannot_be_restored_name_their_line(rules: str, why: str) -> None:

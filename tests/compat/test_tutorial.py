@@ -6,52 +6,9 @@ control made of the commands.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import shutil
-import tempfile
-import threading
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-import uvicorn
 from terminal import type_in
 
-from fnat import _core, api
 from fnat.control import Control
-from fnat.engine import Engine
-from fnat.model import PortInfo
-from fnat.state import Ids, Overlay
-
-PORTS = [
-    PortInfo(id=0, name="dpdk0", kind="tap", mac="02:00:00:00:00:01", mode="native", queues=1),
-    PortInfo(id=1, name="dpdk1", kind="tap", mac="02:00:00:00:00:02", mode="native", queues=1),
-]
-
-
-@pytest.fixture
-def balancer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Control]:
-    """Control with its API; FNAT_SOCKET names it."""
-    directory = Path(tempfile.mkdtemp(prefix="fnat-api-"))
-    plane = _core.Plane.create(None, workers=1, conns=4096)
-    ids = Ids(directory / "state.json")
-    ids.load()
-    control = Control(Engine(plane, {}, PORTS, ids, startle=0.0), Overlay(directory / "overlay.json"))
-    control.start()
-    listening = api.listen(directory / "s")
-    config = uvicorn.Config(api.create_app(control), log_config=None, access_log=False, lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
-    monkeypatch.setenv("FNAT_SOCKET", str(directory / "s"))
-    with contextlib.ExitStack() as undo:
-        undo.callback(shutil.rmtree, directory)
-        undo.callback(plane.close)
-        undo.callback(listening.close)
-        thread.start()
-        undo.callback(thread.join)
-        undo.callback(setattr, server, "should_exit", True)
-        yield control
 
 
 def type_all(script: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from fnat import grammar
 from fnat.grammar import Usage, dpip, ipvsadm
+from fnat.model import RealServer, Shape
 
 GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     (grammar.address, "192.0.2.1", "192.0.2.1"),
@@ -82,23 +83,30 @@ def test_a_bad_word_is_one_line_with_a_mend(read: Callable[[str], Any], text: st
     assert "\n" not in str(caught.value)
 
 
-def test_every_option_of_the_help_is_known() -> None:
-    """The help of ipvsadm names no option that the grammar does not read, and the grammar reads none that it hides."""
-    words = (
-        ipvsadm.HELP.replace("[", " ").replace("]", " ").replace("|", " ").replace(":", " ").replace(";", " ").split()
-    )
-    shown = {word.strip(",.")[2:] for word in words if word.startswith("--")}
-    read = set(ipvsadm._READS) | set().union(*ipvsadm._READS.values())
-    assert shown - read == set()
-    assert read - shown == {
-        "tcp-service", "udp-service", "real-server", "weight", "scheduler", "fullnat", "local-address", "ifname",
-        "numeric", "connection",
-    }  # fmt: skip
-
-
 def test_every_option_is_read_or_refused() -> None:
-    read = set(ipvsadm._READS) | set().union(*ipvsadm._READS.values())
-    assert set(ipvsadm._TAKES) == read | set(ipvsadm._REFUSED)
-    assert not read & set(ipvsadm._REFUSED)
-    assert set(ipvsadm._OFF) <= set(ipvsadm._REFUSED)
-    assert not set(dpip._OBJECTS) & set(dpip._REFUSED_OBJECTS)
+    """No option is accepted by nothing, none is both, and -h names them all."""
+    verbs = [verb for verb in ipvsadm.COMMANDS if verb.known]
+    read = {verb.long for verb in verbs}.union(*(verb.allowed for verb in verbs))
+    refused = {option.long for option in ipvsadm.OPTIONS.values() if option.why}
+    assert set(ipvsadm.OPTIONS) == read | refused
+    assert not read & refused
+    letters = [option.letter for option in ipvsadm.OPTIONS.values() if option.letter]
+    assert len(letters) == len(set(letters))
+    text = ipvsadm.manual().text()
+    assert [name for name in ipvsadm.OPTIONS if f"--{name}" not in text] == []
+
+
+def test_every_field_of_a_service_and_a_server_is_a_word() -> None:
+    """So -S leaves nothing out."""
+    for rows, model, rest in (
+        (ipvsadm.SHAPE, Shape, {"proto", "vip", "vport"} | (Shape.model_fields.keys() & {"deny", "allow"})),
+        (ipvsadm.SERVER, RealServer, {"rip", "rport"}),
+    ):
+        known = {option.field for option in rows if option.known}
+        assert known | rest == set(model.model_fields)
+        assert {option.field for option in rows if not option.known}.isdisjoint(model.model_fields)
+
+
+def test_objects_of_dpip() -> None:
+    assert set(dpip._READERS) == set(dpip.OBJECTS)
+    assert not set(dpip.OBJECTS) & set(dpip._REFUSED_OBJECTS)
