@@ -14,7 +14,7 @@
 #include "record.h"
 #include "wheel.h"
 
-enum { PLANE_LAYOUT = 3 }; /* raised when a structure in the files changes */
+enum { PLANE_LAYOUT = 4 }; /* raised when a structure in the files changes */
 
 /* ---- DIR/plane ---- */
 
@@ -37,6 +37,7 @@ struct plane_service {
     u32 members;      /* first member id + 1 */
     u32 conn_timeout; /* seconds, 0: general */
     u64 conns, packets[2], bytes[2];
+    u64 acl[2]; /* denied, not allowed: what is taken off the workers' counts */
 };
 
 /* How answers find their worker: one NIC port and flow. */
@@ -54,7 +55,7 @@ struct plane_header {
     s64 wall_offset_ns; /* wall clock minus CLOCK_MONOTONIC when the plane was made */
     u64 snapshot;       /* number<<32 | offset/64 of the newest sealed snapshot; 0: none yet */
     u32 steering;       /* rises when one of the steering rules changes */
-    u32 spare;
+    u32 acl_recheck;    /* rises when connections shall be looked at again */
 };
 
 /* ---- DIR/worker-I ---- */
@@ -71,7 +72,8 @@ struct service_state {
     u32 rr, lip_rr;
     s32 wrr_weight;
     u32 half_head, half_tail, half_count;
-    u32 spare[10];
+    u64 acl_denied, acl_not_allowed;
+    u32 spare[6];
 } cache_aligned;
 
 struct address_state {
@@ -93,7 +95,7 @@ struct worker_header {
     u32 conn_count;            /* live */
     u32 intent;                /* conn whose opening or closing is under way; 0: none */
     u32 cpu;                   /* CPU it runs on, + 1; 0: not yet known */
-    u32 spare;
+    u32 acl_rechecked;         /* the last pass over the connections that is finished */
     u64 last_now_ns;
     struct lip_marks lip;
     u64 counters[128];
@@ -132,9 +134,12 @@ struct fnat_plane {
     struct neigh_entry *neighbours;
     u8 *snapshots; /* the area that offsets in snapshots refer to */
     u64 snapshots_len;
+    u8 *acl; /* sets of addresses: acl.h */
+    u64 acl_len;
     struct worker_map maps[FNAT_WORKERS];
     struct fnat_worker *workers[FNAT_WORKERS];  /* only where the plane was created */
     struct snapshot_builder *builder;           /* made at the first put */
+    struct acl_builder *acl_builder;            /* with it */
     struct handoff *handoff;                    /* likewise; NULL with one worker */
     const struct lip_table *lips[FNAT_WORKERS]; /* of the workers */
     bool owner;

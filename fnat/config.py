@@ -14,6 +14,7 @@ import importlib
 import ipaddress
 import re
 import socket
+import time
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,12 +24,13 @@ from typing import Any, NoReturn, TypeVar, cast
 from pydantic import ValidationError
 
 from fnat import addresses as words
-from fnat import plan
+from fnat import plan, sets
 from fnat.errors import ChangeError, ConfigError
 from fnat.model import (
     CLIENT_ADDRS,
     MAX_SECONDS,
     PROTOS,
+    Acl,
     Address,
     Config,
     Host,
@@ -38,6 +40,7 @@ from fnat.model import (
     RealServer,
     Service,
     Services,
+    SetAdd,
     Table,
     Timeouts,
     change_as_json,
@@ -65,11 +68,14 @@ _SERVICE_KEYS = (
     "one_packet",
     "quic",
     "limits",
+    "acl",
     "lips",
     "rs",
 )
 _KEYS: dict[str, tuple[str, ...]] = {
-    "": ("version", "node", "host", "service"),
+    "": ("version", "node", "host", "acl", "set", "service"),
+    "acl": ("deny", "allow"),
+    "set.*": ("type", "range", "entries", "file"),
     "host": tuple(Host.model_fields),
     "host.timeouts": (*Timeouts.model_fields, *_SHORTHANDS),
     "service.*": _SERVICE_KEYS,
@@ -223,6 +229,11 @@ class _Reader:
             self.fail("FN-1104", "version", f"{data['version']!r} is not known", "write version = 1")
         name, mgmt, ports, lips = self.node(self.table("node", data.get("node", {})), node)
         host = self.host(self.table("host", data.get("host", {})))
+        named = [
+            self.set(word, self.table(_join("set", word), value))
+            for word, value in self.table("set", data.get("set", {})).items()
+        ]
+        lists = self.build(Acl, "acl", self.acl("acl", data.get("acl", {})))
         services: list[Service] = []
         addresses: dict[str, Address] = {}
         seen: dict[Key, str] = {}
@@ -258,11 +269,14 @@ class _Reader:
             host=host,
             services=Services(services),
             addresses=Table(addresses.values()),
+            acl=lists,
+            sets=Table(named),
         )
         try:
             plan.check(config)
         except ChangeError as error:
-            raise ConfigError("FN-1107", f"{self.file}: {error.message}", error.fix) from None
+            code = "FN-1107" if error.code == "FN-1205" else "FN-1104"
+            raise ConfigError(code, f"{self.file}: {error.message}", error.fix) from None
         return Loaded(config, self.warnings)
 
     def node(
@@ -341,11 +355,58 @@ class _Reader:
         fields = dict(table)
         if "conns" in fields:
             fields["conns"] = self.count("host.conns", fields["conns"])
+        if "acl_entries" in fields:
+            fields["acl_entries"] = self.count("host.acl_entries", fields["acl_entries"])
         if "lports" in fields:
             fields["lports"] = self.port_range("host.lports", fields["lports"])
         if "timeouts" in fields:
             fields["timeouts"] = self.timeouts(self.table("host.timeouts", fields["timeouts"]))
         return self.build(Host, "host", fields)
+
+    def acl(self, path: str, value: object) -> dict[str, Any]:
+        """The deny and the allow list."""
+        table = self.table(path, value)
+        self.keys(path, table, "acl")
+        return {name: self.texts(f"{path}.{name}", table[name]) for name in table if table[name] != []}
+
+    def set(self, name: str, table: dict[str, Any]) -> sets.AddressSet:
+        """Entries beside each other, and those of a file."""
+        path = _join("set", name)
+        self.keys(path, table, "set.*")
+        fields = {"type": table["type"]} if "type" in table else {}
+        made = self.build(SetAdd, path, {"name": name, "span": table.get("range"), **fields})
+        lines = self.texts(f"{path}.entries", table["entries"]) if table.get("entries") else []
+        now = int(time.time())
+        found = self.entries(f"{path}.entries", lines, now)
+        if "file" in table:
+            where = Path(self.file).parent / self.word(f"{path}.file", table["file"])
+            try:
+                with where.open(encoding="utf-8") as file:
+                    found = sets.read_lines((*lines, *file) if lines else file, now)
+            except (OSError, UnicodeDecodeError) as error:
+                problem = f"{where}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+                self.fail("FN-1101", f"{path}.file", problem, "give the path of a readable file")
+            except ValueError as error:
+                line, problem = error.args
+                self.fail("FN-1104", f"{path}.file", f"{where}:{line - len(lines)}: {problem}", "mend the line")
+        if len(found.keys) > sets.MOST:
+            self.fail("FN-1104", path, f"{len(found.keys)} entries", f"a set has at most {sets.MOST}; use two")
+        known = sets.AddressSet(name, type=made.type, span=made.span)
+        try:
+            return plan.with_packed(known, found)
+        except ChangeError as error:
+            self.fail("FN-1104", path, error.message, error.fix)
+
+    def entries(self, path: str, lines: list[str], now: int) -> sets.Packed:
+        try:
+            return sets.read_lines(lines, now)
+        except ValueError as error:
+            self.fail("FN-1104", path, str(error.args[1]), 'write "10.0.0.0/8", "10.0.0.1-10.0.0.9" or "… nomatch"')
+
+    def word(self, path: str, value: object) -> str:
+        if not isinstance(value, str) or not value:
+            self.fail("FN-1104", path, f"{value!r} is not a text", 'write "…"')
+        return value
 
     def timeouts(self, table: dict[str, Any]) -> Timeouts:
         path = "host.timeouts"
@@ -392,6 +453,7 @@ class _Reader:
             fields["half_open"] = self.count(f"{path}.limits.half_open", limits["half_open"])
         if "conn_timeout" in table:
             fields["conn_timeout"] = self.seconds(f"{path}.conn_timeout", table["conn_timeout"], 0)
+        fields |= self.acl(f"{path}.acl", table.get("acl", {}))
         told = self.client_addr(f"{path}.client_addr", table.get("client_addr", "none"))
         servers = tuple(self.servers(f"{path}.rs", self.table(f"{path}.rs", table.get("rs", {}))))
         there = {words.family(lip.addr) for lip in lips}
@@ -572,6 +634,13 @@ def dump(config: Config) -> str:
             lines.append(f"lips = {_lip_ranges(lip.addr for lip in lips)}")
         lines.append("")
     lines += ["[host]", *_dump_host(config.host), ""]
+    if config.acl != Acl():
+        lines += [f"acl = {_dump_acl(config.acl)}"]
+        lines[2:2] = [lines.pop(), ""]
+    for known in config.sets:
+        lines += [f"[set.{_quote(known.name)}]", f'type = "{known.type}"']
+        lines += [f'range = "{known.span}"'] if known.span else []
+        lines += ["entries = [", *(f'    "{entry}",' for entry in known.entries()), "]", ""]
     for service in config.services:
         lines += _dump_service(service, where.get(service.vip), tuple(lips))
     services = {s.vip for s in config.services}
@@ -596,6 +665,7 @@ def _dump_host(host: Host) -> list[str]:
         f'routes = "{host.routes}"',
         f'idle = "{host.idle}"',
         f"conns = {host.conns}",
+        f"acl_entries = {host.acl_entries}",
         f"workers = {host.workers}",
         f'cpus = "{host.cpus}"',
         f'steering = "{host.steering}"',
@@ -629,11 +699,23 @@ def _dump_service(service: Service, port: str | None, all_lips: tuple[LocalAddre
         lines.append("quic = true")
     if service.half_open is not None:
         lines.append(f"limits = {{ half_open = {service.half_open} }}")
+    if service.deny or service.allow:
+        lines.append(f"acl = {_dump_acl(service)}")
     if service.lips != all_lips:
         lines.append(f"lips = {_lip_ranges(lip.addr for lip in service.lips)}")
     lines.append(f"[service.{name}.rs]")
     lines += [f'"{words.endpoint(r.rip, r.rport)}" = {{ weight = {r.weight} }}' for r in service.servers]
     return [*lines, ""]
+
+
+def _dump_acl(lists: Acl | Service) -> str:
+    names = ("deny", lists.deny), ("allow", lists.allow)
+    parts = [f"{name} = [{', '.join(map(_text, entries))}]" for name, entries in names if entries]
+    return f"{{ {', '.join(parts)} }}"
+
+
+def _text(word: str) -> str:
+    return f'"{word}"'
 
 
 def _lip_ranges(addresses: Iterable[str]) -> str:
