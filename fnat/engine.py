@@ -709,8 +709,11 @@ class Engine:
             "client_addr": service.client_addr,
             "members": members,
             "lips": self._lips_in_use(service),
-            "deny": self._list(service.deny, was, change),
-            "allow": self._list(service.allow, was, change),
+            **{
+                name: self._list(entries, was, change)
+                for name, entries in (("deny", service.deny), ("allow", service.allow))
+                if entries
+            },
         }
 
     def _lips_in_use(self, service: Service) -> list[int]:

@@ -145,8 +145,9 @@ def run(
         "idle": idle or host.idle,
         "cpus": _cpus(cpus) or host.cpus,
         "steering": steering or host.steering,
-        "acl_entries": host.acl_entries,
     }
+    if file:
+        options["acl_entries"] = host.acl_entries
     return keeper.run(options)
 
 

@@ -1,5 +1,5 @@
-"""The words of DPVS for access lists: `dpip ipset …` for sets of addresses, and ipvsadm's -U -V -B (deny) and -O -Y -W
-(allow). Sets of ports, interfaces or MAC addresses are no lists of sources and are refused.
+"""`dpip ipset …`: sets of addresses, for deny and allow lists. Sets of ports, interfaces or MAC addresses are no lists
+of sources and are refused.
 
 Different from DPVS on purpose: entries may have a `timeout` as those of ipset(8), a set holds both families, `hashsize`
 and `maxelem` are read and mean nothing because a set grows as it needs to (at most 1 048 576 entries of a family).
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fnat import sets
-from fnat.grammar import Change, Row, Usage, number, service_key, service_text
+from fnat.grammar import Change, Row, Usage, number
 
 TYPES = sets.TYPES
 _HELP = "the commands of ipset are create destroy add del test show flush"
@@ -25,6 +25,24 @@ class Asked:
     what: Literal["show", "test"]
     name: str | None = None
     addr: str = ""
+    json: bool = False
+
+
+def command(words: Sequence[str]) -> list[Change] | Asked | None:
+    """A command line of dpip; None: it is about something else."""
+    rest = [word for word in words if word != "--json"]
+    if "ipset" not in rest[:1] and not (rest and rest[0] in ("-4", "-6") and "ipset" in rest[1:2]):
+        return None
+    if rest[0] != "ipset":
+        raise Usage(f"{rest[0]} means nothing with ipset: a set holds both families", "leave it out")
+    if len(rest) == 1 or rest[1] in ("help", "-h"):
+        raise Usage("ipset needs a command", _HELP)
+    found = parse(rest[1], rest[2:])
+    if len(rest) != len(words):
+        if not isinstance(found, Asked):
+            raise Usage(f"--json means nothing with ipset {rest[1]}", "leave it out")
+        return Asked(found.what, found.name, found.addr, json=True)
+    return found
 
 
 def parse(verb: str, words: Sequence[str]) -> list[Change] | Asked:
@@ -125,27 +143,4 @@ def sets_text(rows: Iterable[tuple[Row, Iterable[str]]]) -> str:
         text += f"Name: {row['name']}\nType: {row['type']}\nHeader: {span}references {row['used_by']}\n"
         members = "".join(f"{entry}\n" for entry in entries)
         text += f"Number of entries: {row['entries']}\nMembers:\n{members}\n"
-    return text
-
-
-# ---- ipvsadm ----
-
-LISTS = {"blklst": "deny", "whtlst": "allow"}
-
-
-def list_change(command: str, service: Change, subject: str) -> Change:
-    """-U -V (blklst), -O -Y (whtlst): `IP`, `NET/LENGTH` or `ipset:NAME`."""
-    verb, name = command.split("-")
-    entry = f"set:{subject[6:]}" if subject.startswith("ipset:") else _written(subject)
-    return {"op": f"acl.{verb}", "list": LISTS[name], "service": service, "entry": entry}
-
-
-def list_text(services: Iterable[Row], name: Literal["blklst", "whtlst"]) -> str:
-    """-B, -W."""
-    title = {"blklst": "BLACKLIST", "whtlst": "WHITELIST"}[name]
-    text = f"{'PROTO':<8} {'VIP:VPORT':<30} {title:<30}\n"
-    for row in sorted(services, key=service_key):
-        for entry in row[LISTS[name]]:
-            shown = f"ipset:{entry[4:]}" if entry.startswith("set:") else entry.removesuffix("/32").removesuffix("/128")
-            text += f"{row['proto'].upper():<8} {service_text(row):<30} {shown:<30}\n"
     return text

@@ -93,7 +93,7 @@ def test_changes_come_into_force_and_listings_show_them(house):
     assert service["servers"][0]["rip"] == "10.1.1.1" and service["lips"][0]["addr"] == "10.2.0.1"
     assert set(service) == {
         "proto", "vip", "vport", "scheduler", "conn_timeout", "no_rs", "expire_quiescent", "one_packet", "quic", "half_open",
-        "client_addr",
+        "client_addr", "deny", "allow", "acl",
         "stats", "rate", "lips", "servers",
     }  # fmt: skip
     assert set(service["stats"]) == {
