@@ -46,10 +46,31 @@ def network_of(key: Key) -> addresses.Network:
     return ipaddress.IPv6Network((key[1:17], key[17] - 1))
 
 
+def _quick(text: str) -> Key | None:
+    """The key of a bare ADDRESS or ADDRESS/LENGTH; None: it is something else."""
+    host, slash, plen = text.partition("/")
+    try:
+        six = ":" in host
+        raw = socket.inet_pton(socket.AF_INET6 if six else socket.AF_INET, host)
+    except (OSError, ValueError):
+        return None
+    most = 128 if six else 32
+    if not slash:
+        return _FAMILIES[6 if six else 4] + raw.ljust(16, b"\0") + bytes([most + 1])
+    length = int(plen) if plen.isascii() and plen.isdecimal() else most + 1
+    if length > most:
+        return None
+    number = int.from_bytes(raw, "big") >> (most - length) << (most - length)
+    return _FAMILIES[6 if six else 4] + number.to_bytes(most // 8, "big").ljust(16, b"\0") + bytes([length + 1])
+
+
 def text_of(key: Key, what: What = (YES, 0)) -> str:
     """An entry as it is written."""
-    net = network_of(key)
-    text = str(net if net.prefixlen < net.max_prefixlen else net.network_address)
+    if key[0] == 4:
+        text, whole = socket.inet_ntop(socket.AF_INET, key[1:5]), 33
+    else:
+        text, whole = str(ipaddress.IPv6Address(key[1:17])), 129
+    text = text if key[17] == whole else f"{text}/{key[17] - 1}"
     return text + (" nomatch" if what[0] == EXCEPT else "") + (f" until {what[1]}" if what[1] else "")
 
 
@@ -82,6 +103,8 @@ def canonical(text: object) -> str:
     """An entry in its one spelling. ValueError in words for the user."""
     if not isinstance(text, str):
         raise ValueError(f"{text!r} is not the text of an entry")
+    if (key := _quick(text)) is not None:
+        return text_of(key)
     found, answer, timeout, until = parse(text)
     word = text.split()[0] if len(found) > 1 else text_of(key_of(found[0]))
     end = f" timeout {timeout}" if timeout else f" until {until}" if until else ""
@@ -98,6 +121,9 @@ def edits_of(entries: Iterable[str]) -> dict[Key, What]:
     """Entries that have no timeout (see stamped)."""
     edits: dict[Key, What] = {}
     for text in entries:
+        if (key := _quick(text)) is not None:
+            edits[key] = (YES, 0)
+            continue
         found, answer, _, until = parse(text)
         edits |= dict.fromkeys(map(key_of, found), (answer, until))
     return edits
@@ -112,6 +138,8 @@ class Packed:
     until: NDArray[np.uint32]
 
     def get(self, key: Key) -> What | None:
+        if not len(self.keys):
+            return None
         at = int(self.keys.searchsorted(key))
         if at == len(self.keys) or self.keys[at] != key:
             return None
