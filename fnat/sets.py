@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 YES, EXCEPT = 1, 2  # answers, as the core has them
 KEY = 18  # bytes of a key: family, address, prefix length + 1
-MOST = 1 << 20  # entries of a set and family
+MOST = 1 << 21  # entries of a set
 TYPES = ("hash:net", "hash:ip", "bitmap:ip")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}")
 _FAMILIES = {4: b"\x04", 6: b"\x06"}

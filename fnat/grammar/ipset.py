@@ -2,7 +2,7 @@
 of sources and are refused.
 
 Different from DPVS on purpose: entries may have a `timeout` as those of ipset(8), a set holds both families, `hashsize`
-and `maxelem` are read and mean nothing because a set grows as it needs to (at most 1 048 576 entries of a family).
+and `maxelem` are read and mean nothing because a set grows as it needs to (at most 2 097 152 entries).
 """
 
 from __future__ import annotations
