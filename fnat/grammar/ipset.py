@@ -1,8 +1,7 @@
 """`dpip ipset …`: sets of addresses, for deny and allow lists. Sets of ports, interfaces or MAC addresses are no lists
 of sources and are refused.
 
-Different from DPVS on purpose: entries may have a `timeout` as those of ipset(8), a set holds both families, `hashsize`
-and `maxelem` are read and mean nothing because a set grows as it needs to (at most 2 097 152 entries).
+Different from DPVS on purpose: entries may have a `timeout` as those of ipset(8), and a set holds both families.
 """
 
 from __future__ import annotations
@@ -93,15 +92,13 @@ def _create(name: str, rest: list[str]) -> Change:
                 "comments on entries are not in fnat",
                 "leave comment out, or keep the entries in a file with # comments",
             )
-        if word not in ("range", "hashsize", "maxelem"):
-            raise Usage(f"{word!r} is not known here", "what may stand here: range hashsize maxelem")
-        if not rest:
-            raise Usage(f"{word} needs a value", f"write {word} VALUE")
-        value = rest.pop(0)
-        if word == "range":
-            change["span"] = _written(value)
-        else:
-            number(value, word, 1, sets.MOST)
+        if word in ("hashsize", "maxelem"):
+            raise Usage(
+                f"{word} is not in fnat: a set grows as it needs to", "leave it out; [host] acl_entries is the room"
+            )
+        if word != "range":
+            raise Usage(f"{word!r} is not known here", "what may stand here: range FIRST-LAST")
+        change["span"] = _written(rest.pop(0) if rest else "")
     if (type == "bitmap:ip") != ("span" in change):
         raise Usage(
             f"ipset create {name} {type}: range is for bitmap:ip, which needs it", "add or leave out range FIRST-LAST"

@@ -452,7 +452,7 @@ def test_who_may_and_why(tmp_path):
 @pytest.mark.parametrize(
     ("words", "change"),
     [
-        ("create bad hash:net hashsize 1024 maxelem 65535", {"op": "set.add", "name": "bad", "type": "hash:net"}),
+        ("create bad hash:net", {"op": "set.add", "name": "bad", "type": "hash:net"}),
         (
             "create map bitmap:ip range 10.0.0.0/24",
             {"op": "set.add", "name": "map", "type": "bitmap:ip", "span": "10.0.0.0/24"},
@@ -477,7 +477,7 @@ def test_words_of_ipset(words, change):
     "words",
     ["create bad hash:ip,port", "create bad bitmap:port", "create bad", "create bad hash:net comment", "add bad",
      "add bad 10.0.0.1,80", "add bad 10.0.0.1 comment x", "frob bad", "create 7 hash:ip", "add bad 10.0.0.1 timeout 0",
-     "create m bitmap:ip", "destroy bad worse"],
+     "create m bitmap:ip", "create m hash:ip maxelem 9", "destroy bad worse"],
 )  # fmt: skip
 def test_words_of_ipset_that_are_refused(words):
     verb, *rest = words.split()
