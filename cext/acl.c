@@ -170,7 +170,8 @@ static bool room_to_die(struct acl_builder *b, u32 more)
     u32 n = b->dead_end - b->dead_first;
     if (b->dead_end + more <= b->dead_room)
         return true;
-    memmove(b->dead, b->dead + b->dead_first, n * sizeof *b->dead);
+    if (b->dead_first)
+        memmove(b->dead, b->dead + b->dead_first, n * sizeof *b->dead);
     b->dead_first = 0, b->dead_end = n;
     if (2 * (n + more) <= b->dead_room)
         return true;
