@@ -62,6 +62,7 @@ struct core {
     struct neigh_table neigh;
     u32 tick;
     u32 index, workers;
+    u32 has_acl; /* of the snapshot */
     struct hash_secret secret;
     struct core_port ports[FNAT_PORTS];
     u16 link_mtu[NEIGH_LINKS]; /* most bytes of an IP packet, by neigh_word_link; 0: the port is down */
@@ -70,8 +71,9 @@ struct core {
     u32 clock_ms, clock_us4;   /* wall clocks for TCP identity, wrapping */
     u32 timeouts[FNAT_STATES]; /* ticks */
     const struct snapshot *snap;
-    const u8 *area;
+    const u8 *area, *acl;
     struct fib fib;
+    u32 acl_sweep; /* connection at which the pass over those that may be denied now goes on; 0: nothing to do */
     u32 routes_version;
     u32 sweep; /* connection at which the pass over next hops goes on; 0: nothing to do */
     u32 neigh_at;

@@ -2,6 +2,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "acl.h"
 #include "clock.h"
 #include "conn.h"
 #include "filter.h"
@@ -50,6 +51,7 @@ void fnat_plane_close(struct fnat_plane *p)
     if (p->handoff)
         handoff_close(p->handoff);
     snapshot_builder_free(p->builder);
+    acl_close(p->acl_builder);
     plane_close(p);
 }
 
@@ -96,6 +98,101 @@ int fnat_put_addresses(struct fnat_plane *p, const struct fnat_address_spec *add
     return snapshot_put_addresses(p, addrs, n);
 }
 int fnat_put_routes(struct fnat_plane *p, const struct fnat_route_spec *routes, uint32_t n) { return snapshot_put_routes(p, routes, n); }
+
+int fnat_put_acl(struct fnat_plane *p, const uint16_t *sets, uint32_t n_deny, uint32_t n_allow)
+{
+    return snapshot_put_acl(p, sets, n_deny, n_allow);
+}
+
+int fnat_acl_make(struct fnat_plane *p, const char *name)
+{
+    struct acl_builder *b = snapshot_acl(p);
+    return b ? acl_make(b, name) : -ENOMEM;
+}
+
+int fnat_acl_drop(struct fnat_plane *p, uint32_t id)
+{
+    struct acl_builder *b = snapshot_acl(p);
+    return b ? acl_drop(b, id) : -ENOMEM;
+}
+
+int fnat_acl_edit(struct fnat_plane *p, uint32_t id, const uint8_t *keys, const uint8_t *answers, uint32_t n, uint32_t *done)
+{
+    struct acl_builder *b = snapshot_acl(p);
+    int rc = b ? 0 : -ENOMEM;
+    for (*done = 0; *done < n && !rc; *done += !rc)
+        rc = answers[*done] > ACL_EXCEPT ? -EINVAL : acl_edit(b, id, keys + (u64)*done * ACL_KEY, answers[*done]);
+    return rc;
+}
+
+int fnat_acl_info(const struct fnat_plane *p, uint32_t id, char name[FNAT_ACL_NAME], uint32_t counts[2])
+{
+    const struct acl_set *s = acl_set_at(p->acl, id);
+    if (!id || id >= ACL_SETS || !s->name[0])
+        return -ENOENT;
+    memcpy(name, s->name, ACL_NAME);
+    if (p->acl_builder && !acl_is_set(p->acl_builder, id))
+        return -ENOENT;
+    if (p->acl_builder) {
+        acl_count(p->acl_builder, id, counts);
+        return 0;
+    }
+    counts[0] = load_relaxed(&s->count[0]), counts[1] = load_relaxed(&s->count[1]);
+    return 0;
+}
+
+int fnat_acl_read(const struct fnat_plane *p, uint32_t id, uint8_t *keys, uint8_t *answers, uint32_t n)
+{
+    if (!id || id >= ACL_SETS)
+        return -ENOENT;
+    return (int)(p->acl_builder ? acl_read_work(p->acl_builder, id, keys, answers, n) : acl_read(p->acl, id, keys, answers, n));
+}
+
+int fnat_acl_test(const struct fnat_plane *p, uint32_t id, uint8_t family, const uint8_t *addr)
+{
+    if (!id || id >= ACL_SETS || !acl_set_at(p->acl, id)->name[0])
+        return -ENOENT;
+    return acl_has(p->acl, id, family, acl_key(family, addr));
+}
+
+int64_t fnat_acl_free(struct fnat_plane *p)
+{
+    struct acl_builder *b = snapshot_acl(p);
+    return b ? (int64_t)acl_free_bytes(b) : -ENOMEM;
+}
+
+uint32_t fnat_acl_recheck(struct fnat_plane *p) { return ++p->header->acl_recheck; }
+
+uint32_t fnat_acl_rechecked(const struct fnat_plane *p)
+{
+    u32 oldest = p->header->acl_recheck;
+    for (u32 i = 0; i < p->config.workers; i++) {
+        const struct worker_header *h = p->maps[i].header;
+        u32 done = load_acquire(&h->acl_rechecked);
+        if (load_acquire(&h->active) && after_u32(oldest, done))
+            oldest = done;
+    }
+    return oldest;
+}
+
+int fnat_acl_stats(const struct fnat_plane *p, uint32_t service, struct fnat_acl_stats *out)
+{
+    u64 sums[2];
+    if (service >= p->config.services)
+        return -ENOENT;
+    snapshot_sum_acl(p, service, sums);
+    *out = (struct fnat_acl_stats){sums[0] - p->services[service].acl[0], sums[1] - p->services[service].acl[1]};
+    return 0;
+}
+
+int fnat_acl_zero(struct fnat_plane *p, uint32_t service)
+{
+    if (service >= p->config.services)
+        return -ENOENT;
+    snapshot_zero_acl(p, service);
+    return 0;
+}
+
 int64_t fnat_publish(struct fnat_plane *p) { return snapshot_publish(p); }
 int64_t fnat_adopted(const struct fnat_plane *p) { return snapshot_adopted(p); }
 

@@ -34,6 +34,7 @@ struct fnat_plane_config {
     uint32_t neighbours;   /* 16..65535 */
     uint32_t frames;       /* frames of each worker, 4 KiB each; 0: none (the caller brings its own queues) */
     uint32_t snapshot_mib; /* room for snapshots */
+    uint32_t acl_mib;      /* room for entries of address sets, at most 65536; 0: none */
 };
 
 struct fnat_plane_info {
@@ -128,6 +129,8 @@ struct fnat_service_spec {
     uint64_t now_ns;     /* when members that come begin to grow */
     uint8_t hash_target; /* FNAT_HASH_*: of a client, for SH, MH and CONHASH */
     uint8_t pad[7];
+    const uint16_t *acl;      /* ids of address sets: those of `deny`, then those of `allow` */
+    uint16_t n_deny, n_allow; /* at most FNAT_ACL_LIST each */
 };
 
 enum { FNAT_ADDR_VIP = 1, FNAT_ADDR_LIP = 2, FNAT_ADDR_SERVED = 4 /* a service on this VIP has a usable RS: FNAT_ECHO_SERVED */ };
@@ -200,6 +203,43 @@ int fnat_put_routes(struct fnat_plane *plane, const struct fnat_route_spec *rout
 /* The way of a flow to this address by the newest snapshot, from the process that publishes: family, gateway, src, port, mtu, kind. A worker's
  * flow is a hash of the client's tuple. -ENETUNREACH no route. */
 int fnat_route_get(const struct fnat_plane *plane, uint8_t family, const uint8_t *addr, uint32_t flow, struct fnat_route_spec *out);
+
+/* Sets of source addresses, in force with the next snapshot. A source passes the general deny list, the general allow list, then the
+ * service's: it is in a list if it is in one of its sets, and in a set if the longest prefix there that holds it is no exception. A list without
+ * sets lets all pass. Looked up once for each new connection. */
+enum { FNAT_ACL_SETS = 16384, FNAT_ACL_NAME = 40, FNAT_ACL_KEY = 18, FNAT_ACL_LIST = 64 };
+enum { FNAT_ACL_NO = 0, FNAT_ACL_YES = 1, FNAT_ACL_EXCEPT = 2 };
+int fnat_put_acl(struct fnat_plane *plane, const uint16_t *sets, uint32_t n_deny, uint32_t n_allow); /* the general lists */
+/* The id of the set of this name, made empty if there is none; what an earlier control made is there. -ENOSPC too many sets. */
+int fnat_acl_make(struct fnat_plane *plane, const char *name);
+/* Nothing that is published next may refer to it. -ENOENT */
+int fnat_acl_drop(struct fnat_plane *plane, uint32_t id);
+/* Put in (FNAT_ACL_YES, _EXCEPT) and take out (FNAT_ACL_NO) n entries. A key is family (4 | 6), 16 bytes of address, prefix length + 1.
+ * -ENOENT one to be taken out is not there, -EINVAL, -ENOSPC; *done entries before it are done. */
+int fnat_acl_edit(struct fnat_plane *plane, uint32_t id, const uint8_t *keys, const uint8_t *answers, uint32_t n, uint32_t *done);
+/* As edited, from the process that edits, else as workers see it: the name and number of entries of a set; -ENOENT; its entries, at most n,
+ * returns how many. As workers see it: is the address in the set? */
+int fnat_acl_info(const struct fnat_plane *plane, uint32_t id, char name[FNAT_ACL_NAME], uint32_t counts[2]);
+int fnat_acl_read(const struct fnat_plane *plane, uint32_t id, uint8_t *keys, uint8_t *answers, uint32_t n);
+int fnat_acl_test(const struct fnat_plane *plane, uint32_t id, uint8_t family, const uint8_t *addr);
+int64_t fnat_acl_free(struct fnat_plane *plane); /* bytes free for entries */
+/* From the next snapshot on every worker goes through its connections and closes those that the lists would not let open; returns the number
+ * of this pass. */
+uint32_t fnat_acl_recheck(struct fnat_plane *plane);
+uint32_t fnat_acl_rechecked(const struct fnat_plane *plane); /* the last pass that every running worker has finished */
+struct fnat_acl_stats {
+    uint64_t denied, not_allowed; /* new connections refused by the service's own lists */
+};
+int fnat_acl_stats(const struct fnat_plane *plane, uint32_t service, struct fnat_acl_stats *out);
+int fnat_acl_zero(struct fnat_plane *plane, uint32_t service); /* those start from 0 */
+/* Measure look-ups of random addresses in a set, 64 side by side: ns of all; floor_ns: touching one random line each of an area as large as
+ * the entries take. hits: how many were in it. */
+struct fnat_acl_bench {
+    uint64_t lookups, hits, ns, floor_ns, alone_ns, area_bytes;
+};
+int fnat_acl_bench(const struct fnat_plane *plane, uint32_t id, uint8_t family, const uint8_t *like, uint8_t plen, uint64_t lookups,
+                   struct fnat_acl_bench *out);
+
 /* Seal and swap; returns the snapshot's number (> 0). What it costs goes with what was put, not with what is there. -EEXIST two
  * ids have one VIP:port/proto or one address, -ENOSPC snapshot area full; then the last snapshot stays in force. */
 int64_t fnat_publish(struct fnat_plane *plane);

@@ -8,7 +8,7 @@
  *   rewrite.h  both addresses, numbers, checksums
  *   clientaddr.h  what tells the RS who the client is: in the first packets of a connection whose service asks for it
  *   neigh.h    the MAC of the next hop         (resolve.h: wait for it)
- * and for a first packet: snapshot.h (whose service?), conn.h (open), again from rewrite.h on.
+ * and for a first packet: snapshot.h (whose service?), admit.h (may this client?), conn.h (open), again from rewrite.h on.
  * icmp.h reads and translates errors about packets of connections; answer.h makes the packets that go back at once.
  * pieces.h is about datagrams in fragments: theirs is the slow way, as it is for what is larger than the MTU and for SCTP (sctp.h).
  *
@@ -16,6 +16,7 @@
  */
 #include "forward.h"
 
+#include "admit.h"
 #include "answer.h"
 #include "clientaddr.h"
 #include "conn.h"
@@ -524,9 +525,12 @@ static enum verdict forward_first(struct core *k, struct packet *p, const struct
         return drop(k, p, DROP_no_conn);
     if (!svc && p->proto == PROTO_UDP && owned->kind == FNAT_ADDR_LIP)
         return drop(k, p, DROP_no_conn);
+    enum counter reason = unlikely(k->has_acl) ? admit(k, p->family, packet_src(p).b, svc) : 0;
+    if (unlikely(reason))
+        return drop(k, p, reason);
     if (!svc)
         return refuse(k, p);
-    enum counter reason = conn_open(k, p, svc, owned->id, &index);
+    reason = conn_open(k, p, svc, owned->id, &index);
     conn_settle(k, UNSETTLED);
     if (likely(!reason)) {
         u64 forwarded = k->counters[CNT_to_rs];
@@ -797,6 +801,8 @@ static always_inline void forward_passes(struct core *k, struct packet *pkts, u3
         p->conn = candidate_in(second_bucket(k, p), p);
         fetch_conn(k, p);
     }
+    if (unlikely(k->has_acl))
+        admit_fetch(k, pkts, n);
     stage_mark(clock, STAGE_FIND);
     for (u32 i = 0; i < n; i++) {
         if (i + HEADERS_AHEAD < n)

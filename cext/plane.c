@@ -4,6 +4,8 @@
 #endif
 #include "plane.h"
 
+#include "acl.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,6 +44,8 @@ static u64 lay_out_plane(struct fnat_plane *p)
     p->neighbours = carve(&area, (u64)c->neighbours * sizeof *p->neighbours);
     p->snapshots_len = (u64)c->snapshot_mib << 20;
     p->snapshots = carve(&area, p->snapshots_len);
+    p->acl_len = acl_area_bytes((u64)c->acl_mib << 20);
+    p->acl = carve(&area, p->acl_len);
     return area.used;
 }
 
@@ -74,7 +78,8 @@ static int check_config(const struct fnat_plane_config *c)
 {
     bool ok = c->workers >= 1 && c->workers <= FNAT_WORKERS && c->conns >= 16 && c->conns < 1u << 29 && c->services >= 1 &&
               c->services <= 1u << 20 && c->members >= 1 && c->members <= 1u << 24 && c->endpoints >= 1 && c->endpoints <= 1u << 24 &&
-              c->neighbours >= 16 && c->neighbours <= 65535 && c->frames <= 1u << 22 && c->snapshot_mib >= 1 && c->snapshot_mib <= 4096;
+              c->neighbours >= 16 && c->neighbours <= 65535 && c->frames <= 1u << 22 && c->snapshot_mib >= 1 && c->snapshot_mib <= 4096 &&
+              c->acl_mib <= 65536;
     return ok ? 0 : -EINVAL;
 }
 

@@ -46,6 +46,7 @@ struct plane_service {
     u32 persistent, persistent_plen;
     u64 conns, packets[2], bytes[2];
     u64 next_new; /* as of a member */
+    u64 acl[2];   /* denied, not allowed: what is taken off the workers' counts */
 };
 
 /* How answers find their worker: one NIC port and flow. */
@@ -72,6 +73,7 @@ struct plane_header {
     u32 steering;       /* rises when one of the steering rules changes */
     u32 spare;
     struct plane_kill kill;
+    u32 acl_recheck; /* rises when connections shall be looked at again */
 };
 
 /* ---- DIR/worker-I ---- */
@@ -97,7 +99,8 @@ struct service_state {
     u32 started, draws; /* of sched.c, as are the next ones */
     u16 light[2];       /* members that were least loaded */
     u32 conns;
-    u32 spare[6];
+    u64 acl_denied, acl_not_allowed;
+    u32 spare[2];
 } cache_aligned;
 
 struct address_state {
@@ -120,8 +123,9 @@ struct worker_header {
     u32 intent;                /* conn whose opening or closing is under way; 0: none */
     u32 cpu;                   /* CPU it runs on, + 1; 0: not yet known */
     u32 spare;
-    u32 kill_done; /* the newest request to end connections that is finished */
-    u64 killed;    /* connections that it ended */
+    u32 kill_done;     /* the newest request to end connections that is finished */
+    u64 killed;        /* connections that it ended */
+    u32 acl_rechecked; /* the last pass over the connections that is finished */
     u64 last_now_ns;
     struct lip_marks lip;
     u64 counters[128];
@@ -162,9 +166,12 @@ struct fnat_plane {
     struct neigh_entry *neighbours;
     u8 *snapshots; /* the area that offsets in snapshots refer to */
     u64 snapshots_len;
+    u8 *acl; /* sets of addresses: acl.h */
+    u64 acl_len;
     struct worker_map maps[FNAT_WORKERS];
     struct fnat_worker *workers[FNAT_WORKERS];  /* only where the plane was created */
     struct snapshot_builder *builder;           /* made at the first put */
+    struct acl_builder *acl_builder;            /* with it */
     struct handoff *handoff;                    /* likewise; NULL with one worker */
     const struct lip_table *lips[FNAT_WORKERS]; /* of the workers */
     bool owner;

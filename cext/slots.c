@@ -20,9 +20,10 @@ static u64 hash_of(const struct snap_member *m, u32 what)
 
 /* ---- where it lies ---- */
 
-static const u8 *behind_lips(const struct snap_service *s)
+static const u8 *behind_ids(const struct snap_service *s)
 {
-    return (const u8 *)s + align_up(sizeof *s + s->n_members * sizeof(struct snap_member) + s->n_lips * sizeof(u16), 8);
+    return (const u8 *)s +
+           align_up(sizeof *s + s->n_members * sizeof(struct snap_member) + (s->n_lips + s->n_deny + s->n_allow) * sizeof(u16), 8);
 }
 
 u64 slots_bytes(u8 sched, u32 n, u32 slots)
@@ -39,14 +40,14 @@ u64 slots_bytes(u8 sched, u32 n, u32 slots)
     }
 }
 
-const u16 *slots_table(const struct snap_service *s) { return (const u16 *)behind_lips(s); }
+const u16 *slots_table(const struct snap_service *s) { return (const u16 *)behind_ids(s); }
 
 /* conhash: the runs, the seeds, the order. */
-static const struct run *runs_of(const struct snap_service *s) { return (const struct run *)behind_lips(s); }
+static const struct run *runs_of(const struct snap_service *s) { return (const struct run *)behind_ids(s); }
 static const u32 *seeds_of(const struct snap_service *s) { return (const u32 *)(runs_of(s) + s->n_members + s->n_members / RUN + 1); }
 const u16 *slots_order(const struct snap_service *s)
 {
-    return s->sched == FNAT_SCHED_FO ? (const u16 *)behind_lips(s) : (const u16 *)(seeds_of(s) + s->n_members);
+    return s->sched == FNAT_SCHED_FO ? (const u16 *)behind_ids(s) : (const u16 *)(seeds_of(s) + s->n_members);
 }
 
 /* ---- Maglev ---- */
@@ -204,7 +205,7 @@ bool slots_copy(struct snap_service *s, const struct snap_service *from)
     }
     s->runs = from->runs;
     if (slots_bytes(s->sched, s->n_members, s->slots))
-        memcpy((u8 *)behind_lips(s), behind_lips(from), slots_bytes(s->sched, s->n_members, s->slots) - 8);
+        memcpy((u8 *)behind_ids(s), behind_ids(from), slots_bytes(s->sched, s->n_members, s->slots) - 8);
     return true;
 }
 

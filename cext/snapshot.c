@@ -10,6 +10,8 @@
  */
 #include "slots.h"
 
+#include "acl.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <time.h>
@@ -31,6 +33,8 @@ struct draft {
 };
 
 struct snapshot_builder {
+    u16 acl[2 * FNAT_ACL_LIST], n_deny, n_allow;
+    u32 services_with_acl;
     struct fnat_settings settings;
     struct fnat_port_spec ports[FNAT_PORTS];
     u32 *blobs, *published;                                /* by service id; 0: none */
@@ -197,16 +201,16 @@ static bool room_to_die(struct snapshot_builder *b, u32 more)
 
 /* ---- the builder ---- */
 
-static u64 blob_bytes(u8 sched, u32 n_members, u32 n_lips, u32 slots)
+static u64 blob_bytes(u8 sched, u32 n_members, u32 n_ids, u32 slots) /* n_ids: LIPs and address sets */
 {
-    return sizeof(struct snap_service) + n_members * sizeof(struct snap_member) + n_lips * sizeof(u16) +
+    return sizeof(struct snap_service) + n_members * sizeof(struct snap_member) + n_ids * sizeof(u16) +
            slots_bytes(sched, n_members, slots);
 }
 
 static u32 blob_units(const struct fnat_plane *p, u32 at)
 {
     const struct snap_service *s = snapshot_at(p->snapshots, at);
-    return units_of(blob_bytes(s->sched, s->n_members, s->n_lips, s->slots));
+    return units_of(blob_bytes(s->sched, s->n_members, s->n_lips + s->n_deny + s->n_allow, s->slots));
 }
 
 static void keep_until_replaced(struct snapshot_builder *b, u32 at, u32 units)
@@ -271,10 +275,12 @@ static struct snapshot_builder *builder_of(struct fnat_plane *p)
     b->used = calloc(b->units / 64 + 1, sizeof *b->used);
     snapshot_default_settings(&b->settings);
     u64 word = load_acquire(&p->header->snapshot);
+    if (!p->acl_builder)
+        p->acl_builder = acl_open(p->acl, p->acl_len, (u32)(word >> 32));
     b->seq = (u32)(word >> 32);
     b->routes_version = b->seq + 1; /* a new control process means new routes */
     if (!b->blobs || !b->published || !b->addresses || !b->addresses_there || !b->services.is_dirty || !b->owned.is_dirty || !b->used ||
-        (b->seq && !keep_old_snapshot(p, b, (u32)word))) {
+        !p->acl_builder || (b->seq && !keep_old_snapshot(p, b, (u32)word))) {
         snapshot_builder_free(b);
         return NULL;
     }
@@ -366,6 +372,23 @@ static void move_member(struct fnat_plane *p, u32 id, u32 service);
 
 /* ns between two new connections, never a bit too short. */
 static u32 period_of(u32 rate) { return rate ? (u32)((1000000000ull + rate - 1) / rate) : 0; }
+/* Blobs that were put and have lists. */
+static void count_acl(struct fnat_plane *p, struct snapshot_builder *b, u32 at, u32 step)
+{
+    const struct snap_service *s = at ? snapshot_at(p->snapshots, at) : NULL;
+    if (s && s->n_deny + s->n_allow)
+        b->services_with_acl += step;
+}
+
+static bool are_sets(const struct fnat_plane *p, const u16 *sets, u32 n_deny, u32 n_allow)
+{
+    if (n_deny > FNAT_ACL_LIST || n_allow > FNAT_ACL_LIST)
+        return false;
+    for (u32 i = 0; i < n_deny + n_allow; i++)
+        if (!acl_is_set(p->acl_builder, sets[i]))
+            return false;
+    return true;
+}
 
 /* A blob that was put and put again before it was published: nobody has seen it. */
 static void forget_unpublished(struct fnat_plane *p, struct snapshot_builder *b, u32 id)
@@ -441,7 +464,7 @@ static void fill_service(struct snap_service *s, const struct fnat_service_spec 
     s->persistent = svc->persistent;
     s->max_conns = svc->max_conns, s->per_client = svc->per_client;
     s->new_per_s = svc->new_per_s, s->new_period = period_of(svc->new_per_s);
-    s->n_members = svc->n_members, s->n_lips = svc->n_lips;
+    s->n_members = svc->n_members, s->n_lips = svc->n_lips, s->n_deny = svc->n_deny, s->n_allow = svc->n_allow;
     s->slots = svc->sched == FNAT_SCHED_MH ? svc->slots : 0, s->slow_start = svc->slow_start, s->hash_target = svc->hash_target;
 }
 
@@ -471,7 +494,7 @@ int snapshot_owners(const struct fnat_service_spec *svc, const struct fnat_membe
     if (!s)
         return -ENOMEM;
     fill_service(s, svc);
-    s->n_lips = 0;
+    s->n_lips = s->n_deny = s->n_allow = 0;
     for (u32 i = 0; i < svc->n_members; i++)
         fill_member(s, i, &members[i]);
     int rc = s->usable ? slots_build(s) : -EINVAL;
@@ -488,16 +511,19 @@ int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *s
         return -ENOMEM;
     if (svc->id >= p->config.services || !is_family(svc->family) || !is_proto(svc->proto) || !svc->vport || !can_schedule(svc) ||
         svc->new_per_s > FNAT_RATE_MOST || svc->per_client >= 1u << 24 || svc->persistent > FNAT_PERSISTENT_MOST ||
-        svc->persistent_plen > (svc->family == 4 ? 32u : 128u) || svc->n_members > 65535 || svc->n_lips > 65535 || !is_client_addr(svc->client_addr, svc->proto) ||
+        svc->persistent_plen > (svc->family == 4 ? 32u : 128u) || svc->n_members > 65535 || svc->n_lips > 65535 ||
+        !is_client_addr(svc->client_addr, svc->proto) ||
         (svc->flags & FNAT_SVC_QUIC && (svc->proto != PROTO_UDP || svc->flags & FNAT_SVC_ONE_PACKET)))
         return -EINVAL;
     for (u32 i = 0; i < svc->n_members; i++)
         if (members[i].id >= p->config.members || !is_family(members[i].family) || !members[i].rport || members[i].role >= FNAT_ROLES ||
             members[i].new_per_s > FNAT_RATE_MOST)
             return -EINVAL;
+    if (!are_sets(p, svc->acl, svc->n_deny, svc->n_allow))
+        return -EINVAL;
     if (!touch(&b->services, svc->id))
         return -ENOMEM;
-    u32 at = take_space(p, b, blob_bytes(svc->sched, svc->n_members, svc->n_lips, svc->slots));
+    u32 at = take_space(p, b, blob_bytes(svc->sched, svc->n_members, svc->n_lips + svc->n_deny + svc->n_allow, svc->slots));
     if (!at)
         return -ENOSPC;
     struct snap_service *s = (struct snap_service *)(p->snapshots + (u64)at * 64);
@@ -505,6 +531,8 @@ int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *s
     for (u32 i = 0; i < svc->n_members; i++)
         fill_member(s, i, &members[i]);
     memcpy((u16 *)(s->members + s->n_members), lips, svc->n_lips * sizeof(u16));
+    for (u32 i = 0; i < (u32)svc->n_deny + svc->n_allow; i++)
+        ((u16 *)snap_service_acl(s))[i] = svc->acl[i];
     if (!slots_copy(s, b->blobs[svc->id] ? snapshot_at(p->snapshots, b->blobs[svc->id]) : NULL) && slots_build(s)) {
         mark(b, at, blob_units(p, at), false);
         return -ENOMEM;
@@ -520,6 +548,8 @@ int snapshot_put_service(struct fnat_plane *p, const struct fnat_service_spec *s
     store_relaxed(&p->services[svc->id].conn_timeout, svc->conn_timeout);
     store_relaxed(&p->services[svc->id].persistent, svc->persistent);
     store_relaxed(&p->services[svc->id].persistent_plen, svc->persistent_plen);
+    count_acl(p, b, b->blobs[svc->id], -1u);
+    count_acl(p, b, at, 1);
     forget_unpublished(p, b, svc->id);
     b->blobs[svc->id] = at;
     return 0;
@@ -556,17 +586,31 @@ static void move_member(struct fnat_plane *p, u32 id, u32 service)
     p->services[service].members = id + 1;
 }
 
+void snapshot_sum_acl(const struct fnat_plane *p, u32 service, u64 sums[2])
+{
+    sums[0] = sums[1] = 0;
+    for (u32 w = 0; w < p->config.workers; w++) {
+        sums[0] += load_relaxed(&p->maps[w].services[service].acl_denied);
+        sums[1] += load_relaxed(&p->maps[w].services[service].acl_not_allowed);
+    }
+}
+
+void snapshot_zero_acl(struct fnat_plane *p, u32 service) { snapshot_sum_acl(p, service, p->services[service].acl); }
+
 int snapshot_del_service(struct fnat_plane *p, u32 id)
 {
     struct snapshot_builder *b = builder_of(p);
     if (!b)
         return -ENOMEM;
+    if (id < p->config.services)
+        snapshot_zero_acl(p, id); /* who gets the id next starts from 0 */
     if (id >= p->config.services || !b->blobs[id])
         return -ENOENT;
     if (!touch(&b->services, id))
         return -ENOMEM;
     for (u32 m = p->services[id].members; m; m = p->members[m - 1].next)
         store_relaxed(&p->members[m - 1].usable, 0);
+    count_acl(p, b, b->blobs[id], -1u);
     forget_unpublished(p, b, id);
     b->blobs[id] = 0;
     return 0;
@@ -633,6 +677,27 @@ int snapshot_put_routes(struct fnat_plane *p, const struct fnat_route_spec *rout
     b->host_routes = false;
     for (u32 i = 0; i < n; i++)
         b->host_routes |= routes[i].kind == FNAT_ROUTE_HOST;
+    return 0;
+}
+
+struct acl_builder *snapshot_acl(struct fnat_plane *p)
+{
+    if (!builder_of(p))
+        return NULL;
+    acl_reclaim(p->acl_builder, (u32)snapshot_adopted(p));
+    return p->acl_builder;
+}
+
+int snapshot_put_acl(struct fnat_plane *p, const u16 *sets, u32 n_deny, u32 n_allow)
+{
+    struct snapshot_builder *b = builder_of(p);
+    if (!b)
+        return -ENOMEM;
+    if (!are_sets(p, sets, n_deny, n_allow))
+        return -EINVAL;
+    if (n_deny + n_allow)
+        memcpy(b->acl, sets, (n_deny + n_allow) * sizeof *sets);
+    b->n_deny = (u16)n_deny, b->n_allow = (u16)n_allow;
     return 0;
 }
 
@@ -915,6 +980,10 @@ s64 snapshot_publish(struct fnat_plane *p)
     s->fib_at = fib;
     s->fib = new_routes ? b->routes_sizes : b->fib;
     s->has_host_routes = b->host_routes;
+    s->n_deny = b->n_deny, s->n_allow = b->n_allow;
+    memcpy(s->acl, b->acl, sizeof s->acl);
+    s->acl_recheck = p->header->acl_recheck;
+    s->has_acl = b->n_deny || b->n_allow || b->services_with_acl;
 
     settle_table(&services, &b->services);
     settle_table(&owned, &b->owned);
@@ -927,6 +996,7 @@ s64 snapshot_publish(struct fnat_plane *p)
     retire(b, b->header_at, units_of(sizeof *s));
     b->header_at = at;
     b->seq = s->seq;
+    acl_commit(p->acl_builder, s->seq);
     store_release(&p->header->snapshot, (u64)s->seq << 32 | at);
     return s->seq;
 

@@ -38,6 +38,7 @@ struct snap_service {
     u32 slots, runs;            /* of slots.h */
     u32 slow_start;             /* seconds */
     u32 roles;                  /* of members with weight, as bits */
+    u16 n_deny, n_allow;        /* address sets, behind the LIPs */
     u8 hash_target, pad2[3];
     struct snap_member members[];
 };
@@ -88,11 +89,16 @@ struct snapshot {
     u32 fib_at;
     struct fib_sizes fib;
     u32 has_host_routes;
-    u32 routes_version; /* changes with the routes */
+    u32 routes_version;  /* changes with the routes */
+    u16 n_deny, n_allow; /* the general lists */
+    u16 acl[2 * FNAT_ACL_LIST];
+    u32 has_acl;     /* a list of anybody has sets */
+    u32 acl_recheck; /* changes when connections shall be looked at again */
 };
 
 static inline const void *snapshot_at(const u8 *area, u32 unit) { return area + (u64)unit * 64; }
 static inline const u16 *snap_service_lips(const struct snap_service *s) { return (const u16 *)(s->members + s->n_members); }
+static inline const u16 *snap_service_acl(const struct snap_service *s) { return snap_service_lips(s) + s->n_lips; }
 
 const struct snap_service *snapshot_service(const struct snapshot *s, const u8 *area, const struct hash_secret *k, const u8 vip[16],
                                             u16 vport, u8 proto, u8 family);
@@ -113,6 +119,10 @@ int snapshot_put_address(struct fnat_plane *p, const struct fnat_address_spec *a
 int snapshot_del_address(struct fnat_plane *p, u16 id);
 int snapshot_put_addresses(struct fnat_plane *p, const struct fnat_address_spec *addrs, u32 n);
 int snapshot_put_routes(struct fnat_plane *p, const struct fnat_route_spec *routes, u32 n);
+int snapshot_put_acl(struct fnat_plane *p, const u16 *sets, u32 n_deny, u32 n_allow);
+void snapshot_zero_acl(struct fnat_plane *p, u32 service);
+void snapshot_sum_acl(const struct fnat_plane *p, u32 service, u64 sums[2]); /* of all workers, from the beginning */
+struct acl_builder *snapshot_acl(struct fnat_plane *p);                      /* to edit sets; NULL: no memory */
 s64 snapshot_publish(struct fnat_plane *p);
 s64 snapshot_adopted(const struct fnat_plane *p);
 void snapshot_builder_free(struct snapshot_builder *b);

@@ -9,6 +9,7 @@
 #endif
 #include "worker.h"
 
+#include "admit.h"
 #include "announce.h"
 #include "clock.h"
 #include "conn.h"
@@ -39,6 +40,7 @@ static void bind_core(struct core *k, struct fnat_plane *p, u32 index)
     k->workers = p->config.workers;
     k->secret = p->header->secret;
     k->area = p->snapshots;
+    k->acl = p->acl;
     k->header = m->header;
     k->counters = m->header->counters;
     k->wheel = &m->header->wheel;
@@ -211,6 +213,9 @@ static void adopt_snapshot(struct fnat_worker *w, u64 word)
         k->sweep = 1;
     k->routes_version = s->routes_version;
     announce_adopt(k);
+    k->has_acl = s->has_acl;
+    if (s->acl_recheck != k->header->acl_rechecked)
+        k->acl_sweep = 1;
     store_release(&k->header->snapshot_seq, s->seq);
 }
 
@@ -434,6 +439,8 @@ static void tick(struct fnat_worker *w)
         kill_turn(w);
     if (unlikely(k->sweep))
         conn_sweep_routes(k, SWEEP_PER_TURN);
+    if (unlikely(k->acl_sweep))
+        admit_sweep(k, SWEEP_PER_TURN);
     k->counters[TAKEN_endpoints] = k->header->lip.endpoints_used;
     k->counters[TAKEN_port_chunks] = k->header->lip.blocks_used;
     k->counters[TAKEN_datagrams] = k->frags.count;
@@ -573,7 +580,7 @@ static void sleep_until_work(struct fnat_worker *w, u64 now_ns)
 static bool is_idle(const struct fnat_worker *w)
 {
     const struct core *k = &w->core;
-    return !w->kill_at && !k->own_count && !k->sweep && !k->announcer.due && !after_u32(k->tick, k->wheel->now);
+    return !w->kill_at && !k->own_count && !k->sweep && !k->acl_sweep && !k->announcer.due && !after_u32(k->tick, k->wheel->now);
 }
 
 /* ---- how long turns take ---- */

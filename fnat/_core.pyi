@@ -14,6 +14,7 @@ class PlaneInfo(TypedDict):
     neighbours: int
     frames: int
     snapshot_mib: int
+    acl_mib: int
     plane_bytes: int
     worker_bytes: int
     frames_bytes: int
@@ -166,6 +167,7 @@ class Plane:
         neighbours: int = 4096,
         frames: int = 4096,
         snapshot_mib: int = 16,
+        acl_mib: int = 0,
         fresh: bool = False,
     ) -> Plane: ...
     @staticmethod
@@ -179,6 +181,7 @@ class Plane:
         neighbours: int,
         frames: int,
         snapshot_mib: int,
+        acl_mib: int = 0,
     ) -> PlaneInfo:
         """What a plane of these sizes would take, by the layout itself; nothing is made."""
     @staticmethod
@@ -237,6 +240,8 @@ class Plane:
         limits: dict[int, tuple[str, int, int, int]] | None = None,
         draining: dict[int, bool] = ...,
         lips: list[int] = ...,
+        deny: list[int] = ...,
+        allow: list[int] = ...,
     ) -> None:
         """members: (member id, rip, rport, weight); limits: of members that have any, by member id: ("active", "backup"
         or "sorry", upper, lower, new connections a second); draining: members that get no new connections; True: but of
@@ -261,6 +266,32 @@ class Plane:
         equal-cost routes to a prefix or 255 different MTUs. ValueError: gateway or src of the other family."""
     def route_get(self, addr: str, flow: int = 0) -> Hop | None:
         """The way of a flow (any 32-bit number) by the snapshot this plane published last; None: no route."""
+    def put_acl(self, deny: list[int], allow: list[int]) -> None:
+        """The general lists: ids of address sets, at most 64 each."""
+    def acl_make(self, name: str) -> int:
+        """The id of the set of this name, made empty if there is none."""
+    def acl_drop(self, id: int) -> None:
+        """No list that is published next may name it."""
+    def acl_edit(self, id: int, keys: bytes, answers: bytes) -> None:
+        """Put in and take out entries. keys: 18 bytes each, family, address, prefix length + 1; answers: 1 in the set,
+        2 an exception, 0 take it out. ENOENT it is not there, ENOSPC; those before it are done."""
+    def acl_sets(self) -> list[tuple[int, str, int, int]]:
+        """(id, name, IPv4 entries, IPv6 entries)."""
+    def acl_read(self, id: int) -> tuple[bytes, bytes]:
+        """Keys and answers of a set as edited, in no order."""
+    def acl_test(self, id: int, addr: str) -> bool:
+        """Is the address in the set that workers see?"""
+    def acl_free(self) -> int:
+        """Bytes free for entries."""
+    def acl_recheck(self) -> int:
+        """From the next snapshot on workers look at their connections again; the number of this pass."""
+    def acl_rechecked(self) -> int:
+        """The last pass that all running workers have finished."""
+    def acl_stats(self, service: int) -> tuple[int, int]:
+        """New connections denied, and not allowed, by the lists of the service."""
+    def acl_zero(self, service: int) -> None: ...
+    def acl_bench(self, id: int, like: str, lookups: int) -> dict[str, int]:
+        """Look-ups of random addresses inside a prefix; see fnat_acl_bench in cext/fnat.h."""
     def publish(self) -> int: ...
     def adopted(self) -> int: ...
     def put_steering(self, port: int, flow: str, rule: Rule) -> None:

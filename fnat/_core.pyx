@@ -35,7 +35,7 @@ cdef extern from "fnat.h" nogil:
     struct frame_pool:
         pass
     struct fnat_plane_config:
-        uint32_t workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib
+        uint32_t workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib, acl_mib
     struct fnat_plane_info:
         fnat_plane_config config
         uint64_t plane_bytes, worker_bytes, frames_bytes, conn_bytes
@@ -54,6 +54,8 @@ cdef extern from "fnat.h" nogil:
         uint32_t conn_timeout, half_open, persistent, persistent_plen, max_conns, new_per_s, per_client, n_members, n_lips, slow_start, slots
         uint64_t now_ns
         uint8_t hash_target
+        const uint16_t *acl
+        uint16_t n_deny, n_allow
     struct fnat_address_spec:
         uint8_t addr[16]
         uint16_t id
@@ -145,6 +147,25 @@ cdef extern from "fnat.h" nogil:
     int fnat_put_addresses(fnat_plane *plane, const fnat_address_spec *addrs, uint32_t n)
     int fnat_put_routes(fnat_plane *plane, const fnat_route_spec *routes, uint32_t n)
     int fnat_route_get(const fnat_plane *plane, uint8_t family, const uint8_t *addr, uint32_t flow, fnat_route_spec *out)
+    enum: FNAT_ACL_SETS, FNAT_ACL_NAME, FNAT_ACL_KEY
+    struct fnat_acl_stats_fields "fnat_acl_stats":
+        uint64_t denied, not_allowed
+    struct fnat_acl_bench_fields "fnat_acl_bench":
+        uint64_t lookups, hits, ns, floor_ns, alone_ns, area_bytes
+    int fnat_put_acl(fnat_plane *plane, const uint16_t *sets, uint32_t n_deny, uint32_t n_allow)
+    int fnat_acl_make(fnat_plane *plane, const char *name)
+    int fnat_acl_drop(fnat_plane *plane, uint32_t id)
+    int fnat_acl_edit(fnat_plane *plane, uint32_t id, const uint8_t *keys, const uint8_t *answers, uint32_t n, uint32_t *done)
+    int fnat_acl_info(const fnat_plane *plane, uint32_t id, char *name, uint32_t *counts)
+    int fnat_acl_read(const fnat_plane *plane, uint32_t id, uint8_t *keys, uint8_t *answers, uint32_t n)
+    int fnat_acl_test(const fnat_plane *plane, uint32_t id, uint8_t family, const uint8_t *addr)
+    int64_t fnat_acl_free(fnat_plane *plane)
+    uint32_t fnat_acl_recheck(fnat_plane *plane)
+    uint32_t fnat_acl_rechecked(const fnat_plane *plane)
+    int fnat_acl_stats(const fnat_plane *plane, uint32_t service, fnat_acl_stats_fields *out)
+    int fnat_acl_zero(fnat_plane *plane, uint32_t service)
+    int fnat_acl_bench(const fnat_plane *plane, uint32_t id, uint8_t family, const uint8_t *like, uint8_t plen, uint64_t lookups,
+                       fnat_acl_bench_fields *out)
     int64_t fnat_publish(fnat_plane *plane)
     int64_t fnat_adopted(const fnat_plane *plane)
     int fnat_put_steering(fnat_plane *plane, uint8_t port, uint8_t flow, const fnat_steering_spec *spec)
@@ -482,10 +503,11 @@ def monotonic_ns():
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
 
-cdef fnat_plane_config make_config(workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib):
+cdef fnat_plane_config make_config(workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib, acl_mib):
     cdef fnat_plane_config config
     config.workers, config.conns, config.services, config.members = workers, conns, services, members
     config.endpoints, config.neighbours, config.frames, config.snapshot_mib = endpoints, neighbours, frames, snapshot_mib
+    config.acl_mib = acl_mib
     return config
 
 
@@ -507,8 +529,8 @@ cdef class Plane:
 
     @staticmethod
     def create(directory, *, workers=1, conns=65536, services=1024, members=8192, endpoints=8192, neighbours=4096, frames=4096,
-               snapshot_mib=16, fresh=False):
-        cdef fnat_plane_config config = make_config(workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib)
+               snapshot_mib=16, acl_mib=0, fresh=False):
+        cdef fnat_plane_config config = make_config(workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib, acl_mib)
         cdef int flags = (FNAT_ANON if directory is None else 0) | (FNAT_FRESH if fresh else 0)
         cdef bytes path = b"" if directory is None else os.fsencode(directory)
         cdef Plane plane = Plane.__new__(Plane)
@@ -517,8 +539,8 @@ cdef class Plane:
         return plane
 
     @staticmethod
-    def measure(*, workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib):
-        cdef fnat_plane_config config = make_config(workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib)
+    def measure(*, workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib, acl_mib=0):
+        cdef fnat_plane_config config = make_config(workers, conns, services, members, endpoints, neighbours, frames, snapshot_mib, acl_mib)
         cdef fnat_plane_info info
         check(fnat_plane_measure(&config, &info), f"a plane of {workers} workers with {conns} connections each")
         return info_dict(&info)
@@ -574,7 +596,8 @@ cdef class Plane:
 
     def put_service(self, id, vip, vport, proto, *, scheduler="rr", no_rs_reset=False, expire_quiescent=False, one_packet=False, quic=False, conn_timeout=0,
                     half_open=0, persistent=0, persistent_plen=None, max_conns=0, new_per_s=0, per_client=0, client_addr="none",
-                    hash_target="sip", hash_slots=65537, slow_start=0, now_ns=None, members=(), limits=None, draining={}, lips=()):
+                    hash_target="sip", hash_slots=65537, slow_start=0, now_ns=None, members=(), limits=None, draining={}, lips=(),
+                    deny=(), allow=()):
         cdef fnat_service_spec s
         cdef fnat_member_spec *m = NULL
         cdef uint16_t *l = NULL
@@ -592,7 +615,7 @@ cdef class Plane:
         s.hash_target, s.slots, s.slow_start = HASH_TARGETS[hash_target], hash_slots, slow_start
         s.now_ns = monotonic_ns() if now_ns is None else now_ns
         m = <fnat_member_spec *>calloc(len(members) + 1, sizeof(fnat_member_spec))
-        l = <uint16_t *>calloc(len(lips) + 1, sizeof(uint16_t))
+        l = <uint16_t *>calloc(len(lips) + len(deny) + len(allow) + 1, sizeof(uint16_t))
         try:
             if m == NULL or l == NULL:
                 raise MemoryError
@@ -606,6 +629,9 @@ cdef class Plane:
                     m[i].flags = FNAT_MEMBER_DRAINS if draining[member] else FNAT_MEMBER_DRAINS | FNAT_MEMBER_LEAVES
             for i, lip in enumerate(lips):
                 l[i] = lip
+            for i, acl in enumerate((*deny, *allow)):
+                l[len(lips) + i] = acl
+            s.acl, s.n_deny, s.n_allow = l + len(lips), len(deny), len(allow)
             check(fnat_put_service(self.handle(), &s, m, l), f"service {vip}:{vport}, scheduler {scheduler}, client address {client_addr}")
         finally:
             free(m)
@@ -613,6 +639,84 @@ cdef class Plane:
 
     def del_service(self, id):
         check(fnat_del_service(self.handle(), id), f"service id {id}")
+
+    def put_acl(self, deny, allow):
+        cdef uint16_t sets[256]
+        if len(deny) + len(allow) > 128:
+            raise ValueError("a list names at most 64 sets")
+        for i, acl in enumerate((*deny, *allow)):
+            sets[i] = acl
+        check(fnat_put_acl(self.handle(), sets, len(deny), len(allow)), "general lists")
+
+    def acl_make(self, name):
+        cdef bytes raw = name.encode()
+        return check(fnat_acl_make(self.handle(), <const char *>raw), f"address set {name}")
+
+    def acl_drop(self, id):
+        check(fnat_acl_drop(self.handle(), id), f"address set {id}")
+
+    def acl_edit(self, id, keys, answers):
+        cdef const uint8_t[::1] k = keys
+        cdef const uint8_t[::1] a = answers
+        cdef uint32_t done = 0, n = len(a), number = id
+        cdef int rc = 0
+        if len(k) != 18 * n:
+            raise ValueError("a key is 18 bytes")
+        if n:
+            self.handle()
+            with nogil:
+                rc = fnat_acl_edit(self.p, number, &k[0], &a[0], n, &done)
+        check(rc, f"entry {done} for address set {id}")
+
+    def acl_sets(self):
+        cdef char name[40]
+        cdef uint32_t counts[2]
+        found = []
+        for id in range(1, FNAT_ACL_SETS):
+            if fnat_acl_info(self.handle(), id, name, counts) == 0:
+                found.append((id, (<bytes>name).decode(), counts[0], counts[1]))
+        return found
+
+    def acl_read(self, id):
+        cdef char name[40]
+        cdef uint32_t counts[2]
+        check(fnat_acl_info(self.handle(), id, name, counts), f"address set {id}")
+        cdef uint32_t n = counts[0] + counts[1]
+        cdef bytearray keys = bytearray(18 * n + 1), answers = bytearray(n + 1)
+        cdef uint8_t[::1] k = keys
+        cdef uint8_t[::1] a = answers
+        n = check(fnat_acl_read(self.p, id, &k[0], &a[0], n), f"address set {id}")
+        return bytes(keys[:18 * n]), bytes(answers[:n])
+
+    def acl_test(self, id, addr):
+        cdef uint8_t raw[16]
+        cdef uint8_t family = put_addr(raw, addr)
+        return bool(check(fnat_acl_test(self.handle(), id, family, raw), f"address set {id}"))
+
+    def acl_free(self):
+        return fnat_acl_free(self.handle())
+
+    def acl_recheck(self):
+        return fnat_acl_recheck(self.handle())
+
+    def acl_rechecked(self):
+        return fnat_acl_rechecked(self.handle())
+
+    def acl_stats(self, service):
+        cdef fnat_acl_stats_fields s
+        check(fnat_acl_stats(self.handle(), service, &s), f"service id {service}")
+        return s.denied, s.not_allowed
+
+    def acl_zero(self, service):
+        check(fnat_acl_zero(self.handle(), service), f"service id {service}")
+
+    def acl_bench(self, id, like, lookups):
+        cdef uint8_t raw[16]
+        cdef fnat_acl_bench_fields out
+        address, _, plen = like.partition("/")
+        cdef uint8_t family = put_addr(raw, address)
+        check(fnat_acl_bench(self.handle(), id, family, raw, int(plen), lookups, &out), f"address set {id}")
+        return out
 
     def put_address(self, id, addr, kind, port):
         cdef fnat_address_spec a

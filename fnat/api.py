@@ -24,6 +24,8 @@ from fnat.config import explain
 from fnat.control import Control
 from fnat.errors import ChangeError, FnatError
 from fnat.model import (
+    AclTest,
+    AclView,
     AddressView,
     AppliedView,
     ChangeRequest,
@@ -35,11 +37,14 @@ from fnat.model import (
     ConnQuery,
     HeadroomView,
     Ip,
+    Key,
     NeighbourView,
     PortView,
     Proto,
     RouteView,
     ServiceView,
+    SetPage,
+    SetView,
     StatusView,
     WorkerView,
 )
@@ -83,6 +88,33 @@ def create_app(control: Control, counter_names: Sequence[tuple[str, str, str]] |
     def services(proto: Proto | None = None, vip: Ip | None = None, vport: PortNumberQuery = None) -> list[ServiceView]:
         """Services in order of creation, with LIPs and RSs, counters and true rates per second."""
         return engine.services(proto, vip, vport)
+
+    @app.get("/v1/acl")
+    def acl() -> AclView:
+        """The general deny and allow list; those of a service are shown with it."""
+        return engine.acl()
+
+    @app.get("/v1/acl/test")
+    def acl_test(addr: Ip, proto: Proto | None = None, vip: Ip | None = None, vport: PortNumberQuery = None) -> AclTest:
+        """May this address open a connection to the service? Without one: do the general lists let it?"""
+        key = Key(proto, vip, vport) if proto and vip and vport else None
+        return engine.acl_test(addr, key)
+
+    @app.get("/v1/sets")
+    def sets() -> list[SetView]:
+        return engine.sets()
+
+    @app.get("/v1/sets/{name}")
+    def set_page(
+        name: str, start: Annotated[int, Query(ge=0)] = 0, limit: Annotated[int, Query(ge=1, le=65536)] = 8192
+    ) -> SetPage:
+        """Entries of a set in order; `next` null: the end."""
+        return engine.set_page(name, start, limit)
+
+    @app.get("/v1/sets/{name}/test")
+    def set_test(name: str, addr: Ip) -> AclTest:
+        """Is the address in the set, and by which entry?"""
+        return engine.set_test(name, addr)
 
     @app.get("/v1/conns", response_model=ConnPage)
     def conns(

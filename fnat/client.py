@@ -11,6 +11,8 @@ import httpx
 
 from fnat.errors import ChangeError, EngineError, FnatError, NotRunning, PrivilegeError
 from fnat.model import (
+    AclTest,
+    AclView,
     AddressView,
     AppliedView,
     ApplyView,
@@ -27,6 +29,8 @@ from fnat.model import (
     PortView,
     RouteView,
     ServiceView,
+    SetPage,
+    SetView,
     StatusView,
     WorkerView,
     change_as_json,
@@ -69,6 +73,28 @@ class Client:
         self, *, proto: str | None = None, vip: str | None = None, vport: int | None = None
     ) -> list[ServiceView]:
         return cast(list[ServiceView], self._get("/v1/services", proto=proto, vip=vip, vport=vport))
+
+    def acl(self) -> AclView:
+        return cast(AclView, self._get("/v1/acl"))
+
+    def acl_test(
+        self, addr: str, *, proto: str | None = None, vip: str | None = None, vport: int | None = None
+    ) -> AclTest:
+        return cast(AclTest, self._get("/v1/acl/test", addr=addr, proto=proto, vip=vip, vport=vport))
+
+    def sets(self) -> list[SetView]:
+        return cast(list[SetView], self._get("/v1/sets"))
+
+    def set_entries(self, name: str) -> Iterator[str]:
+        """All entries of a set, page by page."""
+        start: int | None = 0
+        while start is not None:
+            page = cast(SetPage, self._get(f"/v1/sets/{name}", start=start))
+            yield from page["entries"]
+            start = page["next"]
+
+    def set_test(self, name: str, addr: str) -> AclTest:
+        return cast(AclTest, self._get(f"/v1/sets/{name}/test", addr=addr))
 
     def conn_page(self, *, cursor: str | None = None, **filters: str | int | None) -> ConnPage:
         """One page of connections; filters: worker and those of ConnFilter; limit: of the page."""

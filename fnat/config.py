@@ -18,6 +18,7 @@ import ipaddress
 import json
 import re
 import socket
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ import rtoml
 from pydantic import ValidationError
 
 from fnat import addresses as words
-from fnat import plan
+from fnat import plan, sets
 from fnat.errors import ChangeError, ConfigError
 from fnat.model import (
     CHANGE,
@@ -36,6 +37,7 @@ from fnat.model import (
     NODE_WORDS,
     PORT_NAME,
     PROTOS,
+    Acl,
     Address,
     Change,
     Config,
@@ -47,6 +49,7 @@ from fnat.model import (
     Route,
     Service,
     Services,
+    SetAdd,
     Table,
     Timeouts,
     ip,
@@ -72,12 +75,15 @@ _LIMITS = {  # key of `limits` -> field of the service
 _TIMES = ("conn_timeout", "slow_start", "persistent")  # fields of the service that are seconds
 _SERVER_FIELDS = plan.SERVER_FIELDS
 _COUNTS = ("upper", "lower", "max_new_per_s")  # fields of a server that are counts
-_PLAIN = tuple(f for f in plan.SERVICE_FIELDS if f not in ("client_addr", *_LIMITS.values()))
-_SERVICE_KEYS = ("listen", "proto", "port", *_PLAIN, "client_addr", "limits", "lips", "rs")
+_LISTS = ("deny", "allow")  # keys of `acl`
+_PLAIN = tuple(f for f in plan.SERVICE_FIELDS if f not in ("client_addr", *_LISTS, *_LIMITS.values()))
+_SERVICE_KEYS = ("listen", "proto", "port", *_PLAIN, "client_addr", "limits", "acl", "lips", "rs")
 _PORT_KEYS = ("nic", "mac", "pci", "up", "addresses", "sapool", "neighbours")
 _NIC = ("nic", "mac", "pci")
 _KEYS: dict[str, tuple[str, ...]] = {
-    "": ("version", "node", "host", "service"),
+    "": ("version", "node", "host", "acl", "set", "service"),
+    "acl": ("deny", "allow"),
+    "set.*": ("type", "range", "entries", "file"),
     "host": tuple(Host.model_fields),
     "host.timeouts": (*Timeouts.model_fields, *_SHORTHANDS),
     "service.*": _SERVICE_KEYS,
@@ -309,6 +315,10 @@ class _Reader:
         read = {word: self.node(word, table) for word, table in nodes.items()}
         mine = read.get(name or "", _Node())
         host = self.tried(self.host, data.get("host", {})) or Host()
+        lists = self.build(Acl, "acl", self.tried(self.acl, "acl", data.get("acl", {})) or {})
+        tables = self.tried(self.tables, "set", data.get("set", {})) or {}
+        made = (self.tried(self.named_set, word, table) for word, table in tables.items())
+        named = [each for each in made if each is not None]
         self.raise_all()  # what follows would be measured by what is wrong
         name = None if name == "this" else name  # as `dump` calls a node without a name
         base = self.own_things(Config(node=name, mgmt=mine.mgmt, ports=tuple(mine.ports), host=host), mine)
@@ -322,13 +332,16 @@ class _Reader:
                 self.tried(self.own, service, port, path, "port" in table, mine, addresses, seen)
                 services.append(service)
         self.raise_all()
-        config = base.model_copy(update={"services": Services(services), "addresses": Table(addresses.values())})
+        of_services = {"services": Services(services), "addresses": Table(addresses.values())}
+        config = base.model_copy(update={**of_services, "acl": lists, "sets": Table(named)})
         try:
             plan.check(config)
             routes = [change for _, change in mine.changes if change.op in ("route.add", "neigh.add")]
             config = plan.apply(config, routes)
         except ChangeError as error:
-            code = error.code if error.code in ("FN-1221", "FN-1222") else "FN-1107"
+            code = {"FN-1221": error.code, "FN-1222": error.code, "FN-1203": "FN-1104", "FN-1201": "FN-1104"}.get(
+                error.code, "FN-1107"
+            )
             raise ConfigError(code, f"{self.file}: {error.message}", error.fix) from None
         if not config.host.hash_key and (exposed := next((s for s in services if s.hash_target != "sip"), None)):
             what = f"hash_target {exposed.hash_target!r} without [host] hash_key"
@@ -471,10 +484,56 @@ class _Reader:
         table = self.table("host", value)
         self.keys("host", table, "host")
         fields = {key: value for key, value in table.items() if key in Host.model_fields}
-        for key, read in (("conns", self.count), ("lports", self.port_range), ("timeouts", self.timeouts)):
+        reads = {"conns": self.count, "acl_entries": self.count, "lports": self.port_range, "timeouts": self.timeouts}
+        for key, read in cast(dict[str, Callable[[str, object], Any]], reads).items():
             if key in fields and (value := self.tried(read, f"host.{key}", fields.pop(key))) is not None:
                 fields[key] = value
         return self.build(Host, "host", fields)
+
+    def acl(self, path: str, value: object) -> dict[str, Any]:
+        """The deny and the allow list."""
+        table = self.table(path, value)
+        self.keys(path, table, "acl")
+        return {name: self.texts(f"{path}.{name}", table[name]) for name in table if table[name] != []}
+
+    def named_set(self, name: str, table: dict[str, Any]) -> sets.AddressSet:
+        """Entries beside each other, and those of a file."""
+        path = _join("set", name)
+        self.keys(path, table, "set.*")
+        fields = {"type": table["type"]} if "type" in table else {}
+        made = self.build(SetAdd, path, {"name": name, "span": table.get("range"), **fields})
+        lines = self.texts(f"{path}.entries", table["entries"]) if table.get("entries") else []
+        now = int(time.time())
+        found = self.entries(f"{path}.entries", lines, now)
+        if "file" in table:
+            where = Path(self.file).parent / self.word(f"{path}.file", table["file"])
+            try:
+                with where.open(encoding="utf-8") as file:
+                    found = sets.read_lines((*lines, *file) if lines else file, now)
+            except (OSError, UnicodeDecodeError) as error:
+                problem = f"{where}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+                self.fail("FN-1101", f"{path}.file", problem, "give the path of a readable file")
+            except ValueError as error:
+                line, problem = error.args
+                self.fail("FN-1104", f"{path}.file", f"{where}:{line - len(lines)}: {problem}", "mend the line")
+        if len(found.keys) > sets.MOST:
+            self.fail("FN-1104", path, f"{len(found.keys)} entries", f"a set has at most {sets.MOST}; use two")
+        known = sets.AddressSet(name, type=made.type, span=made.span)
+        try:
+            return plan.with_packed(known, found)
+        except ChangeError as error:
+            self.fail("FN-1104", path, error.message, error.fix)
+
+    def entries(self, path: str, lines: list[str], now: int) -> sets.Packed:
+        try:
+            return sets.read_lines(lines, now)
+        except ValueError as error:
+            self.fail("FN-1104", path, str(error.args[1]), 'write "10.0.0.0/8", "10.0.0.1-10.0.0.9" or "… nomatch"')
+
+    def word(self, path: str, value: object) -> str:
+        if not isinstance(value, str) or not value:
+            self.fail("FN-1104", path, f"{value!r} is not a text", 'write "…"')
+        return value
 
     def timeouts(self, path: str, value: object) -> Timeouts:
         table = self.table(path, value)
@@ -510,6 +569,8 @@ class _Reader:
                 and (seconds := self.tried(self.seconds, _join(path, key), fields.pop(key), 0)) is not None
             ):
                 fields[key] = seconds
+        if "acl" in table:
+            fields |= self.tried(self.acl, f"{path}.acl", table["acl"]) or {}
         if "limits" in table:
             fields |= self.tried(self.limits, f"{path}.limits", table["limits"]) or {}
         told = self.tried(self.client_addr, f"{path}.client_addr", table.get("client_addr", "none")) or {}
@@ -836,8 +897,16 @@ def fold(text: str, file: str, node: str | None, config: Config) -> str:
         != {a for a in config.addresses if not _is_implied(a, config)}
     )
     done = set[str]()
+    edited = set(config.sets.changed_since(was.sets))
     for path, lines in parts:
-        if rewrite_node and path[:2] == ("node", node or "this"):
+        if path[:1] == ("acl",) and config.acl != was.acl:
+            out += [*_comments(lines), *_dump_acl(config.acl)]
+            done.add("acl")
+        elif path[:1] == ("set",) and len(path) == 2 and path[1] in edited:
+            known = config.sets.get(path[1])
+            out += [*_comments(lines), *_dump_set(known)] if known else []
+            edited.remove(path[1])
+        elif rewrite_node and path[:2] == ("node", node or "this"):
             if "node" not in done:
                 done.add("node")
                 out += [*_comments(lines), *_dump_node(config.model_copy(update={"node": node}), new_pool)]
@@ -847,6 +916,9 @@ def fold(text: str, file: str, node: str | None, config: Config) -> str:
                 out += [*_comments(lines), *blocks.pop(path[1], [])]
         else:
             out += lines
+    if config.acl != was.acl and "acl" not in done:
+        blocks["acl"] = _dump_acl(config.acl)
+    blocks |= {f"set {name}": _dump_set(known) for name in edited if (known := config.sets.get(name))}
     for block in blocks.values():
         out += ["", *block] if out and out[-1].strip() else block
     result = "\n".join(out).rstrip() + "\n"
@@ -900,7 +972,9 @@ def dump(config: Config) -> str:
         elif name == "lports":
             value = f"{value[0]}-{value[1]}"
         lines.append(f"{name} = {_toml(value)}")
-    lines.append("")
+    lines += ["", *_dump_acl(config.acl)]
+    for known in config.sets:
+        lines += _dump_set(known)
     for word, services in _grouped(config, config.services):
         lines += _dump_service(word, services, config, tuple(pool))
     return "\n".join(lines).rstrip() + "\n"
@@ -931,6 +1005,22 @@ def _dump_node(config: Config, pool: Sequence[LocalAddress]) -> list[str]:
             lines.append(f"neighbours = {_toml(neighbours)}")
         lines.append("")
     return lines
+
+
+def _dump_acl(acl: Acl) -> list[str]:
+    lines = [f"{name} = {_toml(entries)}" for name, entries in _lists(acl).items()]
+    return ["[acl]", *lines, ""] if lines else []
+
+
+def _lists(of: Acl | Service) -> dict[str, list[str]]:
+    """Those that have entries."""
+    return {name: list(entries) for name in _LISTS if (entries := getattr(of, name))}
+
+
+def _dump_set(known: sets.AddressSet) -> list[str]:
+    lines = [f"[set.{_quote(known.name)}]", f"type = {_toml(known.type)}"]
+    lines += [f"range = {_toml(known.span)}"] if known.span else []
+    return [*lines, "entries = [", *(f'    "{entry}",' for entry in known.entries()), "]", ""]
 
 
 def _is_implied(address: Address, config: Config) -> bool:
@@ -1016,6 +1106,8 @@ def _dump_service(
     limits = {k: v for k, v in limits.items() if v != Service.model_fields[_LIMITS[k]].default}
     if limits:
         lines.append(f"limits = {_toml(limits)}")
+    if service.deny or service.allow:
+        lines.append(f"acl = {_toml(_lists(service))}")
     if service.lips != pool or others:
         foreign = (LocalAddress(addr=addr, port="x") for addr in others)
         lines.append(f"lips = {_lip_ranges([*service.lips, *foreign])}")

@@ -48,6 +48,7 @@ from fnat.ethtool import KernelNic
 from fnat.keeper import CANNOT_START, LOOK_AGAIN, Options, die_with_parent, read_options, say
 from fnat.model import (
     CHANGES,
+    AclRecheck,
     AppliedView,
     ApplyView,
     Change,
@@ -65,10 +66,13 @@ from fnat.model import (
     ServiceImpact,
     ServiceRef,
     ServiceZero,
+    SetAdd,
+    SetEntryAdd,
     StatusView,
     change_as_json,
 )
 from fnat.paths import Paths
+from fnat.sets import stamped
 from fnat.state import History, Ids, Overlay, digest, intent, replace_file
 from fnat.steering import LipRules
 
@@ -143,7 +147,7 @@ class Control:
     def start(self) -> None:
         """Put file and overlay in force. Raises FnatError."""
         changes = self._overlaid()
-        config = plan.apply(self.file, changes, lenient=log.warning)
+        config = plan.expire(plan.apply(self.file, changes, lenient=log.warning), int(time.time()))
         head, source = self._overlay.head, self.source
         is_new = source.path is not None and source.generation is None
         if "confirm" in head and not is_new:
@@ -160,6 +164,7 @@ class Control:
 
     def change(self, changes: Sequence[Change], *, dry_run: bool = False) -> AppliedView:
         """All or nothing; in force on every worker and on disk when it returns. Raises ChangeError, EngineError."""
+        changes = [_stamped(change, int(time.time())) for change in changes]
         with self._lock:
             old = self.engine.config
             new = plan.apply(old, changes)
@@ -175,6 +180,8 @@ class Control:
             for change in changes:
                 if isinstance(change, ServiceZero):
                     self.engine.zero(change.key)
+                if isinstance(change, AclRecheck):
+                    self.engine.recheck()
             return AppliedView(applied=len(changes), snapshot=self.engine.snapshot)
 
     def end_drains(self, now: float) -> None:
@@ -210,6 +217,15 @@ class Control:
                         changes.append(ServerShift(service=ref, **shift.model_dump()))
         if changes:
             self.change(changes)
+
+    def expire(self, now: int) -> int:
+        """Take out the entries of sets whose time is over; the time at which the next one ends, 0: none does."""
+        with self._lock:
+            config = plan.expire(self.engine.config, now)
+            if config is not self.engine.config:
+                self.engine.commit(config)
+                self.file = plan.expire(self.file, now)
+            return min(filter(None, (s.next_end() for s in config.sets)), default=0)
 
     # ---- the file ----
 
@@ -489,7 +505,7 @@ class Control:
         return PidsView(keeper=pids.get("keeper") or None, dataplane=pids.get("dataplane") or None, control=os.getpid())
 
     def _remember(self, changes: Sequence[Change], config: Config) -> None:
-        self._overlay.append([change_as_json(c) for c in changes if not isinstance(c, ServiceZero)])
+        self._overlay.append([change_as_json(c) for c in changes if not isinstance(c, ServiceZero | AclRecheck)])
         if self._overlay.is_long and (self._shortening is None or not self._shortening.is_alive()):
             self._shortening = threading.Thread(
                 target=self._shorten_aside, args=(config, self._overlay.mark()), daemon=True
@@ -538,6 +554,11 @@ def _host_lines(old: Host, new: Host) -> list[str]:
     return [f"~ host.{key}: {before[key]} -> {value}" for key, value in after.items() if value != before[key]]
 def _weigh(service: ServiceRef, server: tuple[str, int], weight: int) -> ServerSet:
     return ServerSet(service=service, rip=server[0], rport=server[1], weight=weight)
+def _stamped(change: Change, now: int) -> Change:
+    """Entries with their end instead of a timeout: what is remembered must not depend on when it is read."""
+    if isinstance(change, SetAdd | SetEntryAdd) and any(" timeout " in entry for entry in change.entries):
+        return change.model_copy(update={"entries": tuple(stamped(entry, now) for entry in change.entries)})
+    return change
 
 
 # ---- the process ----
@@ -640,6 +661,7 @@ async def serve(control: Control, options: Options) -> None:
         tasks.append(await _mirror_host(control))
         await asyncio.to_thread(control.start)
         tasks.append(asyncio.create_task(_watch_confirmation(control)))
+        tasks.append(asyncio.create_task(_expire(control)))
         server = _server(api.create_app(control))
         answering = asyncio.create_task(server.serve([listening]))
         stopping = asyncio.create_task(stop.wait())
@@ -693,6 +715,18 @@ async def _watch_confirmation(control: Control) -> None:
             await asyncio.to_thread(control.revert_if_due)
         except (OSError, FnatError) as error:
             log.error("the configuration that nobody confirmed could not be taken back: %s", error)
+
+
+async def _expire(control: Control) -> None:
+    """Entries of sets end on time; one that is added meanwhile is seen within half a second."""
+    while True:
+        pause = 0.5
+        try:
+            end = await asyncio.to_thread(control.expire, int(time.time()))
+            pause = max(0.005, min(pause, end - time.time())) if end else pause
+        except (OSError, FnatError) as error:
+            log.error("entries of sets did not end: %s", error)
+        await asyncio.sleep(pause)
 
 
 async def _reload(control: Control, asked: asyncio.Event) -> None:

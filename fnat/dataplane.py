@@ -49,7 +49,7 @@ from fnat.keeper import (
     write_json,
 )
 from fnat.paths import PUNT, SHARED_MEMORY, Paths
-from fnat.sizes import frames_of, sizes
+from fnat.sizes import ACL_ENTRIES, frames_of, sizes
 
 RING = 2048  # descriptors of each AF_XDP ring
 SPIN_US = 50  # microseconds without work before a worker sleeps
@@ -138,7 +138,12 @@ def _create_plane(directory: Path, options: Options, sockets_per_worker: int) ->
     """The plane of these options in this directory; what an earlier run left is taken up when the layout is the
     same."""
     workers = options["workers"]
-    room = sizes(conns=options["conns"], workers=workers, frames=frames_of(sockets_per_worker, RING))
+    room = sizes(
+        conns=options["conns"],
+        workers=workers,
+        frames=frames_of(sockets_per_worker, RING),
+        acl_entries=options.get("acl_entries", ACL_ENTRIES),
+    )
     deadline = time.monotonic() + OWNER_PATIENCE
     fresh = False
     while True:

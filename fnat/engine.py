@@ -18,6 +18,7 @@ import hashlib
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,9 @@ from fnat.model import (
     HALF_OPEN_DEFAULT,
     HASH_SLOTS,
     STATES,
+    AclHits,
+    AclTest,
+    AclView,
     Address,
     AddressView,
     Config,
@@ -54,9 +58,12 @@ from fnat.model import (
     Service,
     Services,
     ServiceView,
+    SetPage,
+    SetView,
     StatsView,
     WorkerView,
 )
+from fnat.sets import AddressSet, edits_of, pack
 from fnat.state import KINDS, ZERO, Base, Entry, Ids, Kind
 from fnat.steering import FLOWS, CannotSteer
 
@@ -73,6 +80,7 @@ PROTOS = {"tcp": 6, "udp": 17, "sctp": 132}
 PROTO_NAMES = {number: name for name, number in PROTOS.items()}
 ADDRESS_IDS = 65536
 KILL_PATIENCE = 10.0  # seconds for all workers to go through their connections
+RECHECK_PATIENCE = 20.0  # seconds that `recheck` waits for the workers
 PAGE_TIME = 0.1  # seconds to look for connections before a page that is not full is handed over
 NO_RATE = RateView(cps=0, in_pps=0, out_pps=0, in_bps=0, out_bps=0)
 
@@ -131,6 +139,8 @@ class Picture:
     routes: list[RouteSpec] = field(default_factory=list)
     neighbours: dict[tuple[int, str], str] = field(default_factory=dict)
     owned: dict[str, set[str]] = field(default_factory=dict)
+    sets: dict[str, AddressSet] = field(default_factory=dict)
+    acl: tuple[list[int], list[int]] = ([], [])  # the general lists
 
 
 @dataclass
@@ -143,11 +153,15 @@ class Difference:
     addresses: dict[str, AddressSpec | None] = field(default_factory=dict)
     routes: list[RouteSpec] | None = None
     neighbours: dict[tuple[int, str], str | None] = field(default_factory=dict)
+    sets: dict[str, AddressSet | None] = field(default_factory=dict)
+    acl: tuple[list[int], list[int]] | None = None
 
     @property
     def is_for_workers(self) -> bool:
         """Is there something to publish? Neighbours are no part of a snapshot."""
-        return bool(self.settings or self.ports or self.services or self.addresses or self.routes is not None)
+        return bool(self.settings or self.ports or self.services or self.addresses or self.sets) or not (
+            self.routes is None and self.acl is None
+        )
 
     def add_to(self, picture: Picture) -> None:
         picture.settings = self.settings or picture.settings
@@ -156,6 +170,8 @@ class Difference:
         _update(picture.addresses, self.addresses)
         picture.routes = picture.routes if self.routes is None else self.routes
         _update(picture.neighbours, self.neighbours)
+        _update(picture.sets, self.sets)
+        picture.acl = picture.acl if self.acl is None else self.acl
 
 
 K = TypeVar("K")
@@ -268,6 +284,8 @@ class Engine:
         self._askers: dict[int, Askers] = {}  # by port id
         self._look_at: dict[str, None] = {}  # addresses whose use has changed
         self._gone: dict[tuple[Kind, str], Entry] = {}  # entries that are not live
+        self._set_ids: dict[str, int] = {}
+        self._unnamed: Counter[str] = Counter()  # sets of the prefixes that lists name themselves: how many lists
         self._routes_moved = False
         self._kernel_routes: list[Route] = []
         self._kernel_neighbours: dict[tuple[str, str], HostNeighbour] = {}
@@ -344,7 +362,24 @@ class Engine:
                 for entry in self._entries(service):
                     entry.base = _base(self._raw(entry))
                     self._ids.save(entry)
+                    if entry.kind == "service":
+                        self.plane.acl_zero(entry.id)
             self._ids.flush()
+
+    def recheck(self) -> int:
+        """Let the workers close connections that the lists of now would not let open; how many they closed. Returns
+        when they are done, or after some seconds without a running worker."""
+        with self._lock:
+            closed = self.plane.counters().get("acl_closed", 0)
+            number = self.plane.acl_recheck()
+            self.snapshot = self.plane.publish()
+            self._wait_for(self.snapshot)
+            deadline = time.monotonic() + RECHECK_PATIENCE
+            while self.plane.acl_rechecked() != number and self.plane.adopted() >= self.snapshot:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.005)
+            return self.plane.counters().get("acl_closed", 0) - closed
 
     def sweep(self) -> None:
         """Give back what nothing counts for any more: LIPs that drained, ids of things that are gone."""
@@ -450,7 +485,11 @@ class Engine:
             with _xdp(port):
                 owned[port] = set(steering.owned())
         static = {(n.port, n.addr): n.mac for n in self.plane.neighbours() if n.static and n.port in self._name}
-        return Picture(services=put, owned=owned, neighbours=static)
+        sets = {}
+        for id, name, *_ in self.plane.acl_sets():
+            self._set_ids[name] = id
+            sets[name] = AddressSet(name, pack(*self.plane.acl_read(id)))
+        return Picture(services=put, owned=owned, neighbours=static, sets=sets)
 
     def _tell(self, change: Difference, was: Picture, whole: bool) -> None:
         """The plane is told what differs, in an order that keeps every reference valid."""
@@ -469,6 +508,9 @@ class Engine:
             for addr, spec in change.addresses.items():
                 if spec is not None:
                     plane.put_address(spec[0], addr, *spec[1:])
+        for name, wanted in change.sets.items():
+            if wanted is not None:
+                self._fill(wanted, was.sets.get(name))
         for id, service in change.services.items():
             if service is None:
                 try:
@@ -479,6 +521,11 @@ class Engine:
         for id, service in change.services.items():
             if service is not None:
                 plane.put_service(id, **service)
+        if change.acl is not None:
+            plane.put_acl(*change.acl)
+        for name, wanted in change.sets.items():
+            if wanted is None and name in was.sets:
+                plane.acl_drop(self._set_ids.pop(name))
         if change.routes is not None:
             plane.put_routes(change.routes)
         for (port_id, addr), static in change.neighbours.items():
@@ -488,6 +535,25 @@ class Engine:
             with contextlib.suppress(FileNotFoundError):
                 known = self._kernel_neighbours.get((self._name[port_id], addr))
                 plane.neigh_set(port_id, addr, known.mac if known else "", static=known is not None and known.permanent)
+
+    def _fill(self, wanted: AddressSet, was: AddressSet | None) -> None:
+        """Make the plane's set hold what is wanted."""
+        id = self._set_id(wanted.name)
+        if was is None and not wanted.changed:
+            self.plane.acl_edit(id, wanted.packed.keys.tobytes(), wanted.packed.answers.tobytes())
+            return
+        was = was or AddressSet(wanted.name)
+        moved = {}
+        for key, what in wanted.changed_since(was).items():
+            answer, known = what[0] if what else 0, was.get(key)
+            if answer != (known[0] if known else 0):
+                moved[key] = answer
+        self.plane.acl_edit(id, b"".join(moved), bytes(moved.values()))
+
+    def _set_id(self, name: str) -> int:
+        if name not in self._set_ids:
+            self._set_ids[name] = self.plane.acl_make(name)
+        return self._set_ids[name]
 
     def _wait_for(self, snapshot: int) -> None:
         """Until every running worker uses the snapshot. Without a running worker it will be in force when one runs."""
@@ -540,6 +606,7 @@ class Engine:
             if was.ports.get(info.id) != port:
                 change.ports[info.id] = port
         keys = config.services.changed_since(base.services)
+        self._draw_sets(config, base, was, change, whole)
         self._draw_addresses(config, base, keys, was, change)
         self._draw_services(config, keys, was, change, whole)
         if whole or change.addresses or self._routes_moved or (config.routes, host) != (base.routes, base.host):
@@ -551,6 +618,36 @@ class Engine:
         neighbours = {(self._port[n.port].id, n.addr): n.mac for n in config.neighbours}
         change.neighbours = _differences(was.neighbours, neighbours)
         return change
+
+    def _draw_sets(self, config: Config, base: Config, was: Picture, change: Difference, whole: bool) -> None:
+        """Named sets, and the general lists."""
+        if whole:
+            self._unnamed.clear()
+            change.sets = dict.fromkeys(was.sets)
+        for name in was.sets.keys() | config.sets.by_key.keys() if whole else config.sets.changed_since(base.sets):
+            change.sets[name] = config.sets.get(name)
+        if whole or config.acl != base.acl:
+            self._forget_lists(() if whole else (base.acl.deny, base.acl.allow), change)
+            change.acl = self._list(config.acl.deny, was, change), self._list(config.acl.allow, was, change)
+
+    def _list(self, entries: Sequence[str], was: Picture, change: Difference) -> list[int]:
+        """Ids of the sets of a list: those it names, and one that holds the prefixes it names."""
+        names = [entry[4:] for entry in entries if entry.startswith("set:")]
+        if unnamed := _unnamed(entries):
+            self._unnamed[unnamed] += 1
+            if self._unnamed[unnamed] == 1:
+                prefixes = edits_of(entry for entry in entries if not entry.startswith("set:"))
+                change.sets[unnamed] = AddressSet(unnamed, pack(b"".join(prefixes), b"\1" * len(prefixes)))
+            names.append(unnamed)
+        return [self._set_id(name) for name in names]
+
+    def _forget_lists(self, lists: Iterable[Sequence[str]], change: Difference) -> None:
+        """These lists go, with the sets that only they have."""
+        for unnamed in filter(None, map(_unnamed, lists)):
+            self._unnamed[unnamed] -= 1
+            if not self._unnamed[unnamed]:
+                del self._unnamed[unnamed]
+                change.sets[unnamed] = None
 
     def _draw_addresses(
         self, config: Config, base: Config, keys: Iterable[Key], was: Picture, change: Difference
@@ -610,6 +707,7 @@ class Engine:
                         self._set_live(entry, False)
                 if service is None:
                     change.services[old.entries[0].id] = None
+                self._forget_lists((old.service.deny, old.service.allow), change)
             if service is None:
                 continue
             for entry in entries:
@@ -617,14 +715,16 @@ class Engine:
                     entry.base = _base(self._raw(entry))
                     self._ids.save(entry)
                 self._set_live(entry, True)
-            drawn = self._drawn[key] = _Drawn(service, entries, self._service_spec(service, entries[1:]))
+            drawn = self._drawn[key] = _Drawn(service, entries, self._service_spec(service, entries[1:], was, change))
             if was.services.get(entries[0].id) != drawn.spec:
                 change.services[entries[0].id] = drawn.spec
         if whole:
             wanted = {drawn.entries[0].id for drawn in self._drawn.values()}
             change.services |= {id: None for id in was.services if id not in wanted}
 
-    def _service_spec(self, service: Service, servers: Sequence[Entry]) -> dict[str, Any]:
+    def _service_spec(
+        self, service: Service, servers: Sequence[Entry], was: Picture, change: Difference
+    ) -> dict[str, Any]:
         """Arguments of put_service. servers: the entries of its servers, and of its sorry server."""
         members = [(entry.id, r.rip, r.rport, r.weight) for entry, r in zip(servers, _targets(service), strict=True)]
         plain = "active", 0, 0, 0
@@ -656,6 +756,11 @@ class Engine:
             **{word: n for word in ("max_conns", "new_per_s", "per_client") if (n := getattr(service, word))},
             "members": members,
             "lips": self._lips_in_use(service),
+            **{
+                name: self._list(entries, was, change)
+                for name, entries in (("deny", service.deny), ("allow", service.allow))
+                if entries
+            },
         }
 
     def _lips_in_use(self, service: Service) -> list[int]:
@@ -822,6 +927,68 @@ class Engine:
             row = list(self._entries(service))
             counts = [raw[5] + raw[6] for raw in map(self._raw, row)]
             return counts[0], {r.key: n for r, n in zip(service.servers, counts[1:], strict=True)}
+    # ---- access lists ----
+
+    def acl(self) -> AclView:
+        """The general lists."""
+        counters = self.plane.counters()
+        denied, other = (counters.get(f"acl_general_{name}", 0) for name in ("deny", "not_allowed"))
+        lists, closed = self.config.acl, counters.get("acl_closed", 0)
+        hits = AclHits(denied=denied, not_allowed=other)
+        return AclView(deny=list(lists.deny), allow=list(lists.allow), hits=hits, closed=closed)
+
+    def acl_test(self, addr: str, key: Key | None = None) -> AclTest:
+        """May the address open a connection, by the configuration in force? key None: by the general lists alone."""
+        config = self.config
+        lists: list[tuple[str, Sequence[str], bool]] = []
+        for who, owner in (("general", config.acl), ("service", config.services.get(key) if key else None)):
+            if owner is None and who == "service" and key is not None:
+                raise ChangeError(404, "FN-1203", f"there is no service {key}", "see `fnat service show`")
+            if owner is not None:
+                lists += [(f"{who} deny", owner.deny, True), (f"{who} allow", owner.allow, False)]
+        by = ""
+        for who, entries, denies in lists:
+            found = self._find_in(entries, addr)
+            if denies and found:
+                return AclTest(addr=addr, admitted=False, by=f"{who}: {found}")
+            if not denies and entries and not found:
+                return AclTest(addr=addr, admitted=False, by=f"{who}: not in it")
+            by = f"{who}: {found}" if found else by
+        return AclTest(addr=addr, admitted=True, by=by or "no list forbids it")
+
+    def _find_in(self, entries: Sequence[str], addr: str) -> str | None:
+        for entry in entries:
+            named = self.config.sets.get(entry[4:]) if entry.startswith("set:") else None
+            if named is not None and named.holds(addr):
+                return f"{entry} {named.find(addr)}"
+            if named is None and words.parse(addr) in words.network(entry):
+                return entry
+        return None
+
+    def sets(self) -> list[SetView]:
+        config = self.config
+        used = Counter(e for s in config.services for e in {*s.deny, *s.allow} if e.startswith("set:"))
+        used.update({*config.acl.deny, *config.acl.allow})
+        return [
+            SetView(name=s.name, type=s.type, span=s.span, entries=len(s), used_by=used[f"set:{s.name}"])
+            for s in config.sets
+        ]
+
+    def set_page(self, name: str, start: int, limit: int) -> SetPage:
+        known = self._set_named(name)
+        entries = list(known.entries(start, limit))
+        return SetPage(entries=entries, next=start + limit if start + limit < len(known) else None)
+
+    def set_test(self, name: str, addr: str) -> AclTest:
+        """Is the address in the set?"""
+        known = self._set_named(name)
+        return AclTest(addr=addr, admitted=known.holds(addr), by=known.find(addr) or "no entry")
+
+    def _set_named(self, name: str) -> AddressSet:
+        known = self.config.sets.get(name)
+        if known is None:
+            raise ChangeError(404, "FN-1203", f"there is no set {name}", "see `fnat set show`")
+        return known
 
     def _services_of(self, key: Key | None) -> Iterable[Service]:
         """The service of this key, if there is one; all of them without a key."""
@@ -838,6 +1005,7 @@ class Engine:
         key = str(service.key)
         clients = self._persistent_clients() if service.persistent else {}
         stats, rate = self._shown("service", key, row)
+        hits = self.plane.acl_stats(self._entry("service", key).id)
         view = ServiceView(
             name=service.name,
             proto=service.proto,
@@ -859,6 +1027,9 @@ class Engine:
             new_per_s=service.new_per_s,
             per_client=service.per_client,
             client_addr=service.client_addr,
+            deny=list(service.deny),
+            allow=list(service.allow),
+            acl=AclHits(denied=hits[0], not_allowed=hits[1]),
             stats=stats,
             rate=rate,
             lips=[],
@@ -1327,6 +1498,10 @@ def _shift_text(service: Service, server: RealServer) -> str | None:
 def _limits(server: RealServer) -> tuple[str, int, int, int]:
     """As put_service has it."""
     return server.role, server.upper, server.lower, server.max_new_per_s
+def _unnamed(entries: Sequence[str]) -> str:
+    """The name of the set that holds the prefixes of a list; "" when it has none. Equal prefixes are the same set."""
+    prefixes = sorted(entry for entry in entries if not entry.startswith("set:"))
+    return f"#{hashlib.sha256(' '.join(prefixes).encode()).hexdigest()[:32]}" if prefixes else ""
 
 
 def _member_key(service: str, server: RealServer) -> str:

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Literal, TypedDict, cast
+from typing import Literal, NotRequired, TypedDict, cast
 
 from fnat.paths import Paths
 
@@ -55,6 +55,7 @@ class Options(TypedDict):
     idle: str
     cpus: str
     steering: Literal["auto", "mask", "rss", "ntuple"]
+    acl_entries: NotRequired[int]
 
 
 def read_options() -> Options:

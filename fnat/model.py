@@ -17,8 +17,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypedDict
 
-from fnat import addresses
+from fnat import addresses, sets
 from fnat.placement import parse_cpus
+from fnat.sets import AddressSet
 
 MAX_MTU = 3500  # of an IP packet: one 4 KiB frame with headroom
 MAX_SECONDS = 31_535_999  # a year less a second, the range of DPVS timeouts
@@ -102,7 +103,33 @@ def cpu_list(value: object) -> str:
     return value
 
 
+def _acl_entry(value: object) -> str:
+    """A prefix, or set:NAME."""
+    text = _text(value, "prefix")
+    if text.startswith("set:"):
+        return f"set:{_set_name(text[4:])}"
+    return str(addresses.network(text))
+
+
+def _set_name(value: object) -> str:
+    if not isinstance(value, str) or not sets.NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is not the name of a set (a letter, then at most 30 letters, digits, or . _ -)")
+    return value
+
+
+def _span(value: object) -> str | None:
+    if value is None:
+        return None
+    found, *_ = sets.parse(_text(value, "range"))
+    return f"{found[0].network_address}-{found[-1].broadcast_address}"
+
+
 Ip = Annotated[str, BeforeValidator(ip)]
+AclEntry = Annotated[str, BeforeValidator(_acl_entry)]
+AclList = Annotated[tuple[AclEntry, ...], Field(max_length=100_000)]
+SetName = Annotated[str, BeforeValidator(_set_name)]
+SetEntry = Annotated[str, BeforeValidator(sets.canonical)]
+Span = Annotated[str | None, BeforeValidator(_span)]
 NextHop = Annotated[str, BeforeValidator(_next_hop)]
 Prefix = Annotated[str, BeforeValidator(_prefix)]
 Mac = Annotated[str, BeforeValidator(_mac)]
@@ -185,6 +212,8 @@ class Shape(ServiceRef):
     new_per_s: Rate = 0
     per_client: PerClient = 0
     client_addr: ClientAddr = "none"
+    deny: AclList = ()  # sources whose new connections are dropped
+    allow: AclList = ()  # the only sources that may open connections; empty: all
 
     @model_validator(mode="after")
     def _one_packet_is_udp(self) -> Self:
@@ -457,6 +486,7 @@ class Host(Frozen):
     routes: Literal["kernel", "manual"] = "kernel"
     idle: Literal["sleep", "spin"] = "sleep"
     conns: Annotated[int, Field(ge=1024, le=2**31 - 1, strict=True)] = 1_048_576  # over all workers
+    acl_entries: Annotated[int, Field(ge=0, le=2**26, strict=True)] = 65_536  # of all address sets together
     workers: Annotated[int, Field(ge=1, le=64, strict=True)] = 1
     cpus: Annotated[str, BeforeValidator(cpu_list)] = "auto"
     steering: Literal["auto", "mask", "rss", "ntuple"] = "auto"
@@ -616,6 +646,13 @@ def _add(counts: dict[str, int], key: str, step: int) -> None:
         del counts[key]
 
 
+class Acl(Frozen):
+    """The general lists, asked before those of a service."""
+
+    deny: AclList = ()
+    allow: AclList = ()
+
+
 class Config(Frozen):
     """All that one node shall do. `down`: ports that are administratively down."""
 
@@ -628,6 +665,8 @@ class Config(Frozen):
     routes: Table[tuple[str, int], Route] = Table()
     neighbours: Table[tuple[str, str], Neighbour] = Table()
     down: tuple[PortName, ...] = ()
+    acl: Acl = Acl()
+    sets: Table[str, AddressSet] = Table()
 
 
 # ---- how they change it ----
@@ -792,6 +831,66 @@ class LinkSet(Frozen):
     up: bool
 
 
+class AclAdd(Frozen):
+    """service None: to the general list."""
+
+    op: Literal["acl.add"] = "acl.add"
+    list: Literal["deny", "allow"]
+    entry: AclEntry
+    service: ServiceRef | None = None
+
+
+class AclDel(Frozen):
+    op: Literal["acl.del"] = "acl.del"
+    list: Literal["deny", "allow"]
+    entry: AclEntry
+    service: ServiceRef | None = None
+
+
+class AclRecheck(Frozen):
+    """Connections that the lists of now would not let open are closed; nothing of it is remembered."""
+
+    op: Literal["acl.recheck"] = "acl.recheck"
+
+
+class SetAdd(Frozen):
+    """span: the range of a bitmap:ip."""
+
+    op: Literal["set.add"] = "set.add"
+    name: SetName
+    type: Literal["hash:net", "hash:ip", "bitmap:ip"] = "hash:net"
+    span: Span = None
+    entries: tuple[SetEntry, ...] = ()
+
+    @model_validator(mode="after")
+    def _span_is_for_a_bitmap(self) -> Self:
+        if (self.type == "bitmap:ip") != (self.span is not None):
+            raise ValueError("a span is for bitmap:ip, and compulsory there")
+        return self
+
+
+class SetDel(Frozen):
+    op: Literal["set.del"] = "set.del"
+    name: SetName
+
+
+class SetFlush(Frozen):
+    op: Literal["set.flush"] = "set.flush"
+    name: SetName
+
+
+class SetEntryAdd(Frozen):
+    op: Literal["set.entry.add"] = "set.entry.add"
+    set: SetName
+    entries: tuple[SetEntry, ...]
+
+
+class SetEntryDel(Frozen):
+    op: Literal["set.entry.del"] = "set.entry.del"
+    set: SetName
+    entries: tuple[SetEntry, ...]
+
+
 Change = Annotated[
     ServiceAdd
     | ServiceSet
@@ -816,7 +915,15 @@ Change = Annotated[
     | RouteFlush
     | NeighAdd
     | NeighDel
-    | LinkSet,
+    | LinkSet
+    | AclAdd
+    | AclDel
+    | AclRecheck
+    | SetAdd
+    | SetDel
+    | SetFlush
+    | SetEntryAdd
+    | SetEntryDel,
     Field(discriminator="op"),
 ]
 
@@ -962,6 +1069,45 @@ class LipView(TypedDict):
     conflicts: int
 
 
+class AclHits(TypedDict):
+    """New connections refused by a list."""
+
+    denied: int
+    not_allowed: int
+
+
+class AclView(TypedDict):
+    """The general lists."""
+
+    deny: list[str]
+    allow: list[str]
+    hits: AclHits
+    closed: int  # connections that a recheck has closed
+
+
+class AclTest(TypedDict):
+    """May this address open a connection? by: the list and the entry that decide."""
+
+    addr: str
+    admitted: bool
+    by: str
+
+
+class SetView(TypedDict):
+    """used_by: the general lists and services that name it."""
+
+    name: str
+    type: str
+    span: str | None
+    entries: int
+    used_by: int
+
+
+class SetPage(TypedDict):
+    entries: list[str]
+    next: int | None
+
+
 class ServiceView(TypedDict):
     name: str
     proto: str
@@ -983,6 +1129,9 @@ class ServiceView(TypedDict):
     new_per_s: int
     per_client: int
     client_addr: str
+    deny: list[str]
+    allow: list[str]
+    acl: AclHits
     stats: StatsView
     rate: RateView
     lips: list[LipView]

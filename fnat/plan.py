@@ -21,6 +21,10 @@ from fnat.model import (
     HASH_SLOTS,
     HASHING,
     MOST_SLOTS,
+    Acl,
+    AclAdd,
+    AclDel,
+    AclRecheck,
     AddrAdd,
     AddrDel,
     Address,
@@ -58,14 +62,22 @@ from fnat.model import (
     ServiceRef,
     ServiceSet,
     ServiceZero,
+    SetAdd,
+    SetDel,
+    SetEntryAdd,
+    SetEntryDel,
+    SetFlush,
     Shift,
     Table,
 )
+from fnat.sets import MOST, AddressSet, Packed, What, edits_of, network_of, text_of
+from fnat.sets import Key as EntryKey
 from fnat.slots import slots_moved
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V", bound=Keyed[Any])
 
+MOST_SETS = 60  # that the lists of a service may name together
 MANY = 2000  # names above which the nearest one is not looked for
 SERVICE_FIELDS = (
     "name",
@@ -85,6 +97,8 @@ SERVICE_FIELDS = (
     "new_per_s",
     "per_client",
     "client_addr",
+    "deny",
+    "allow",
 )
 SERVER_FIELDS = tuple(ServerShape.model_fields)
 
@@ -113,6 +127,7 @@ def check(config: Config, before: Config = Config()) -> None:  # noqa: B008, a c
     """What must hold for the whole: no LIP is a VIP, one address lies on one port. Raises ChangeError(409).
 
     before: a config for which it holds; only what differs from it is looked at."""
+    _check_sets(config, before)
     services, given = config.services, config.addresses.by_key
     if services.table_slots > MOST_SLOTS:
         raise ChangeError(
@@ -169,6 +184,30 @@ def _check_scheduling(service: Service) -> None:
         problem, fix = f"{servers} servers and {service.table_slots} slots of mh", "set hash_slots to more"
     if problem:
         raise ChangeError(409, "FN-1222", f"{service.key}: {problem}", fix)
+def _check_sets(config: Config, before: Config) -> None:
+    """Every set that a list names exists."""
+    gone = [name for name in config.sets.changed_since(before.sets) if name not in config.sets.by_key]
+    looked_at = list(config.services) if gone else []
+    looked_at += [s for key in config.services.changed_since(before.services) if (s := config.services.get(key))]
+    lists = [(str(service.key), service.deny + service.allow) for service in looked_at]
+    lists.append(("the general list", config.acl.deny + config.acl.allow))
+    for who, entries in lists:
+        if sum(entry.startswith("set:") for entry in entries) > MOST_SETS:
+            raise ChangeError(400, "FN-1201", f"{who} names more than {MOST_SETS} sets", "put their entries into one")
+        for entry in entries:
+            name = entry.removeprefix("set:")
+            if entry != name and name not in config.sets.by_key:
+                if name in gone:
+                    raise ChangeError(
+                        409, "FN-1206", f"{who} names set {name}", "take it out of the list first (acl.del)"
+                    )
+                raise _missing(f"set {name}, which {who} names", list(config.sets.by_key), name)
+
+
+def expire(config: Config, now: int) -> Config:
+    """The config without the entries of sets whose time is over."""
+    edits = {s.name: s.edited(dict.fromkeys(due)) for s in config.sets if (due := s.due(now))}
+    return config.model_copy(update={"sets": config.sets.edited(edits)}) if edits else config
 
 
 def diff(old: Config, new: Config) -> list[Change]:
@@ -186,7 +225,38 @@ def diff(old: Config, new: Config) -> list[Change]:
     come += [NeighAdd(**_plain(n)) for n in _came(old.neighbours, new.neighbours)]
     come += [LinkSet(port=p, up=True) for p in old.down if p not in new.down]
     come += [LinkSet(port=p, up=False) for p in new.down if p not in old.down]
+    first, last = _diff_sets(old, new)
+    gone[:0] = first
+    for name in ("deny", "allow"):
+        was, now = getattr(old.acl, name), getattr(new.acl, name)
+        gone += [AclDel(list=name, entry=entry) for entry in was if entry not in now]
+        come += [AclAdd(list=name, entry=entry) for entry in now if entry not in was]
+    come += last
     return gone + come
+
+
+def _diff_sets(old: Config, new: Config) -> tuple[list[Change], list[Change]]:
+    """What must come before lists name the sets, and what may go when no list does."""
+    first: list[Change] = []
+    last: list[Change] = []
+    for name in new.sets.changed_since(old.sets):
+        was, now = old.sets.get(name), new.sets.get(name)
+        if now is None:
+            last.append(SetDel(name=name))
+            continue
+        if was is None or (was.type, was.span) != (now.type, now.span):
+            if was is not None:
+                first.append(SetDel(name=name))
+            first.append(SetAdd.model_construct(name=name, type=now.type, span=now.span, entries=()))
+            was = AddressSet(name)
+        changed = now.changed_since(was)
+        taken = tuple(text_of(key) for key, what in changed.items() if what is None)
+        put = tuple(text_of(key, what) for key, what in changed.items() if what is not None)
+        if taken:
+            first.append(SetEntryDel.model_construct(set=name, entries=taken))
+        if put:
+            first.append(SetEntryAdd.model_construct(set=name, entries=put))
+    return first, last
 
 
 def _came(old: Table[K, V], new: Table[K, V]) -> list[V]:
@@ -360,6 +430,8 @@ _IDENTITY: dict[str, tuple[str, ...]] = {
     "route": ("prefix", "metric"),
     "neigh": ("port", "addr"),
     "link": ("port",),
+    "acl": ("service", "list", "entry"),
+    "set": ("name", "set"),
 }
 
 
@@ -444,6 +516,8 @@ class _Draft:
         self.routes = _Edits(config.routes)
         self.neighbours = _Edits(config.neighbours)
         self.down = dict.fromkeys(config.down)
+        self.acl = config.acl
+        self.sets = _Edits(config.sets)
 
     def seal(self) -> Config:
         old = self.config
@@ -454,6 +528,8 @@ class _Draft:
                 "routes": old.routes.edited(self.routes.edits),
                 "neighbours": old.neighbours.edited(self.neighbours.edits),
                 "down": tuple(port for port in self.ports if port in self.down),
+                "acl": self.acl,
+                "sets": old.sets.edited(self.sets.edits),
             }
         )
 
@@ -475,6 +551,8 @@ class _Draft:
             case ServiceZero():
                 if change.key is not None:
                     self._service(change.key)
+            case AclRecheck():
+                pass
             case ServerAdd() | ServerSet() | ServerDel() | ServerDrain() | ServerUndrain():
                 self._server(change, replace)
             case ServerShift() | ServerUnshift():
@@ -515,6 +593,10 @@ class _Draft:
                     )
                     raise _missing(what, [n.addr for n in self.neighbours.values()])
                 self.neighbours.drop(known.key)
+            case AclAdd() | AclDel():
+                self._acl(change, replace)
+            case SetAdd() | SetDel() | SetFlush() | SetEntryAdd() | SetEntryDel():
+                self._set(change, replace)
             case LinkSet():
                 self._port(change.port)
                 if change.up:
@@ -523,6 +605,54 @@ class _Draft:
                     self.down[change.port] = None
             case _:
                 assert_never(change)
+
+    def _acl(self, change: AclAdd | AclDel, replace: bool) -> None:
+        draft = self._service(change.service.key) if change.service is not None else None
+        who = f"the {change.list} list of {draft.key if draft else 'all services'}"
+        known = (
+            draft.fields.get(change.list, getattr(draft.of, change.list)) if draft else getattr(self.acl, change.list)
+        )
+        if isinstance(change, AclDel):
+            if change.entry not in known:
+                raise _missing(f"{change.entry} in {who}", known, change.entry)
+            entries = tuple(entry for entry in known if entry != change.entry)
+        elif change.entry in known:
+            if not replace:
+                raise _exists(f"{change.entry} in {who}", "nothing is to be done")
+            entries = known
+        else:
+            entries = (*known, change.entry)
+        if draft:
+            draft.fields[change.list] = entries
+        else:
+            self.acl = Acl.model_construct(**{**_plain(self.acl), change.list: entries})
+
+    def _set(self, change: SetAdd | SetDel | SetFlush | SetEntryAdd | SetEntryDel, replace: bool) -> None:
+        name = change.set if isinstance(change, SetEntryAdd | SetEntryDel) else change.name
+        known = self.sets.get(name)
+        if isinstance(change, SetAdd):
+            if known is not None and not replace:
+                raise _exists(f"set {name}", "change it with set.entry.add and set.entry.del")
+            if known is None or (known.type, known.span) != (change.type, change.span):
+                known = AddressSet(name, type=change.type, span=change.span)
+            self.sets.put(_with_entries(known, change.entries, replace=True))
+            return
+        if known is None:
+            raise _missing(f"set {name}", list(self.config.sets.by_key), name)
+        match change:
+            case SetDel():
+                self.sets.drop(name)
+            case SetFlush():
+                self.sets.put(AddressSet(name, type=known.type, span=known.span))
+            case SetEntryAdd():
+                self.sets.put(_with_entries(known, change.entries, replace=replace))
+            case SetEntryDel():
+                gone = edits_of(change.entries)
+                if missing := next((key for key in gone if known.get(key) is None), None):
+                    if not replace:
+                        raise _missing(f"entry {text_of(missing)} in set {name}", list(known.entries(0, 3)))
+                    gone = {key: what for key, what in gone.items() if known.get(key) is not None}
+                self.sets.put(known.edited(dict.fromkeys(gone)))
 
     def _port(self, name: str) -> None:
         if name not in self.ports:
@@ -736,6 +866,45 @@ class _Draft:
             words += [f"{f} {v}" for f, v in given.items() if f != "prefix" and v is not None]
             raise _missing(f"route {' '.join(words)}", [r.prefix for r in self.routes.values()], change.prefix)
         self.routes.drop(change.key)
+
+
+def _with_entries(known: AddressSet, entries: Sequence[str], *, replace: bool) -> AddressSet:
+    """The set with these entries, which its type allows."""
+    new: dict[EntryKey, What | None] = {}
+    for key, what in edits_of(entries).items():
+        had = known.get(key)
+        if had == what and not replace:
+            raise _exists(f"entry {text_of(key)} in set {known.name}", "nothing is to be done")
+        if had != what:
+            new[key] = what
+        if known.type != "hash:net":
+            _check_type(known, key)
+    if len(known) + len(new) > MOST:
+        raise ChangeError(409, "FN-1303", f"set {known.name} would have more than {MOST} entries", "use two sets")
+    return known.edited(new)
+
+
+def with_packed(known: AddressSet, packed: Packed) -> AddressSet:
+    """An empty set with all these entries, which its type allows."""
+    if known.type != "hash:net":
+        for key in packed.keys.tolist():
+            _check_type(known, key)
+    return AddressSet(known.name, packed, type=known.type, span=known.span)
+
+
+def _check_type(known: AddressSet, key: EntryKey) -> None:
+    net = network_of(key)
+    if known.type == "hash:ip" and net.prefixlen != net.max_prefixlen:
+        raise ChangeError(
+            400, "FN-1201", f"{net} is no address, and set {known.name} is of type hash:ip", "use hash:net"
+        )
+    if known.span is not None:
+        first, last = map(addresses.parse, known.span.split("-"))
+        inside = first.version == net.version and int(first) <= int(net[0]) and int(net[-1]) <= int(last)
+        if not inside:
+            raise ChangeError(
+                400, "FN-1201", f"{net} is outside the range {known.span} of set {known.name}", "give one inside"
+            )
 
 
 def _plain(value: BaseModel) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import TypedDict
 
 SERVICES, MEMBERS = 32_768, 262_144
 SNAPSHOT_MIB = 96  # two pictures of that many services and what changes between them; 33 MiB for tables of mh
+ACL_ENTRIES = 65_536  # unless the file says otherwise
+ACL_ENTRY_BYTES = 208  # an entry takes 55 to 85; the rest is for what waits until every worker has moved on
 LEAST_ENDPOINTS, MOST_ENDPOINTS = 4_096, 262_144
 
 
@@ -25,10 +27,11 @@ class Sizes(TypedDict):
     neighbours: int
     frames: int
     snapshot_mib: int
+    acl_mib: int
 
 
-def sizes(*, conns: int, workers: int, frames: int) -> Sizes:
-    """conns: over all workers; frames: of one worker."""
+def sizes(*, conns: int, workers: int, frames: int, acl_entries: int = ACL_ENTRIES) -> Sizes:
+    """conns: over all workers; frames: of one worker; acl_entries: of all address sets."""
     each = max(1024, -(-conns // workers))
     return {
         "workers": workers,
@@ -39,6 +42,7 @@ def sizes(*, conns: int, workers: int, frames: int) -> Sizes:
         "neighbours": 16_384,
         "frames": frames,
         "snapshot_mib": SNAPSHOT_MIB,
+        "acl_mib": 1 - (-acl_entries * ACL_ENTRY_BYTES // (1 << 20)),
     }
 
 

@@ -90,6 +90,8 @@ class FakePlane:
         self.neighs: dict[tuple[int, str], tuple[str, bool]] = {}
         self.published = 0
         self.steps = 0
+        self.sets: dict[str, tuple[int, dict[bytes, int]]] = {}
+        self.general: tuple[list[int], list[int]] = ([], [])
         self.of_service: dict[int, Stats] = {}
         self.of_member: dict[int, Stats] = {}
         self.of_address: dict[int, AddressStats] = {}
@@ -131,6 +133,40 @@ class FakePlane:
         if id not in self.services:
             raise OSError(errno.ENOENT, "no such service")
         del self.services[id]
+
+    def put_acl(self, deny: list[int], allow: list[int]) -> None:
+        self._told("put_acl", deny, allow)
+        self.general = deny, allow
+
+    def acl_make(self, name: str) -> int:
+        return self.sets.setdefault(name, (1 + len(self.sets), {}))[0]
+
+    def acl_drop(self, id: int) -> None:
+        self._told("acl_drop", id)
+        self.sets = {name: known for name, known in self.sets.items() if known[0] != id}
+
+    def acl_edit(self, id: int, keys: bytes, answers: bytes) -> None:
+        self._told("acl_edit", id, len(answers))
+        entries = next(entries for known, entries in self.sets.values() if known == id)
+        for at, answer in enumerate(answers):
+            key = keys[18 * at : 18 * at + 18]
+            if answer:
+                entries[key] = answer
+            else:
+                del entries[key]
+
+    def acl_sets(self) -> list[tuple[int, str, int, int]]:
+        return [(id, name, len(entries), 0) for name, (id, entries) in self.sets.items()]
+
+    def acl_read(self, id: int) -> tuple[bytes, bytes]:
+        entries = next(entries for known, entries in self.sets.values() if known == id)
+        return b"".join(entries), bytes(entries.values())
+
+    def acl_stats(self, service: int) -> tuple[int, int]:
+        return 0, 0
+
+    def acl_zero(self, service: int) -> None:
+        pass
 
     def put_addresses(self, addresses: list[tuple[int, str, str, int]]) -> None:
         self._told("put_addresses", *[a[1] for a in addresses])

@@ -10,6 +10,7 @@ of the product, so that both cannot share a mistake.
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import struct
 from dataclasses import dataclass, field
@@ -721,3 +722,9 @@ def describe(raw: bytes) -> str:
     if f.proto == SCTP:
         return f"SCTP {head} tag {f.tag:#x} csum {f.checksum:#010x} chunks {f.payload.hex()}"
     return f"proto {f.proto} {head}"
+
+
+def acl_key(prefix: str) -> bytes:
+    """An entry of an address set as the core has it."""
+    net = ipaddress.ip_network(prefix)
+    return bytes([net.version]) + net.network_address.packed.ljust(16, b"\0") + bytes([net.prefixlen + 1])

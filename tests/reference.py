@@ -25,7 +25,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import packets as wire
@@ -148,6 +148,8 @@ class Service:
     persistent: int = 0
     persistent_plen: int = 32
     draining: dict[int, bool] = field(default_factory=dict)
+    deny: tuple[int, ...] = ()
+    allow: tuple[int, ...] = ()
 
 
 @dataclass
@@ -323,6 +325,8 @@ class Reference:
         self.names: dict[
             tuple[str, str, int], int
         ] = {}  # source, destination, identification -> tick when it was given
+        self.sets: dict[str, tuple[int, dict[Network, bool]]] = {}
+        self.acl: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
         self.late: list[tuple[int, bytes]] = []  # what leaves at the end of the turn
         self.delaying = False  # as all does now
 
@@ -379,6 +383,8 @@ class Reference:
         members: list[tuple[int, str, int, int]] | None = None,
         limits: dict[int, tuple[str, int, int, int]] | None = None,
         lips: list[int] | None = None,
+        deny: Sequence[int] = (),
+        allow: Sequence[int] = (),
     ) -> None:
         self.services[id] = Service(
             id,
@@ -407,6 +413,8 @@ class Reference:
             persistent,
             (128 if wire.is6(vip) else 32) if persistent_plen is None else persistent_plen,
             draining or {},
+            tuple(deny),
+            tuple(allow),
         )
         self.schedulers.setdefault(id, sched.Scheduler(id))
         self._arrive(self.services[id], now_ns)
@@ -456,6 +464,50 @@ class Reference:
     def del_service(self, id: int) -> None:
         del self.services[id]
         self.arrived[id] = set()
+
+    def put_acl(self, deny: Sequence[int], allow: Sequence[int]) -> None:
+        self.acl = tuple(deny), tuple(allow)
+
+    def acl_make(self, name: str) -> int:
+        return self.sets.setdefault(name, (1 + len(self.sets), {}))[0]
+
+    def acl_edit(self, id: int, keys: bytes, answers: bytes) -> None:
+        entries = next(entries for known, entries in self.sets.values() if known == id)
+        for at, answer in enumerate(answers):
+            key = keys[18 * at : 18 * at + 18]
+            addr = ipaddress.ip_address(key[1:5] if key[0] == 4 else key[1:17])
+            prefix = ipaddress.ip_network((addr, key[17] - 1))
+            entries.pop(prefix, None)
+            if answer:
+                entries[prefix] = answer == 1
+
+    def acl_recheck(self) -> None:
+        """In force with the next snapshot; the turn after it looks at all connections."""
+        for conn in [c for c in self.conns if self._refused(c.client[0], self.services.get(c.service))]:
+            self._close(conn)
+            self.count["acl_closed"] += 1
+
+    def _listed(self, lists: Iterable[int], addr: str) -> bool:
+        """Is the address in one of these sets? In each the longest prefix that holds it decides."""
+        ip = ipaddress.ip_address(addr)
+        for id, entries in self.sets.values():
+            found = [p for p in entries if p.version == ip.version and ip in p] if id in lists else []
+            if found and entries[max(found, key=lambda p: p.prefixlen)]:
+                return True
+        return False
+
+    def _refused(self, addr: str, service: Service | None) -> str:
+        """Why this source may not open a connection; "": it may."""
+        deny, allow = self.acl
+        if self._listed(deny, addr):
+            return "acl_general_deny"
+        if allow and not self._listed(allow, addr):
+            return "acl_general_not_allowed"
+        if service is not None and self._listed(service.deny, addr):
+            return "acl_deny"
+        if service is not None and service.allow and not self._listed(service.allow, addr):
+            return "acl_not_allowed"
+        return ""
 
     def put_addresses(self, addresses: list[tuple[int, str, str, int]]) -> None:
         self.addresses = {id: (addr, kind, port) for id, addr, kind, port in addresses}
@@ -1139,10 +1191,12 @@ class Reference:
             return reason
         if (f.proto == TCP and not is_first(f.flags)) or (f.proto == SCTP and not sctp.is_opening(f)):
             return "no_conn"
+        if service is None and f.proto == UDP and self._kind(f.dst) == "lip":
+            return "no_conn"
+        if reason := self._refused(f.src, service):
+            return reason
         if service is not None:
             return self._open(port, f, service, d)
-        if f.proto == UDP and self._kind(f.dst) == "lip":
-            return "no_conn"
         if not self.unserved_reset or d is not None:
             return "no_service"
         return self._reset(port, f) if f.proto == TCP else self._error(port, f, "no_service")

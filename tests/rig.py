@@ -85,6 +85,7 @@ class Rig:
             "neighbours": 64,
             "frames": 1024,
             "snapshot_mib": 1,
+            "acl_mib": 1,
         }
         self.plane = Plane.create(directory, **{**room, **sizes})
         self.worker = Worker(self.plane, 0)

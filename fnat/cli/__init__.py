@@ -17,6 +17,7 @@ from fnat.errors import FnatError
 from fnat.grammar import Usage
 
 R = TypeVar("R", bound=Mapping[str, Any])
+T = TypeVar("T")
 QUIT = 130  # exit code after Ctrl-C, as a shell gives it
 
 
@@ -58,14 +59,14 @@ def say_json_rows(rows: Iterable[object]) -> None:
     say("[]\n" if before.startswith("[") else "\n]\n")
 
 
-def repeat(once: Callable[[], None], interval: int, count: int) -> None:
-    """A listing, and again each `interval` seconds (0: once), `count` times (0: until Ctrl-C)."""
+def repeat(once: Callable[[], T], interval: int, count: int) -> T:
+    """A listing, and again each `interval` seconds (0: once), `count` times (0: until Ctrl-C); what the last returned."""
     shown = 0
     while True:
-        once()
+        result = once()
         shown += 1
         if not interval or shown == count:
-            return
+            return result
         sys.stdout.flush()
         time.sleep(interval)
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from fnat import __version__
 from fnat.cli import guarded, pick, repeat, say, say_json
-from fnat.grammar import Row, dpip
+from fnat.errors import FnatError
+from fnat.grammar import Change, Row, dpip, ipset
 from fnat.grammar.dpip import Changes, Show, Word
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def main() -> None:
 
 def run(words: Sequence[str], socket: str | None) -> int:
     """One command line. Raises Usage and FnatError."""
+    if (about_sets := ipset.command(words)) is not None:
+        return _ipset(about_sets, socket)
     command = dpip.parse(words)
     if isinstance(command, Word):
         say(
@@ -72,6 +75,26 @@ def _read(client: Client, show: Show) -> tuple[Sequence[Row], str]:
         return routes, dpip.route_text(routes, ports)
     neighbours = dpip.of_family(client.neighbours(port=show.name), "addr", show)
     return neighbours, dpip.neigh_text(neighbours)
+
+
+def _ipset(asked: list[Change] | ipset.Asked, socket: str | None) -> int:
+    from fnat.client import Client
+
+    with Client(socket) as client:
+        if not isinstance(asked, ipset.Asked):
+            client.change(asked)
+            return 0
+        if asked.what == "test":
+            answer = client.set_test(str(asked.name), asked.addr)
+            word = "is in" if answer["admitted"] else "is NOT in"
+            say_json(answer) if asked.json else say(f"{asked.addr} {word} set {asked.name}\n")
+            return 0 if answer["admitted"] else 1
+        rows = [row for row in client.sets() if asked.name in (None, row["name"])]
+        if asked.name is not None and not rows:
+            raise FnatError("FN-1203", f"there is no set {asked.name}", "ipset show lists the sets")
+        full = [(row, list(client.set_entries(row["name"]))) for row in rows]
+    say_json([{**row, "members": entries} for row, entries in full]) if asked.json else say(ipset.sets_text(full))
+    return 0
 
 
 def _watch_links(client: Client, show: Show) -> None:

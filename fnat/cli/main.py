@@ -150,6 +150,8 @@ def run(
         "cpus": _cpus(cpus) or host.cpus,
         "steering": steering or host.steering,
     }
+    if file:
+        options["acl_entries"] = host.acl_entries
     return keeper.run(options)
 
 

@@ -105,10 +105,10 @@ def reading(function: F) -> F:
     """Options of a command that shows something, once or again and again."""
 
     @functools.wraps(function)
-    def repeated(*args: object, interval: int | None, count: int | None, **kwargs: object) -> None:
+    def repeated(*args: object, interval: int | None, count: int | None, **kwargs: object) -> object:
         if count and not interval:
             raise click.UsageError("--count without --interval; add -i SECONDS")
-        repeat(lambda: function(*args, **kwargs), interval or 0, count or 0)
+        return repeat(lambda: function(*args, **kwargs), interval or 0, count or 0)
 
     return cast(F, socket_option(json_option(interval_option(count_option(repeated)))))
 
@@ -767,4 +767,161 @@ def conn_kill(reset: bool, reason: str, every: bool, **options: object) -> None:
         say(f"{ended} connection{'s' if ended != 1 else ''} ended\n")
 
 
-NOUNS = (service, rs, lip, addr, route, neigh, port, conn)
+# ---- acl, set ----
+
+
+@click.group(cls=Tree)
+def acl() -> None:
+    """Who may open connections: the general lists, and those of each service.
+
+    An entry is a PREFIX or set:NAME. The general deny list is asked first, then the general allow list, then the
+    service's deny list and allow list; an empty allow list lets all pass."""
+
+
+list_argument = click.argument("which", metavar="deny|allow", type=click.Choice(["deny", "allow"]))
+only_service = click.option(
+    "--service", "service", metavar="PROTO/VIP:PORT", help="Of this service; else the general list."
+)
+
+
+def _service_of(text: str | None) -> Change:
+    if text is None:
+        return {}
+    proto, slash, name = text.partition("/")
+    if not slash or proto not in PROTOS:
+        raise click.UsageError(f"--service {text!r} is not PROTO/VIP:PORT, such as tcp/192.0.2.10:80")
+    return {"service": _service(proto, name)}
+
+
+@acl.command("show")
+@reading
+def acl_show() -> None:
+    """All lists that have entries, and how many new connections each refused."""
+    with client() as door:
+        general, services = door.acl(), door.services()
+    if settings().json:
+        say_json({"general": general, "services": [row for row in services if row["deny"] or row["allow"]]})
+    else:
+        show.show(show.acl(general, services))
+
+
+@acl.command("add")
+@list_argument
+@click.argument("entry", metavar="PREFIX|set:NAME")
+@only_service
+@changing
+def acl_add(which: str, entry: str, service: str | None) -> None:
+    """Put an entry in a list."""
+    apply({"op": "acl.add", "list": which, "entry": entry, **_service_of(service)})
+
+
+@acl.command("del")
+@list_argument
+@click.argument("entry", metavar="PREFIX|set:NAME")
+@only_service
+@changing
+def acl_del(which: str, entry: str, service: str | None) -> None:
+    """Take an entry out of a list."""
+    apply({"op": "acl.del", "list": which, "entry": entry, **_service_of(service)})
+
+
+@acl.command("test")
+@click.argument("addr", metavar="ADDR")
+@only_service
+@reading
+def acl_test(addr: str, service: str | None) -> None:
+    """May this address open a connection, and which entry decides? The exit code is 1 when it may not."""
+    wanted = _service_of(service).get("service", {})
+    with client() as door:
+        answer = door.acl_test(address(addr), **wanted)
+    said = f"{answer['addr']} {'may' if answer['admitted'] else 'may not'} ({answer['by']})\n"
+    say_json(answer) if settings().json else say(said)
+    if not answer["admitted"]:
+        raise SystemExit(1)
+
+
+@acl.command("recheck")
+@changing
+def acl_recheck() -> None:
+    """Close the connections that the lists would not let open now."""
+    apply({"op": "acl.recheck"})
+
+
+@click.group("set", cls=Tree)
+def named_set() -> None:
+    """Named sets of addresses: PREFIX, FIRST-LAST, with nomatch or timeout SECONDS behind it."""
+
+
+set_argument = click.argument("name", metavar="NAME")
+entries_argument = click.argument("entries", metavar="ENTRY...", nargs=-1)
+file_option = click.option(
+    "--file", "file", type=click.File(), help="Entries of a file, one a line; # begins a comment; - is the input."
+)
+
+
+def _entries(entries: Iterable[str], file: Iterable[str] | None) -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in file or ())
+    return [*entries, *filter(None, lines)]
+
+
+@named_set.command("show")
+@click.argument("name", metavar="[NAME]", required=False)
+@reading
+def set_show(name: str | None) -> None:
+    """The sets, or the entries of one."""
+    with client() as door:
+        if name is None:
+            present(door.sets(), show.sets)
+            return
+        entries = door.set_entries(name)
+        if settings().json:
+            say_json(list(entries))
+            return
+        for entry in entries:
+            sys.stdout.write(f"{entry}\n")
+
+
+@named_set.command("add")
+@set_argument
+@entries_argument
+@file_option
+@changing
+def set_add(name: str, entries: tuple[str, ...], file: Iterable[str] | None) -> None:
+    """Put entries in a set, which is made if there is none."""
+    given = _entries(entries, file)
+    with client() as door:
+        known = any(row["name"] == name for row in door.sets())
+    if not known:
+        apply({"op": "set.add", "name": name, "entries": given})
+    elif given:
+        apply({"op": "set.entry.add", "set": name, "entries": given})
+    else:
+        raise click.UsageError(f"set {name} exists; give entries to add")
+
+
+@named_set.command("del")
+@set_argument
+@entries_argument
+@file_option
+@changing
+def set_del(name: str, entries: tuple[str, ...], file: Iterable[str] | None) -> None:
+    """Take entries out of a set; without entries the set itself goes."""
+    given = _entries(entries, file)
+    apply({"op": "set.entry.del", "set": name, "entries": given} if given or file else {"op": "set.del", "name": name})
+
+
+@named_set.command("test")
+@set_argument
+@click.argument("addr", metavar="ADDR")
+@reading
+def set_test(name: str, addr: str) -> None:
+    """Is the address in the set, and by which entry? The exit code is 1 when it is not."""
+    with client() as door:
+        answer = door.set_test(name, address(addr))
+    said = f"{answer['addr']} is {'' if answer['admitted'] else 'not '}in set {name} ({answer['by']})\n"
+    say_json(answer) if settings().json else say(said)
+    if not answer["admitted"]:
+        raise SystemExit(1)
+
+
+NOUNS = (service, rs, lip, addr, route, neigh, port, conn, acl, named_set)

@@ -68,6 +68,23 @@ def _name(row: Row) -> tuple[str, str]:
     return row["proto"], service_text(row)
 
 
+def acl(general: Row, services: Iterable[Row]) -> Table:
+    rows: list[list[object]] = []
+    owners = [("general", "", general, general["hits"]), *((*_name(row), row, row["acl"]) for row in services)]
+    for proto, name, owner, hits in owners:
+        for which, refused in (("deny", "denied"), ("allow", "not_allowed")):
+            if owner[which] or hits[refused]:
+                rows.append([proto, name, which, ", ".join(owner[which]), hits[refused]])
+    return Table(("proto", "service", "list", "entries", ">refused"), rows)
+
+
+def sets(rows: Iterable[Row]) -> Table:
+    return Table(
+        ("name", "type", "range", ">entries", ">used by"),
+        [[row["name"], row["type"], row["span"], row["entries"], row["used_by"]] for row in rows],
+    )
+
+
 def without_lip(row: Row) -> list[str]:
     """Families of a service's servers for which it has no local address, one line each."""
     there = {family(lip["addr"]) for lip in row["lips"]}

@@ -75,7 +75,6 @@ _REFUSED_OBJECTS = {
     "ipv6": "see /metrics for fnat's counters, and `nstat` for the host's",
     "iftraf": "see `fnat conn show` or /metrics",
     "eal-mem": "there is no DPDK memory; see `fnat status`",
-    "ipset": "filter in front of the balancer",
     "flow": "what fnat does not own goes to the kernel; `route add IP/32 dev PORT scope kni_host` carves one out",
     "maddr": "see `ip maddr`",
     "lldp": "run lldpd on the kernel device",

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[2]
 C_FILES = {p.name: p for p in [*(ROOT / "cext").glob("*.[ch]"), *(ROOT / "cext/drivers").glob("*.[ch]")]}
 PY_FILES = {str(p.relative_to(ROOT / "fnat")): p for p in (ROOT / "fnat").rglob("*.py")}
 
-TABLES = {"conntab", "wheel", "lip", "neigh", "fib", "frag", "arena"}
+TABLES = {"acl", "conntab", "wheel", "lip", "neigh", "fib", "frag", "arena"}
 STEPS = {"sched", "track", "rewrite", "parse", "icmp", "clientaddr", "sctp", "quic"}
-STORY = {"conn", "forward", "resolve", "answer", "announce", "pieces", "worker", "door", "bench"}
+STORY = {"conn", "forward", "resolve", "answer", "announce", "admit", "pieces", "worker", "door", "bench"}
 
 
 def includes(path: Path) -> set[str]:

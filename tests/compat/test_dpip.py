@@ -129,7 +129,6 @@ REFUSED: list[tuple[str, str]] = [
     ("tunnel add t0 mode ipip", "tunnel is not in fnat"),
     ("qsch show dev dpdk0", "qsch is not in fnat"),
     ("cls show dev dpdk0", "cls is not in fnat"),
-    ("ipset show", "ipset is not in fnat"),
     ("flow add type kni 10.0.0.1 dev dpdk0", "flow is not in fnat"),
     ("iftraf show", "iftraf is not in fnat"),
     ("eal-mem show seg", "eal-mem is not in fnat"),

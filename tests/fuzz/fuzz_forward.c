@@ -65,6 +65,7 @@ static void schedule(struct fnat_service_spec *s)
     else if (s->sched != FNAT_SCHED_RR && s->sched != FNAT_SCHED_LC && s->sched != FNAT_SCHED_FO)
         s->slow_start = scheduler / FNAT_SCHEDS;
 }
+static uint16_t lists[2]; /* address sets: who is denied, who is allowed */
 
 static void put_service(uint32_t id, uint8_t proto, uint16_t vport, uint16_t weight, uint8_t flags, uint32_t half_open, uint32_t lips)
 {
@@ -77,7 +78,10 @@ static void put_service(uint32_t id, uint8_t proto, uint16_t vport, uint16_t wei
                                   .n_members = 2,
                                   .n_lips = lips,
                                   .no_rs = flags & 1,
-                                  .client_addr = how_told[proto == PROTO_UDP][told % 6]};
+                                  .client_addr = how_told[proto == PROTO_UDP][told % 6],
+                                  .acl = lists,
+                                  .n_deny = id == 6,
+                                  .n_allow = id == 6};
     struct fnat_member_spec m[2] = {{.id = id * 2, .rport = 8080, .weight = weight, .family = 4},
                                     {.id = id * 2 + 1, .rport = 8081, .weight = (uint16_t)(weight / 2), .family = 4}};
     const uint16_t lip = 2;
@@ -103,10 +107,33 @@ static void put_service6(uint32_t id)
     CHECK(fnat_publish(plane) > 0);
 }
 
+/* Service 6 denies some clients and allows others; some more are denied everywhere. */
+static void put_lists(void)
+{
+    static const uint8_t entries[][8] = {{4, 0, 8}, {4, 198, 8}, {4, 10, 7}, {6, 0x20, 3}, {4, 0, 0}, {6, 0x20, 16}};
+    uint32_t done;
+    for (uint32_t i = 0; i < 6; i++) {
+        uint8_t key[FNAT_ACL_KEY] = {entries[i][0], entries[i][1]}, answer = i % 4 == 1 ? FNAT_ACL_EXCEPT : FNAT_ACL_YES;
+        key[17] = (uint8_t)(entries[i][2] + 1);
+        int set = fnat_acl_make(plane, i < 4 ? "deny" : "allow");
+        CHECK(set > 0);
+        CHECK(fnat_acl_edit(plane, (uint32_t)set, key, &answer, 1, &done) == 0);
+        lists[i >= 4] = (uint16_t)set;
+    }
+    CHECK(fnat_put_acl(plane, lists, 1, 0) == 0);
+}
+
 static void start(void)
 {
-    struct fnat_plane_config config = {
-        .workers = 1, .conns = CONNS, .services = 6, .members = 12, .endpoints = 16, .neighbours = 32, .frames = FRAMES, .snapshot_mib = 1};
+    struct fnat_plane_config config = {.workers = 1,
+                                       .conns = CONNS,
+                                       .services = 7,
+                                       .members = 14,
+                                       .endpoints = 16,
+                                       .neighbours = 32,
+                                       .frames = FRAMES,
+                                       .snapshot_mib = 1,
+                                       .acl_mib = 1};
     struct fnat_settings settings = {.unserved = FNAT_UNSERVED_RESET, .icmp_rate = 1000, .echo_rate = 1000, .announce = 1};
     struct fnat_address_spec addrs[4] = {{.id = 1, .family = 4, .kind = FNAT_ADDR_VIP, .port = WAN},
                                          {.id = 2, .family = 4, .kind = FNAT_ADDR_LIP, .port = LAN},
@@ -146,10 +173,12 @@ static void start(void)
     CHECK(fnat_neigh_set(plane, WAN, 6, GATEWAY6, mac, FNAT_NEIGH_REACHABLE | FNAT_NEIGH_STATIC) == 0);
     CHECK(fnat_neigh_set(plane, LAN, 4, (const uint8_t[16]){10, 0, 0, 0x65}, mac, FNAT_NEIGH_REACHABLE | FNAT_NEIGH_STATIC) == 0);
     CHECK(fnat_neigh_set(plane, WAN, 4, (const uint8_t[16]){0xc6, 0x33, 0x64, 7}, mac, FNAT_NEIGH_REACHABLE | FNAT_NEIGH_STATIC) == 0);
+    put_lists();
     put_service(0, PROTO_TCP, 80, 2, 0, 0, 1);
     put_service(1, PROTO_UDP, 80, 2, 0, 0, 1);
     put_service(4, PROTO_SCTP, 80, 2, 0, 0, 1);
     put_service(5, PROTO_UDP, 443, 2, FNAT_SVC_QUIC, 0, 1);
+    put_service(6, PROTO_UDP, 53, 2, 0, 0, 1);
     put_service6(2);
     put_service6(3);
 }

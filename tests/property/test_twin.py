@@ -7,6 +7,7 @@ configuration, steps of time) are done and prints the number; without it a short
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import struct
 import sys
@@ -83,6 +84,9 @@ GATEWAYS6 = [GATEWAY6, "2001:db8:1::2", "2001:db8:1::3"]
 LATE6 = "fd00::150"  # likewise, by neighbour discovery
 CLIENTS = [CLIENT, "198.51.100.8", "203.0.113.9"]
 CLIENTS6 = [CLIENT6, "2001:db8:99::8", "2001:db8:7::ffff:1"]
+SETS = ["one", "two", "three"]
+PREFIXES = ["0.0.0.0/0", "198.51.100.0/24", "198.51.100.6/31", "203.0.113.9/32", CLIENT]
+PREFIXES += ["::/0", "2001:db8::/32", "2001:db8:99::/48", "2001:db8:99::8/127", CLIENT6]
 
 done = 0
 
@@ -991,6 +995,41 @@ class CoreAndReference(RuleBasedStateMachine):
         routes += [(part, GATEWAYS[2], "", WAN, 0, 0, "unicast")] if part else []
         for side in self.twin.both():
             side.put_routes(routes)
+        self.twin.plane.publish()
+        for _ in range(8):  # the pass over all connections
+            self.twin.deliver([])
+        self.twin.operations += 1
+
+    @rule(
+        id=st.sampled_from([None, None, *PROTOS]),
+        deny=st.sets(st.sampled_from(SETS), max_size=1),
+        allow=st.sets(st.sampled_from(SETS), max_size=2),
+        edits=st.lists(st.tuples(st.sampled_from(SETS), st.sampled_from(PREFIXES), st.integers(0, 2)), max_size=4),
+        recheck=st.booleans(),
+    )
+    def change_lists(
+        self, id: int | None, deny: set[str], allow: set[str], edits: list[tuple[str, str, int]], recheck: bool
+    ) -> None:
+        """Who may open connections; general lists or those of a service."""
+        self.settle()
+        sides = self.twin.both()
+        ids = {name: max(side.acl_make(name) for side in sides) for name in SETS}  # both give the same
+        for name, prefix, answer in edits:
+            key = wire.acl_key(prefix)
+            known = self.twin.reference.sets[name][1]
+            if answer or ipaddress.ip_network(prefix) in known:
+                for side in sides:
+                    side.acl_edit(ids[name], key, bytes([answer]))
+        lists = {"deny": sorted(ids[name] for name in deny), "allow": sorted(ids[name] for name in allow)}
+        if id is not None:
+            self.options[id] = {**self.options[id], **lists}
+            self.put(id)
+        else:
+            for side in sides:
+                side.put_acl(**lists)
+        if recheck:
+            for side in sides:
+                side.acl_recheck()
         self.twin.plane.publish()
         for _ in range(8):  # the pass over all connections
             self.twin.deliver([])

@@ -94,7 +94,7 @@ def test_changes_come_into_force_and_listings_show_them(house):
     assert set(service) == {
         "name", "proto", "vip", "vport", "scheduler", "hash_target", "hash_slots", "slow_start",
         "conn_timeout", "no_rs", "expire_quiescent", "one_packet", "quic", "half_open",
-        "persistent", "persistent_mask", "max_conns", "new_per_s", "per_client", "client_addr",
+        "persistent", "persistent_mask", "max_conns", "new_per_s", "per_client", "client_addr", "deny", "allow", "acl",
         "stats", "rate", "lips", "servers",
     }  # fmt: skip
     assert set(service["stats"]) == {
