@@ -60,7 +60,7 @@ def say_json_rows(rows: Iterable[object]) -> None:
 
 
 def repeat(once: Callable[[], T], interval: int, count: int) -> T:
-    """A listing, and again each `interval` seconds (0: once), `count` times (0: until Ctrl-C); what the last returned."""
+    """A listing, and again each `interval` seconds (0: once), `count` times (0: until Ctrl-C); what the last gave."""
     shown = 0
     while True:
         result = once()
