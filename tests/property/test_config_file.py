@@ -1,6 +1,7 @@
 """The file says all that a node can hold: parse(dump(c)) == c, whatever c is, and dump says the same again."""
 
 import string
+from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,10 @@ from fnat.errors import ChangeError
 from fnat.model import (
     CHANGES,
     CLIENT_ADDRS,
+    GROWING,
+    HASHING,
     PROTOS,
+    SCHEDULERS,
     Address,
     Config,
     Host,
@@ -34,6 +38,12 @@ NAME = st.sampled_from(["", "web", "web-2", "dns", "a.b", "tcp-198.51.100.1-80",
     "".join(c for c in string.printable if c.isprintable() and c not in ' "\\'), max_size=64
 )
 MACS = st.integers(0, 2**40 - 1).map(lambda n: "02:" + ":".join(f"{n:010x}"[i : i + 2] for i in range(0, 10, 2)))
+
+
+LISTS = st.lists(
+    st.sampled_from(["203.0.113.0/24", "198.51.100.7/32", "2001:db8::/32", "set:bad", "set:a.b"]), max_size=3, unique=True
+).map(tuple)
+SETS = {"bad": ["203.0.113.0/24", "203.0.113.9/32 nomatch"], "a.b": [], "six": ["2001:db8:bad::/48", "10.0.0.0/8"]}
 
 
 @st.composite
@@ -62,6 +72,8 @@ def host(draw):
         echo_rate=draw(st.integers(0, 10_000_000)),
         icmp_rate=draw(st.integers(0, 10_000_000)),
         announce=draw(st.booleans()),
+        acl_entries=draw(st.integers(1024, 2**20)),
+        hash_key=draw(st.sampled_from(["", "of \"us\"", "#'"])),
         timeouts=times,
     )
 
@@ -73,15 +85,33 @@ def shapes(draw):
     families = {words.family(lip) for lip in lips}
     rips = [rip for rip in RIPS if words.family(rip) in families]
     keys = draw(st.lists(st.tuples(st.sampled_from(rips), st.integers(1, 65535)), max_size=4, unique=True))
+    scheduler = draw(st.sampled_from(SCHEDULERS))
+    many = st.sampled_from([0, 1, 2**32 - 1])
     fields = {
         "name": draw(NAME),
-        "scheduler": draw(st.sampled_from(["rr", "wrr"])),
+        "scheduler": scheduler,
+        "hash_target": draw(st.sampled_from(["sip", "sip-port"])) if scheduler in HASHING else "sip",
+        "hash_slots": draw(st.sampled_from([1021, 65537])) if scheduler == "mh" else 65537,
+        "slow_start": draw(st.sampled_from([0, 30])) if scheduler in GROWING else 0,
         "conn_timeout": draw(st.sampled_from([0, 1, 31_535_999])),
-        "no_rs": draw(st.sampled_from(["drop", "reset"])),
+        "no_rs": draw(st.sampled_from(["drop", "reset", *(words.endpoint(rip, 9) for rip in rips)])),
         "expire_quiescent": draw(st.booleans()),
         "half_open": draw(st.none() | st.integers(0, 2**31 - 1)),
+        "persistent": draw(st.sampled_from([0, 1, 360])),
+        "persistent_mask": draw(st.none() | st.integers(1, 32)),
+        "max_conns": draw(many),
+        "new_per_s": draw(st.sampled_from([0, 1, 10_000_000])),
+        "per_client": draw(st.sampled_from([0, 1, 200])),
+        "deny": draw(LISTS),
+        "allow": draw(LISTS),
     }
-    return fields, lips, tuple(RealServer(rip=r, rport=p, weight=draw(st.integers(0, 65535))) for r, p in keys)
+    servers = []
+    for rip, rport in keys:
+        upper = draw(many)
+        limits = {"upper": upper, "lower": draw(st.sampled_from([0, upper])), "max_new_per_s": draw(st.integers(0, 9))}
+        role, weight = draw(st.sampled_from(["active", "backup"])), draw(st.integers(0, 65535))
+        servers.append(RealServer(rip=rip, rport=rport, weight=weight, role=role, **limits))
+    return fields, lips, tuple(servers)
 
 
 @st.composite
@@ -125,9 +155,12 @@ def configs(draw):
         mgmt=draw(st.none() | st.sampled_from(["192.0.2.1", "2001:db8:9::1"])),
         ports=nics,
         host=host(draw),
-        services=made,
     )
-    changes = [{"op": "addr.add", **a.model_dump()} for a in addresses.values()]
+    sets = [{"op": "set.add", "name": name, "entries": entries} for name, entries in SETS.items()]
+    base = plan.apply(base, CHANGES.validate_python(sets)).model_copy(update={"services": made})
+    lists = {"deny": draw(LISTS), "allow": draw(LISTS)}
+    changes = [{"op": "acl.add", "list": name, "entry": e} for name, entries in lists.items() for e in entries]
+    changes += [{"op": "addr.add", **a.model_dump()} for a in addresses.values()]
     for n in range(draw(st.integers(0, 3))):
         gateway = draw(st.sampled_from([None, "192.0.2.254", "203.0.113.1"]))
         route = Route(prefix=f"10.{n}.0.0/16", gateway=gateway, port=draw(port), metric=draw(st.integers(0, 2**32 - 1)))
@@ -157,6 +190,13 @@ def test_what_is_dumped_is_read_the_same(c):
         assert getattr(again, name) == value, f"{name}\n{text}"
     assert again == c
     assert config.dump(again) == text
+
+
+def test_every_field_is_drawn():
+    """A new field of a service, a server or the host has its row above, or is of connections and the moment."""
+    text = Path(__file__).read_text()
+    fields = {*plan.SERVICE_FIELDS, *plan.SERVER_FIELDS, *Host.model_fields}
+    assert {name for name in fields if f'"{name}"' not in text and f"{name}=" not in text} == set()
 
 
 def test_table_of_nothing_is_a_file():
