@@ -30,6 +30,7 @@ from fnat.model import (
     MAX_SECONDS,
     PROTOS,
     Address,
+    Api,
     Config,
     Host,
     Key,
@@ -69,7 +70,8 @@ _SERVICE_KEYS = (
     "rs",
 )
 _KEYS: dict[str, tuple[str, ...]] = {
-    "": ("version", "node", "host", "service"),
+    "": ("version", "node", "host", "api", "service"),
+    "api": tuple(Api.model_fields),
     "host": tuple(Host.model_fields),
     "host.timeouts": (*Timeouts.model_fields, *_SHORTHANDS),
     "service.*": _SERVICE_KEYS,
@@ -223,6 +225,7 @@ class _Reader:
             self.fail("FN-1104", "version", f"{data['version']!r} is not known", "write version = 1")
         name, mgmt, ports, lips = self.node(self.table("node", data.get("node", {})), node)
         host = self.host(self.table("host", data.get("host", {})))
+        api = self.api(self.table("api", data.get("api", {})))
         services: list[Service] = []
         addresses: dict[str, Address] = {}
         seen: dict[Key, str] = {}
@@ -256,6 +259,7 @@ class _Reader:
             mgmt=mgmt,
             ports=ports,
             host=host,
+            api=api,
             services=Services(services),
             addresses=Table(addresses.values()),
         )
@@ -346,6 +350,41 @@ class _Reader:
         if "timeouts" in fields:
             fields["timeouts"] = self.timeouts(self.table("host.timeouts", fields["timeouts"]))
         return self.build(Host, "host", fields)
+
+    def api(self, table: dict[str, Any]) -> Api:
+        self.keys("api", table, "api")
+        fields = dict(table)
+        if "listen" in fields:
+            fields["listen"] = self.own_endpoint("api.listen", fields["listen"])
+        if "max_body" in fields:
+            fields["max_body"] = self.count("api.max_body", fields["max_body"])
+        for name in ("cert", "key", "client_ca", "tokens"):
+            if name in fields and not str(fields[name]).startswith("/"):
+                self.fail("FN-1104", f"api.{name}", f"{fields[name]!r} is not a path", "write it from / on")
+        api = self.build(Api, "api", fields)
+        if bool(api.cert) != bool(api.key) or (api.listen and not api.cert):
+            lacking = "cert" if not api.cert else "key"
+            problem = f"no {lacking}, and there is no TCP without TLS"
+            self.fail("FN-1112", "api", problem, f'add {lacking} = "/…", or leave listen out')
+        if api.listen and not api.tokens and not api.client_ca:
+            problem, fix = "nobody could be known", 'add tokens = "/etc/fnat/tokens", or client_ca and clients'
+            self.fail("FN-1112", "api.listen", problem, fix)
+        if bool(api.client_ca) != bool(api.clients):
+            fix = 'give both: client_ca = "/…" and clients = { "COMMON NAME" = "read-only" }'
+            self.fail("FN-1112", "api", "client_ca and clients belong together", fix)
+        if not api.listen and (api.cert or api.tokens or api.client_ca):
+            self.fail("FN-1112", "api", "cert, tokens and clients are for TCP", 'add listen = "ADDRESS:PORT"')
+        return api
+
+    def own_endpoint(self, path: str, text: object) -> str:
+        """ADDRESS:PORT to listen on; the address may be any of this machine, 0.0.0.0 or [::]."""
+        try:
+            address, port = words.split(str(text))
+            if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+                raise ValueError
+            return words.endpoint(str(words.parse(address)), int(port))
+        except ValueError:
+            self.fail("FN-1104", path, f"{text!r} is not ADDRESS:PORT", "write it like 10.0.0.1:8443 or [::]:8443")
 
     def timeouts(self, table: dict[str, Any]) -> Timeouts:
         path = "host.timeouts"
@@ -572,6 +611,8 @@ def dump(config: Config) -> str:
             lines.append(f"lips = {_lip_ranges(lip.addr for lip in lips)}")
         lines.append("")
     lines += ["[host]", *_dump_host(config.host), ""]
+    if config.api != Api():
+        lines += ["[api]", *_dump_api(config.api), ""]
     for service in config.services:
         lines += _dump_service(service, where.get(service.vip), tuple(lips))
     services = {s.vip for s in config.services}
@@ -607,6 +648,15 @@ def _dump_host(host: Host) -> list[str]:
         f"announce = {str(host.announce).lower()}",
         f"timeouts = {{ {times} }}",
     ]
+
+
+def _dump_api(api: Api) -> list[str]:
+    fields = {name: value for name, value in api.model_dump(exclude_defaults=True).items() if name != "clients"}
+    lines = [f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {value}" for name, value in fields.items()]
+    if api.clients:
+        pairs = [f'{_quote(name)} = "{role}"' for name, role in api.clients.items()]
+        lines.append(f"clients = {{ {', '.join(pairs)} }}")
+    return lines
 
 
 def _dump_service(service: Service, port: str | None, all_lips: tuple[LocalAddress, ...]) -> list[str]:

@@ -20,16 +20,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +39,12 @@ from pydantic import ValidationError
 
 from fnat import __version__, plan
 from fnat import config as configuration
+from fnat.access import ASKED, Access
+from fnat.audit import Audit, differences
 from fnat.engine import Engine, NoSteering, Steering
 from fnat.errors import ConfigError, EngineError, FnatError
 from fnat.ethtool import KernelNic
+from fnat.events import Events
 from fnat.keeper import CANNOT_START, LOOK_AGAIN, Options, die_with_parent, read_options, say
 from fnat.model import (
     CHANGES,
@@ -58,10 +63,8 @@ from fnat.state import Ids, Overlay
 from fnat.steering import LipRules
 
 if TYPE_CHECKING:
-    import uvicorn
-    from fastapi import FastAPI
-
     from fnat._core import Plane
+    from fnat.listener import Remote
 
 log = logging.getLogger("fnat.control")
 
@@ -83,6 +86,8 @@ class Control:
         self.file = self._with_ports(file or Config())
         self._overlay = overlay
         self._paths = paths
+        self.audit = Audit(paths.audit if paths else None)
+        self.events = Events()
         self._lock = threading.Lock()
         self._shortening: threading.Thread | None = None
         self._started = time.monotonic()
@@ -95,24 +100,66 @@ class Control:
         if changes:
             self._shorten(config)
 
-    def change(self, changes: Sequence[Change], *, dry_run: bool = False) -> AppliedView:
-        """All or nothing; in force on every worker and on disk when it returns. Raises ChangeError, EngineError."""
+    def change(
+        self, changes: Sequence[Change], *, dry_run: bool = False, check: Callable[[Config], None] = lambda _: None
+    ) -> AppliedView:
+        """All or nothing; in force on every worker and on disk when it returns. Raises ChangeError, EngineError.
+
+        check: may refuse, by raising, to change the config that it gets."""
+        with self._lock:
+            check(self.engine.config)
+            new = plan.apply(self.engine.config, changes)
+            if not dry_run:
+                self._enforce(new, changes)
+                for change in changes:
+                    if isinstance(change, ServiceZero):
+                        self.engine.zero(change.key)
+            return AppliedView(applied=len(changes), snapshot=self.engine.snapshot)
+
+    def edit(self, make: Callable[[Config], Config]) -> tuple[Config, Config]:
+        """A change said by its result: `make` gives the new config from the one in force, and may refuse by raising.
+        -> the config before and after."""
         with self._lock:
             old = self.engine.config
-            new = plan.apply(old, changes)
-            if dry_run:
-                return AppliedView(applied=len(changes), snapshot=self.engine.snapshot)
-            if new != old:
-                self.engine.commit(new)
-                try:
-                    self._remember(changes, new)
-                except EngineError:
-                    self.engine.commit(old)
-                    raise
-            for change in changes:
-                if isinstance(change, ServiceZero):
-                    self.engine.zero(change.key)
-            return AppliedView(applied=len(changes), snapshot=self.engine.snapshot)
+            changes = plan.diff(old, make(old))
+            self._enforce(plan.apply(old, changes), changes)
+            return old, self.engine.config
+
+    def _enforce(self, new: Config, changes: Sequence[Change]) -> None:
+        """In force, in the audit log and on disk, or all as it was."""
+        old = self.engine.config
+        if new == old:
+            return
+        self.engine.commit(new)
+        try:
+            self.record(old, new)
+            self._remember(changes, new)
+        except EngineError:
+            self.engine.commit(old)
+            raise
+        self.publish(old, new)
+
+    def record(self, old: Config, new: Config) -> None:
+        """What has come into force, and by whom, is in the audit log when this returns. Raises EngineError."""
+        asked = ASKED.get()
+        who = asked.as_json() if asked else {"who": "fnat", "from": "SIGHUP", "what": "configuration read again"}
+        self.audit.write({**who, "status": 200, "snapshot": self.engine.snapshot, **differences(old, new)})
+        if asked is not None:
+            asked.recorded = True
+
+    def publish(self, old: Config, new: Config) -> None:
+        """Tell those who follow /v1/events."""
+        asked = ASKED.get()
+        changed = differences(old, new)
+        data = {
+            "time": round(time.time(), 3),
+            "who": asked.caller.name if asked else "fnat",
+            "from": asked.caller.remote if asked else "SIGHUP",
+            "snapshot": self.engine.snapshot,
+            "resources": [part["resource"] for part in changed["changed"]],
+            "omitted": changed.get("omitted", 0),
+        }
+        self.events.publish("change", data)
 
     def reload(self, file: Config) -> None:
         """The file has changed: replay the overlay on it. Raises FnatError, and the old config stays in force."""
@@ -123,9 +170,12 @@ class Control:
             for subject in sorted(moved & {plan.subject(change) for change in overlay}):
                 log.warning("file and overlay both change %s; the overlay wins", subject)
             config = plan.apply(file, overlay, lenient=log.warning)
+            old = self.engine.config
             self.engine.commit(config)
             self.file = file
             self._shorten(config)
+            self.record(old, config)
+            self.publish(old, config)
 
     def status(self) -> StatusView:
         engine = self.engine
@@ -273,27 +323,46 @@ async def serve(control: Control, options: Options) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
-    from fnat import api
+    from fnat import api, listener
 
     path = Path(options["socket"])
     listening = api.listen(path)
-    tasks = [asyncio.create_task(_sample(control.engine)), asyncio.create_task(_reload(control, options, reload))]
+    access = Access(control.file.api)
+    app = api.create_app(control, access=access)
+    remote = listener.Remote(app)
+    tasks = [asyncio.create_task(_sample(control.engine))]
     try:
         tasks.append(await _mirror_host(control))
         await asyncio.to_thread(control.start)
-        server = _server(api.create_app(control))
+        opened = functools.partial(_open, control, access, remote, path)
+        await opened()
+        tasks.append(asyncio.create_task(_reload(control, options, reload, opened)))
+        server = listener.Server(app, control.file.api.connections)
         answering = asyncio.create_task(server.serve([listening]))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({answering, stopping}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         stopping.cancel()
-        await answering
+        await asyncio.gather(answering, remote.close())
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         listening.close()
         path.unlink(missing_ok=True)
+
+
+async def _open(control: Control, access: Access, remote: Remote, path: Path) -> None:
+    """Let callers in as [api] says now. What cannot be is said; all the rest goes on."""
+    from fnat import listener
+
+    api = control.file.api
+    access.use(api)
+    try:
+        listener.admit(path, api.group)
+        await remote.open(api)
+    except FnatError as error:
+        say(f"the API stays as it is: {error}")
 
 
 async def _mirror_host(control: Control) -> asyncio.Task[None]:
@@ -324,8 +393,10 @@ async def _sample(engine: Engine) -> None:
         await asyncio.sleep(max(SAMPLE_EVERY - cost, 50 * cost - cost))
 
 
-async def _reload(control: Control, options: Options, asked: asyncio.Event) -> None:
-    """Read the file again whenever asked; a wrong file changes nothing."""
+async def _reload(
+    control: Control, options: Options, asked: asyncio.Event, opened: Callable[[], Awaitable[None]]
+) -> None:
+    """Read the file again whenever asked, and certificates; a wrong file changes nothing."""
     while True:
         await asked.wait()
         asked.clear()
@@ -336,24 +407,14 @@ async def _reload(control: Control, options: Options, asked: asyncio.Event) -> N
             say(f"the configuration stays as it is: {error}")
         else:
             say("configuration read again")
-
-
-def _server(app: FastAPI) -> uvicorn.Server:
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        """Leaves signals to us."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    return Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2))
+            await opened()
 
 
 def share_time() -> None:
     """Settings of the interpreter for a process in which a change shall not wait for a long listing."""
     gc.set_threshold(*GARBAGE)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a descriptor
     sys.setswitchinterval(SWITCH)
 
 

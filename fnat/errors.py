@@ -2,7 +2,8 @@
 
     FnatError                 code, message, fix; http status; exit code
     ├── ConfigError           the configuration file is wrong                       exit 1
-    ├── ChangeError           a change asks for what cannot be (400, 404, 409)      exit 1
+    ├── ChangeError           a change asks for what cannot be (400 to 413)      exit 1
+    │   └── StaleError        the resource is another than the caller thinks (412)
     ├── EngineError           the data plane refused or did not follow (500)        exit 1
     ├── NotRunning            nobody serves the socket                              exit 3
     └── PrivilegeError        the operating system says no                          exit 1
@@ -12,7 +13,7 @@ An error is one line: ``MESSAGE; FIX (CODE)``. Codes are stable; CODES is the on
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 CODES: dict[str, str] = {
     "FN-1001": "No fnat serves the socket.",
@@ -29,6 +30,7 @@ CODES: dict[str, str] = {
     "FN-1109": "Two services have the same VIP, port and protocol.",
     "FN-1110": "The configuration file names a port or device that does not exist.",
     "FN-1111": "A feature is not available in this version.",
+    "FN-1112": "The API may be reached by TCP with TLS and known callers only.",
     "FN-1201": "A value in a change is not allowed.",
     "FN-1203": "The thing to change does not exist.",
     "FN-1204": "The thing to add exists already.",
@@ -44,6 +46,14 @@ CODES: dict[str, str] = {
     "FN-1307": 'A NIC cannot hold the flow rules of its local addresses (steering = "ntuple").',
     "FN-1401": "A test did not show what it should.",
     "FN-1309": "An unexpected failure inside fnat.",
+    "FN-1501": "The API does not know the caller.",
+    "FN-1502": "The caller's role does not allow this.",
+    "FN-1503": "The resource is not what the caller's If-Match or If-None-Match says.",
+    "FN-1504": "The body of a request is too large.",
+    "FN-1505": "The API has as many connections as it may have.",
+    "FN-1506": "A certificate or key of the API cannot be used.",
+    "FN-1507": "The tokens file of the API cannot be used.",
+    "FN-1508": "The API has no such page, or the page does not know the method.",
 }
 
 
@@ -53,18 +63,28 @@ class FnatError(Exception):
     status: int = 500
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, code: str, message: str, fix: str) -> None:
+    def __init__(self, code: str, message: str, fix: str, field: str | None = None) -> None:
+        """field: which one of the request, as a dotted path."""
         super().__init__(message)
         self.code = code
         self.message = message
         self.fix = fix
+        self.field = field
 
     def __str__(self) -> str:
         return f"{self.message}; {self.fix} ({self.code})" if self.fix else f"{self.message} ({self.code})"
 
-    def as_json(self) -> dict[str, dict[str, str]]:
-        """The body of an HTTP error."""
-        return {"error": {"code": self.code, "message": self.message, "fix": self.fix}}
+    def as_json(self) -> dict[str, Any]:
+        """The body of an HTTP error (RFC 9457)."""
+        return {
+            "type": f"urn:fnat:error:{self.code}",
+            "title": CODES.get(self.code, self.code),
+            "status": self.status,
+            "detail": self.message,
+            "code": self.code,
+            "fix": self.fix,
+            "field": self.field,
+        }
 
 
 class ConfigError(FnatError):
@@ -76,9 +96,16 @@ class ConfigError(FnatError):
 class ChangeError(FnatError):
     """The caller asks for a change that cannot be made; nothing has been changed."""
 
-    def __init__(self, status: int, code: str, message: str, fix: str) -> None:
-        super().__init__(code, message, fix)
+    def __init__(self, status: int, code: str, message: str, fix: str, field: str | None = None) -> None:
+        super().__init__(code, message, fix, field)
         self.status = status
+
+
+class StaleError(ChangeError):
+    """The resource is not any more, or not yet, what the caller takes it for (412)."""
+
+    def __init__(self, code: str, message: str, fix: str) -> None:
+        super().__init__(412, code, message, fix)
 
 
 class EngineError(FnatError):

@@ -32,6 +32,7 @@ ADD = [
     {"op": "lip.add", "service": WEB, "addr": "10.2.0.1", "port": "lan"},
     {"op": "addr.add", "addr": "10.0.0.1", "port": "wan"},
 ]
+PROBLEM = {"type", "title", "status", "detail", "code", "fix", "field"}
 FILE = """\
 version = 1
 [node.n]
@@ -175,9 +176,10 @@ REFUSED = [
 @pytest.mark.parametrize(("changes", "status", "code"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
 def test_refusal_has_a_code_and_changes_nothing(house, changes, status, code):
     answer = house.client._http.post("/v1/changes", json={"changes": changes})
-    error = answer.json()["error"]
+    error = answer.json()
     assert (answer.status_code, error["code"]) == (status, code), error
-    assert set(error) == {"code", "message", "fix"} and error["message"] and "\n" not in error["message"]
+    assert set(error) == PROBLEM and error["detail"] and "\n" not in error["detail"]
+    assert error["status"] == status and answer.headers["content-type"] == "application/problem+json"
     assert code in CODES
     assert house.client.services() == [] and house.overlay() == []
 
@@ -215,7 +217,8 @@ def test_every_answer_is_well_formed(house, method, path, body, status):
     answer = house.client._http.request(method, path, content=body, headers={"content-type": "application/json"})
     assert answer.status_code == status, answer.text
     if status >= 400:
-        assert set(answer.json()["error"]) == {"code", "message", "fix"}
+        assert set(answer.json()) == PROBLEM and answer.json()["status"] == status
+        assert answer.headers["content-type"] == "application/problem+json"
 
 
 def test_unexpected_failure_is_one_line(house, monkeypatch):
