@@ -215,9 +215,12 @@ class Stream(Response):
         self.events, self.last_id, self.access = events, last_id, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope.get("state", {})
         bell = asyncio.Event()
         self.events.follow(bell)
-        gone = asyncio.create_task(_until_gone(receive))
+        ends = [asyncio.create_task(_until_gone(receive))]
+        if "ending" in state:
+            ends.append(asyncio.create_task(state["ending"].wait()))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             place = self.events.place_of(self.last_id)
@@ -225,33 +228,35 @@ class Stream(Response):
             if place is None:
                 first, place = self.events.reset()
             await self._give(send, first)
-            while (found := self.events.since(place)) is not None:
+            while (found := self.events.since(place)) is not None and not any(end.done() for end in ends):
                 frames, place = found
                 if frames:
                     await self._give(send, b"".join(frames))
-                bell.clear()
-                if self.events.since(place) != ([], place):
-                    continue
-                ringing = asyncio.ensure_future(bell.wait())
-                await asyncio.wait({ringing, gone}, timeout=self.BEAT, return_when=asyncio.FIRST_COMPLETED)
-                if gone.done():
-                    return
-                if not ringing.done():
-                    ringing.cancel()
+                await self._rest(bell, ends)
+                if not bell.is_set():
                     self.access.caller(scope)
                     await self._give(send, b":\n\n")
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                bell.clear()
+            await self._give(send, b"", more=False)
         except (TimeoutError, FnatError):
-            abort = scope.get("state", {}).get("abort")
-            if abort is not None:
-                abort()
+            if "abort" in state:
+                state["abort"]()
         finally:
-            gone.cancel()
+            for end in ends:
+                end.cancel()
             self.events.leave(bell)
 
-    async def _give(self, send: Send, data: bytes) -> None:
+    async def _rest(self, bell: asyncio.Event, ends: list[asyncio.Task[Any]]) -> None:
+        """Until there is something new, a beat is due, or the end has come."""
+        ringing = asyncio.create_task(bell.wait())
+        try:
+            await asyncio.wait({ringing, *ends}, timeout=self.BEAT, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ringing.cancel()
+
+    async def _give(self, send: Send, data: bytes, *, more: bool = True) -> None:
         async with asyncio.timeout(self.PATIENCE):
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": data, "more_body": more})
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -95,10 +95,11 @@ class _Connection(H11Protocol):
         self.bounds = server
         self.deadline: asyncio.TimerHandle | None = None
         self.waiting_for: object = None
+        self.ending = asyncio.Event()  # an answer without end is to end
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = {"peer": _peer(transport), "abort": transport.abort}
+        self.app_state = {"peer": _peer(transport), "abort": transport.abort, "ending": self.ending}
         if len(self.connections) > self.bounds.most:
             error = FnatError("FN-1505", f"there are {self.bounds.most} connections already", "try again later")
             error.status = 503
@@ -125,6 +126,10 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
         if self.deadline is not None:
             self.deadline.cancel()
+
+    def shutdown(self) -> None:
+        self.ending.set()
+        super().shutdown()
 
     def _watch(self) -> None:
         """A deadline for what the client has to send next. It stays as it is while that is the same."""
