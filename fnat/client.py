@@ -30,7 +30,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, NotRequired, Self, cast
 from urllib.parse import quote
 
 import httpx
@@ -75,15 +75,21 @@ class Event(TypedDict):
     data: Fields
 
 
-class AuditRecord(TypedDict, total=False):
-    time: str
-    who: str
-    what: str
-    status: int
-    code: str | None
-    snapshot: int
-    changed: list[Fields]
-    omitted: int
+AuditRecord = TypedDict(
+    "AuditRecord",
+    {
+        "time": str,
+        "who": str,
+        "from": str,
+        "what": str,
+        "status": int,
+        "code": NotRequired[str | None],  # of a refusal
+        "snapshot": NotRequired[int],
+        "changed": NotRequired[list[Fields]],  # resource, before, after
+        "omitted": NotRequired[int],
+        "missing_before": NotRequired[int],
+    },
+)
 
 
 class Client:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from fnat import __version__, keeper
-from fnat.cli import guarded, nouns, say, say_json, show
+from fnat.cli import door, guarded, nouns, say, say_json, show
 from fnat.cli.nouns import Tree, settings
 from fnat.errors import CODES, FnatError
 from fnat.grammar import Usage
@@ -53,7 +53,7 @@ class Root(Tree):
 def fnat() -> None:
     """fnat, a FullNAT layer-4 load balancer.
 
-    The options --socket, --json, --quiet and --dry-run may also stand behind the command.
+    The options --socket, --url, --json, --quiet and --dry-run may also stand behind the command.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 fnat is not running.
     """
@@ -128,6 +128,10 @@ def run(
     )
     chosen = _merge(in_file, named)
     _fit_to_run(chosen, exclusive)
+    if file:
+        from fnat.listener import check as check_api
+
+        check_api(file.api)
     from fnat.model import Host
     from fnat.paths import DEFAULT_STATE_DIR, default_socket
 
@@ -242,8 +246,8 @@ def stop(clean: bool, state_dir: Path | None) -> int:
 @nouns.reading
 def status() -> None:
     """Processes, workers, connections."""
-    with nouns.client() as door:
-        row = door.status()
+    with nouns.client() as client:
+        row = client.status()
     say_json(row) if settings().json else say(show.status(row))
 
 
@@ -258,8 +262,8 @@ def version() -> None:
 @nouns.socket_option
 def metrics() -> None:
     """All counters, as Prometheus reads them."""
-    with nouns.client() as door:
-        say(door.metrics())
+    with nouns.client() as client:
+        say(client.metrics())
 
 
 @fnat.command()
@@ -409,7 +413,7 @@ def _with_settings(words: tuple[str, ...]) -> list[str]:
     return [*words, *(["--json"] if settings().json and "--json" not in words else [])]
 
 
-for noun in nouns.NOUNS:
+for noun in (*nouns.NOUNS, door.token, door.audit):
     fnat.add_command(noun)
 
 
