@@ -175,7 +175,8 @@ class Control:
             self.file = file
             self._shorten(config)
             self.record(old, config)
-            self.publish(old, config)
+            if config != old:
+                self.publish(old, config)
 
     def status(self) -> StatusView:
         engine = self.engine

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import trustme
 
 from fnat import api, config, state
+from fnat.access import Tokens
 from fnat.client import Client
 from fnat.control import Control
 from fnat.engine import Engine
@@ -367,6 +370,11 @@ def test_control_process_serves_a_real_plane(tmp_path):
         Paths(state).ports.write_text(json.dumps(ports))
         conf = tmp_path / "f.toml"
         conf.write_text(FILE)
+        ca = trustme.CA()
+        certify(ca, tmp_path)
+        Tokens(tmp_path / "tokens").add("ops", "admin")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            end = free.getsockname()
         path = tmp_path / "sock"
         options = {
             "config": str(conf), "ports": [], "workers": 1, "socket": str(path), "state_dir": str(state),
@@ -388,16 +396,42 @@ def test_control_process_serves_a_real_plane(tmp_path):
                 conf.write_text(FILE + '"10.1.1.2:8080" = { weight = 2 }\n')
                 process.send_signal(signal.SIGHUP)
                 wait_until(lambda: len(client.services()[0]["servers"]) == 2)
+                wait_until(lambda: client.audit()[-1]["from"] == "SIGHUP")
+                assert client.audit()[-2]["who"] == f"uid:{os.getuid()}"
+                pem = tmp_path / "pem"
+                by_tls = f'[api]\nlisten = "127.0.0.1:{end[1]}"\ncert = "{pem}"\nkey = "{pem}"\ntokens = "{tmp_path}/tokens"\n'
+                conf.write_text(by_tls + FILE.replace("version = 1\n", ""))
+                conf.write_text("version = 1\n" + conf.read_text())
+                process.send_signal(signal.SIGHUP)
+                wait_until(lambda: certificate(end) in pem.read_text())
+                certify(ca, tmp_path)
+                process.send_signal(signal.SIGHUP)
+                wait_until(lambda: certificate(end) in pem.read_text())
+                pem.write_text("nonsense")
+                process.send_signal(signal.SIGHUP)
+                time.sleep(0.5)
             finally:
                 process.send_signal(signal.SIGTERM)
                 errors = process.communicate(timeout=20)[1].decode()
             assert process.returncode == 0 and "Traceback" not in errors, errors
+            assert "FN-1506" in errors
         assert not path.exists()
         plane.close()
     finally:
         for leftover in arena.iterdir():
             leftover.unlink()
         arena.rmdir()
+
+
+def certify(ca, directory):
+    ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(directory / "pem")
+
+
+def certificate(end):
+    try:
+        return ssl.get_server_certificate(end).strip()
+    except OSError:
+        return "none"
 
 
 def is_up(client):

@@ -5,8 +5,11 @@ import json
 import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -402,3 +405,26 @@ def test_a_change_is_on_disk_before_it_is_answered(served, monkeypatch):
         assert [os.path.basename(path) for path in order if "audit" in path] == ["audit.jsonl"]
         record = json.loads(served.house.paths.audit.read_text().splitlines()[-1])
         assert record["what"] == "POST /v1/changes"
+
+
+def test_what_the_readme_says(served, monkeypatch):
+    """Its lines for the shell and for Python, against this socket."""
+    text = (Path(__file__).parents[2] / "README.md").read_text().split("### The API")[1].split("## Many cores")[0]
+    shell, python = text.split("```")[1], text.split("```python")[1].split("```")[0]
+    monkeypatch.setenv("FNAT_SOCKET", str(served.path))
+    get, put = (line.split(" # ")[0].replace("/run/fnat/fnat.sock", str(served.path)) for line in shell.splitlines() if "curl" in line)
+    made = subprocess.run(put, shell=True, capture_output=True, text=True, check=True).stdout
+    assert json.loads(made)["servers"][0]["rip"] == "192.168.100.2", made
+    got = subprocess.run(get, shell=True, capture_output=True, text=True, check=True).stdout
+    assert json.loads(got) == json.loads(made)
+    exec(python, {})
+    with served.local() as client:
+        assert client.get_service("tcp", "10.0.0.100", 80).value["scheduler"] == "rr"
+    env = {"FNAT_URL": f"https://127.0.0.1:{served.port}", "FNAT_CA": str(served.files["ca"]), "FNAT_TOKEN": served.tokens["read-only"]}
+    run = [sys.executable, "-m", "fnat", "service", "show", "--json"]
+    shown = subprocess.run(run, env={**os.environ, "FNAT_SOCKET": "/nowhere", **env}, capture_output=True, text=True)
+    assert json.loads(shown.stdout)[0]["vip"] == "10.0.0.100", shown.stderr
+    del run[-1:]
+    run[-1:] = ["add", "tcp", "10.0.0.9:80"]
+    refused = subprocess.run(run, env={**os.environ, **env}, capture_output=True, text=True)
+    assert refused.returncode == 1 and "may only read" in refused.stderr and "FN-1502" in refused.stderr
