@@ -64,7 +64,7 @@ from fnat.steering import LipRules
 
 if TYPE_CHECKING:
     from fnat._core import Plane
-    from fnat.listener import Remote
+    from fnat.listener import Remote, Server
 
 log = logging.getLogger("fnat.control")
 
@@ -335,10 +335,10 @@ async def serve(control: Control, options: Options) -> None:
     try:
         tasks.append(await _mirror_host(control))
         await asyncio.to_thread(control.start)
-        opened = functools.partial(_open, control, access, remote, path)
+        server = listener.Server(app, control.file.api.connections)
+        opened = functools.partial(_open, control, access, remote, server, path)
         await opened()
         tasks.append(asyncio.create_task(_reload(control, options, reload, opened)))
-        server = listener.Server(app, control.file.api.connections)
         answering = asyncio.create_task(server.serve([listening]))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({answering, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -353,12 +353,13 @@ async def serve(control: Control, options: Options) -> None:
         path.unlink(missing_ok=True)
 
 
-async def _open(control: Control, access: Access, remote: Remote, path: Path) -> None:
+async def _open(control: Control, access: Access, remote: Remote, local: Server, path: Path) -> None:
     """Let callers in as [api] says now. What cannot be is said; all the rest goes on."""
     from fnat import listener
 
     api = control.file.api
     access.use(api)
+    local.most = api.connections
     try:
         listener.admit(path, api.group)
         await remote.open(api)

@@ -409,7 +409,7 @@ def _add_pages(pages: APIRouter, control: Control, kind: Kind) -> None:
         def merged(known: Value) -> Value:
             if known is None:
                 raise _missing(_words(kind, name))
-            fields = {**known.model_dump(mode="json", exclude_unset=True), **body}
+            fields = {**known.model_dump(mode="json"), **body}
             return _built(kind, name, {k: v for k, v in fields.items() if v is not None})
 
         return answer(request, write(request, name, merged)[1])

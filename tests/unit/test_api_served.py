@@ -281,6 +281,21 @@ def test_an_oversized_body_is_refused_before_it_is_read(tmp_path):
         served.close()
 
 
+def test_twenty_thousand_services_in_one_request_pass(served):
+    """As large as they can be written; only asked for, since this plane has no room for them."""
+    changes = []
+    for n in range(20_000):
+        name = {"proto": "tcp", "vip": f"10.{100 + n // 10_000}.{n // 100 % 100}.{n % 100 + 100}", "vport": 50_000}
+        changes.append({"op": "service.add", **name})
+        changes.append({"op": "lip.add", "service": name, "addr": "10.131.101.101", "port": "lan"})
+        changes += [
+            {"op": "server.add", "service": name, "rip": f"10.131.{rs + 100}.111", "rport": 58_080, "weight": 100}
+            for rs in range(8)
+        ]
+    with Client(served.path, timeout=200) as client:
+        assert client.change(changes, dry_run=True)["applied"] == 200_000
+
+
 # sentence, what is sent (piece by piece, 0.1 s between), seconds until it is cut at most, whether an answer comes
 SLOW = [
     ("nothing at all", [], 1.5, False),
