@@ -109,12 +109,12 @@ class Tokens:
                 seen = state.st_mtime_ns, state.st_size, state.st_ino
                 if seen != self._seen:
                     if state.st_mode & 0o022:
-                        raise ConfigError("FN-1507", f"{self.path} may be written by others", f"chmod 600 {self.path}")
+                        raise ConfigError("FN-1607", f"{self.path} may be written by others", f"chmod 600 {self.path}")
                     self._tokens = {token.digest: token for token in self._parse(file.read())}
                     self._seen = seen
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "not ASCII text"
-            raise ConfigError("FN-1507", f"{self.path}: {why}", "make a token with `fnat token add`") from None
+            raise ConfigError("FN-1607", f"{self.path}: {why}", "make a token with `fnat token add`") from None
         return list(self._tokens.values())
 
     def find(self, secret: str) -> Token | None:
@@ -149,7 +149,7 @@ class Tokens:
                 case [name, ("read-only" | "admin") as role, digest, created] if re.fullmatch("[0-9a-f]{64}", digest):
                     yield Token(name, role, digest, created)
                 case _:
-                    raise ConfigError("FN-1507", f"{self.path}:{number} is no token", "remove the line")
+                    raise ConfigError("FN-1607", f"{self.path}:{number} is no token", "remove the line")
 
     def _write(self, tokens: list[Token]) -> None:
         new = self.path.with_name(self.path.name + ".new")
@@ -162,7 +162,7 @@ class Tokens:
             new.replace(self.path)
         except OSError as error:
             raise FnatError(
-                "FN-1507", f"{self.path}: {error.strerror}", "run as root, or give another --file"
+                "FN-1607", f"{self.path}: {error.strerror}", "run as root, or give another --file"
             ) from None
 
 
@@ -192,21 +192,21 @@ class Access:
             scheme, _, secret = offered.partition(" ")
             token = self._tokens.find(secret.strip()) if self._tokens and scheme.lower() == "bearer" else None
             if token is None:
-                raise ChangeError(401, "FN-1501", "this token is not known", "make one with `fnat token add`")
+                raise ChangeError(401, "FN-1601", "this token is not known", "make one with `fnat token add`")
             return Caller(f"token:{token.name}", token.role, peer.remote)
         if peer.common_name is not None:
             role = self.api.clients.get(peer.common_name)
             if role is None:
                 message = f"the certificate of {peer.common_name!r} has no role"
-                raise ChangeError(403, "FN-1502", message, "name it in [api.clients]")
+                raise ChangeError(403, "FN-1602", message, "name it in [api.clients]")
             return Caller(f"cert:{peer.common_name}", role, peer.remote)
-        raise ChangeError(401, "FN-1501", "who are you?", "send Authorization: Bearer TOKEN, or use a certificate")
+        raise ChangeError(401, "FN-1601", "who are you?", "send Authorization: Bearer TOKEN, or use a certificate")
 
 
 def check_role(caller: Caller, method: str, path: str) -> None:
     """Raises ChangeError(403)."""
     if caller.role != "admin" and (method not in READING or path in FOR_ADMINS):
-        raise ChangeError(403, "FN-1502", f"{caller.name} may only read", "ask with a token or certificate of an admin")
+        raise ChangeError(403, "FN-1602", f"{caller.name} may only read", "ask with a token or certificate of an admin")
 
 
 class Gate:
@@ -227,7 +227,7 @@ class Gate:
             asked = Asked(self.access.caller(scope), method, path)
             check_role(asked.caller, method, path)
             if most < _length(scope):
-                raise ChangeError(413, "FN-1504", *too_large(most))
+                raise ChangeError(413, "FN-1604", *too_large(most))
         except FnatError as error:
             await self._refuse(scope, receive, send, error, asked)
             return

@@ -80,11 +80,11 @@ def create_app(
     @app.exception_handler(HTTPException)
     async def no_such_page(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 413:
-            return problem(ChangeError(413, "FN-1504", *too_large(access.api.max_body)))
+            return problem(ChangeError(413, "FN-1604", *too_large(access.api.max_body)))
         message, fix = f"{request.method} {request.url.path}: {error.detail}", "see /v1/openapi.json"
         if error.status_code == 400:
             return problem(ChangeError(400, "FN-1201", message, fix))
-        return problem(ChangeError(error.status_code, "FN-1508", message, fix), dict(error.headers or {}))
+        return problem(ChangeError(error.status_code, "FN-1608", message, fix), dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def broke(_: Request, error: Exception) -> JSONResponse:

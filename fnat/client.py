@@ -113,7 +113,7 @@ class Client:
         if url and transport is None:
             if not url.startswith("https://"):
                 raise ConfigError(
-                    "FN-1112", f"{url!r} is not https://…", "TCP is for TLS only; fnat never answers else"
+                    "FN-1113", f"{url!r} is not https://…", "TCP is for TLS only; fnat never answers else"
                 )
             transport = httpx.HTTPTransport(verify=_trust(ca, cert))
             if token := token or _token():
@@ -265,7 +265,7 @@ class Client:
             if "Permission denied" in str(error):
                 return PrivilegeError("FN-1002", f"no permission to use {self.socket}", "run as root")
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                return PrivilegeError("FN-1506", f"{self.socket}: {error}", "name its CA with $FNAT_CA")
+                return PrivilegeError("FN-1606", f"{self.socket}: {error}", "name its CA with $FNAT_CA")
             return NotRunning(self.socket)
         if isinstance(error, httpx.TimeoutException):
             return EngineError("FN-1309", "fnat did not answer in time", "look at its log; `fnat status`")
@@ -317,7 +317,7 @@ def _token() -> str | None:
             return Path(path).read_text().strip()
         except OSError as error:
             raise ConfigError(
-                "FN-1507", f"{path}: {error.strerror}", "set FNAT_TOKEN_FILE to a file of a token"
+                "FN-1607", f"{path}: {error.strerror}", "set FNAT_TOKEN_FILE to a file of a token"
             ) from None
     return os.environ.get("FNAT_TOKEN")
 
@@ -333,5 +333,5 @@ def _trust(ca: str | Path | None, cert: tuple[str, str] | None) -> ssl.SSLContex
             path = cert[0]
             context.load_cert_chain(*cert)
     except OSError as error:
-        raise ConfigError("FN-1506", f"{path}: {error.strerror or error}", "give PEM files") from None
+        raise ConfigError("FN-1606", f"{path}: {error.strerror or error}", "give PEM files") from None
     return context

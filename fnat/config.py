@@ -365,15 +365,15 @@ class _Reader:
         if bool(api.cert) != bool(api.key) or (api.listen and not api.cert):
             lacking = "cert" if not api.cert else "key"
             problem = f"no {lacking}, and there is no TCP without TLS"
-            self.fail("FN-1112", "api", problem, f'add {lacking} = "/…", or leave listen out')
+            self.fail("FN-1113", "api", problem, f'add {lacking} = "/…", or leave listen out')
         if api.listen and not api.tokens and not api.client_ca:
             problem, fix = "nobody could be known", 'add tokens = "/etc/fnat/tokens", or client_ca and clients'
-            self.fail("FN-1112", "api.listen", problem, fix)
+            self.fail("FN-1113", "api.listen", problem, fix)
         if bool(api.client_ca) != bool(api.clients):
             fix = 'give both: client_ca = "/…" and clients = { "COMMON NAME" = "read-only" }'
-            self.fail("FN-1112", "api", "client_ca and clients belong together", fix)
+            self.fail("FN-1113", "api", "client_ca and clients belong together", fix)
         if not api.listen and (api.cert or api.tokens or api.client_ca):
-            self.fail("FN-1112", "api", "cert, tokens and clients are for TCP", 'add listen = "ADDRESS:PORT"')
+            self.fail("FN-1113", "api", "cert, tokens and clients are for TCP", 'add listen = "ADDRESS:PORT"')
         return api
 
     def own_endpoint(self, path: str, text: object) -> str:

@@ -101,7 +101,7 @@ class _Connection(H11Protocol):
         super().connection_made(transport)
         self.app_state = {"peer": _peer(transport), "abort": transport.abort, "ending": self.ending}
         if len(self.connections) > self.bounds.most:
-            error = FnatError("FN-1505", f"there are {self.bounds.most} connections already", "try again later")
+            error = FnatError("FN-1605", f"there are {self.bounds.most} connections already", "try again later")
             error.status = 503
             body = json.dumps(error.as_json()).encode()
             head = (
@@ -214,7 +214,7 @@ def tls(api: Api) -> ssl.SSLContext:
         why = f"{error.strerror or error}"
         named = f"{path} or {api.key}" if path == api.cert else path
         raise ConfigError(
-            "FN-1506", f"{named}: {why}", "give PEM files: cert with its chain, key without passphrase"
+            "FN-1606", f"{named}: {why}", "give PEM files: cert with its chain, key without passphrase"
         ) from None
     if api.tokens:
         Tokens(api.tokens).all()

@@ -271,7 +271,7 @@ def check_conditions(request: Request, now: str | None) -> None:
         fits = unwanted.strip() != "*" and now not in _tags(unwanted)
     if not fits:
         problem = f"its ETag is {now}" if now else "it does not exist"
-        raise ChangeError(412, "FN-1503", f"the resource is another: {problem}", "get it anew and decide again")
+        raise ChangeError(412, "FN-1603", f"the resource is another: {problem}", "get it anew and decide again")
 
 
 def unchanged(request: Request, now: str) -> bool:

@@ -414,7 +414,7 @@ def test_control_process_serves_a_real_plane(tmp_path):
                 process.send_signal(signal.SIGTERM)
                 errors = process.communicate(timeout=20)[1].decode()
             assert process.returncode == 0 and "Traceback" not in errors, errors
-            assert "FN-1506" in errors
+            assert "FN-1606" in errors
         assert not path.exists()
         plane.close()
     finally:

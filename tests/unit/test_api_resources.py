@@ -138,7 +138,7 @@ def test_conditions(house, headers, there, status):
     answer = house.client._http.put("/v1/services/tcp/10.0.0.1:80", json={"scheduler": "rr"}, headers=headers)
     assert answer.status_code == status, answer.text
     if status == 412:
-        assert answer.json()["code"] == "FN-1503"
+        assert answer.json()["code"] == "FN-1603"
         assert all(s["scheduler"] == "wrr" for s in house.client.services()), "nothing was changed"
 
 

@@ -133,7 +133,7 @@ def test_tokens_and_certificates_have_roles(served, tmp_path):
             else:
                 with pytest.raises(PrivilegeError) as caught:
                     client.change(ADD)
-                assert caught.value.code == "FN-1502"
+                assert caught.value.code == "FN-1602"
         with served.local() as owner:
             record = owner.audit()[-1]
             assert record["who"] == name and record["from"].startswith("127.0.0.1:")
@@ -159,7 +159,7 @@ def test_strangers_are_refused_everything(served, headers, status):
         for method, path in (("GET", "/v1/status"), ("GET", "/metrics"), ("GET", "/nowhere"), ("POST", "/v1/changes")):
             answer = client._http.request(method, path, headers=headers)
             assert answer.status_code == status and set(answer.json()) == PROBLEM
-            assert answer.headers["www-authenticate"] == "Bearer" and answer.json()["code"] == "FN-1501"
+            assert answer.headers["www-authenticate"] == "Bearer" and answer.json()["code"] == "FN-1601"
 
 
 def test_certificates_that_do_not_count(served, tmp_path):
@@ -251,7 +251,7 @@ def test_a_wrong_certificate_changes_nothing(served):
     served.files["cert"].write_text("nonsense")
     with pytest.raises(ConfigError) as caught:
         served.open(served.api)
-    assert caught.value.code == "FN-1506" and "\n" not in str(caught.value)
+    assert caught.value.code == "FN-1606" and "\n" not in str(caught.value)
     with served.remotely("admin") as client:
         assert client.status()
     served.open(Api())
@@ -270,7 +270,7 @@ def test_an_oversized_body_is_refused_before_it_is_read(tmp_path):
         with served.local() as client:
             for body in (b"x" * 2001, iter([b"x" * 1500, b"x" * 1500])):
                 answer = client._http.post("/v1/changes", content=body)
-                assert answer.status_code == 413 and answer.json()["code"] == "FN-1504", answer.text
+                assert answer.status_code == 413 and answer.json()["code"] == "FN-1604", answer.text
             assert (
                 client._http.post("/v1/changes", content=b" " * 1900 + b'{"changes":[]}', headers=JSON).status_code
                 == 200
@@ -349,7 +349,7 @@ def test_too_many_connections_are_told_so_and_leave_the_other_way_open(tmp_path)
             ends.append(end)
         with served.raw() as ninth:
             answer = ninth.recv(4096).decode()
-            assert answer.startswith("HTTP/1.1 503") and "retry-after: 1" in answer and "FN-1505" in answer
+            assert answer.startswith("HTTP/1.1 503") and "retry-after: 1" in answer and "FN-1605" in answer
         with served.local() as client, pytest.raises(EngineError, match="8 connections"):
             client.status()
         with served.remotely("admin") as client:
@@ -447,4 +447,4 @@ def test_what_the_readme_says(served, monkeypatch):
     del run[-1:]
     run[-1:] = ["add", "tcp", "10.0.0.9:80"]
     refused = subprocess.run(run, env={**os.environ, **env}, capture_output=True, text=True)
-    assert refused.returncode == 1 and "may only read" in refused.stderr and "FN-1502" in refused.stderr
+    assert refused.returncode == 1 and "may only read" in refused.stderr and "FN-1602" in refused.stderr

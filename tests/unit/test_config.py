@@ -67,13 +67,13 @@ API = '[api]\nlisten = "10.0.0.1:8443"\ncert = "/c"\nkey = "/k"\ntokens = "/t"\n
 
 # what replaces what in API, code, a word of the message
 WRONG_API = [
-    ('cert = "/c"\n', "", "FN-1112", "no cert, and there is no TCP without TLS"),
-    ('key = "/k"\n', "", "FN-1112", "no key"),
-    ('cert = "/c"\nkey = "/k"\n', "", "FN-1112", "no TCP without TLS"),
-    ('tokens = "/t"\n', "", "FN-1112", "nobody could be known"),
-    ('tokens = "/t"', 'client_ca = "/a"', "FN-1112", "belong together"),
-    ('tokens = "/t"', 'tokens = "/t"\nclients = { a = "admin" }', "FN-1112", "belong together"),
-    ('listen = "10.0.0.1:8443"\n', "", "FN-1112", "listen"),
+    ('cert = "/c"\n', "", "FN-1113", "no cert, and there is no TCP without TLS"),
+    ('key = "/k"\n', "", "FN-1113", "no key"),
+    ('cert = "/c"\nkey = "/k"\n', "", "FN-1113", "no TCP without TLS"),
+    ('tokens = "/t"\n', "", "FN-1113", "nobody could be known"),
+    ('tokens = "/t"', 'client_ca = "/a"', "FN-1113", "belong together"),
+    ('tokens = "/t"', 'tokens = "/t"\nclients = { a = "admin" }', "FN-1113", "belong together"),
+    ('listen = "10.0.0.1:8443"\n', "", "FN-1113", "listen"),
     ("10.0.0.1:8443", "10.0.0.1", "FN-1104", "ADDRESS:PORT"),
     ("10.0.0.1:8443", "lb1:8443", "FN-1104", "ADDRESS:PORT"),
     ('"/t"', '"t"', "FN-1104", "not a path"),
