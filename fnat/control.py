@@ -24,16 +24,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,12 +44,16 @@ from pydantic import ValidationError
 
 from fnat import __version__, plan
 from fnat import config as configuration
+from fnat.access import ASKED, Access
+from fnat.audit import Audit, differences
 from fnat.engine import Engine, NoSteering, Steering
 from fnat.errors import ChangeError, ConfigError, EngineError, FnatError
 from fnat.ethtool import KernelNic
+from fnat.events import Events
 from fnat.keeper import CANNOT_START, LOOK_AGAIN, Options, die_with_parent, read_options, say
 from fnat.model import (
     CHANGES,
+    Api,
     AppliedView,
     ApplyView,
     Change,
@@ -69,10 +75,8 @@ from fnat.state import History, Ids, Overlay, digest, intent, replace_file
 from fnat.steering import LipRules
 
 if TYPE_CHECKING:
-    import uvicorn
-    from fastapi import FastAPI
-
     from fnat._core import Plane
+    from fnat.listener import Remote, Server
 
 log = logging.getLogger("fnat.control")
 
@@ -82,6 +86,8 @@ GARBAGE = 50_000, 10, 100  # of gc: a configuration is millions of objects that 
 SWITCH = 0.0005  # seconds that a thread may keep the interpreter from another
 LOOK_EVERY = 0.5  # seconds between two looks at a confirmation that is waited for
 AT_START = ("routes", "idle", "conns", "workers", "cpus", "steering")  # of [host]: read at the start only
+SIGHUP = "SIGHUP", "configuration read again"
+UNCONFIRMED = "timer", "configuration taken back, nobody confirmed it"
 SAMPLE_EVERY = 1.0  # seconds; more when sampling costs more than a fiftieth of them
 
 
@@ -130,6 +136,8 @@ class Control:
         self.history = History(overlay.path.parent / "history")
         self._overlay = overlay
         self._paths = paths
+        self.audit = Audit(paths.audit if paths else None)
+        self.events = Events()
         self._lock = threading.Lock()
         self._shortening: threading.Thread | None = None
         self._started = time.monotonic()
@@ -154,24 +162,69 @@ class Control:
             self._shorten(config)
         self.revert_if_due()
 
-    def change(self, changes: Sequence[Change], *, dry_run: bool = False) -> AppliedView:
-        """All or nothing; in force on every worker and on disk when it returns. Raises ChangeError, EngineError."""
+    def change(
+        self, changes: Sequence[Change], *, dry_run: bool = False, check: Callable[[Config], None] = lambda _: None
+    ) -> AppliedView:
+        """All or nothing; in force on every worker and on disk when it returns. Raises ChangeError, EngineError.
+
+        check: may refuse, by raising, to change the config that it gets."""
+        with self._lock:
+            check(self.engine.config)
+            new = plan.apply(self.engine.config, changes)
+            if not dry_run:
+                self._enforce(new, changes)
+                for change in changes:
+                    if isinstance(change, ServiceZero):
+                        self.engine.zero(change.key)
+            return AppliedView(applied=len(changes), snapshot=self.engine.snapshot)
+
+    def edit(self, make: Callable[[Config], Config]) -> tuple[Config, Config]:
+        """A change said by its result: `make` gives the new config from the one in force, and may refuse by raising.
+        -> the config before and after."""
         with self._lock:
             old = self.engine.config
-            new = plan.apply(old, changes)
-            if dry_run:
-                return AppliedView(applied=len(changes), snapshot=self.engine.snapshot)
-            if new != old:
-                self.engine.commit(new)
-                try:
-                    self._remember(changes, new)
-                except EngineError:
-                    self.engine.commit(old)
-                    raise
-            for change in changes:
-                if isinstance(change, ServiceZero):
-                    self.engine.zero(change.key)
-            return AppliedView(applied=len(changes), snapshot=self.engine.snapshot)
+            changes = plan.diff(old, make(old))
+            self._enforce(plan.apply(old, changes), changes)
+            return old, self.engine.config
+
+    def _enforce(self, new: Config, changes: Sequence[Change]) -> None:
+        """In force, in the audit log and on disk, or all as it was."""
+        old = self.engine.config
+        if new == old:
+            return
+        self.engine.commit(new)
+        try:
+            self.record(old, new)
+            self._remember(changes, new)
+        except EngineError:
+            self.engine.commit(old)
+            raise
+        self.publish(old, new)
+
+    def record(self, old: Config, new: Config, why: tuple[str, str] = SIGHUP) -> None:
+        """What has come into force, and by whom, is in the audit log when this returns. why: when nobody asked by the
+        API. Raises EngineError."""
+        asked = ASKED.get()
+        who = asked.as_json() if asked else {"who": "fnat", "from": why[0], "what": why[1]}
+        self.audit.write({**who, "status": 200, "snapshot": self.engine.snapshot, **differences(old, new)})
+        if asked is not None:
+            asked.recorded = True
+
+    def publish(self, old: Config, new: Config, why: tuple[str, str] = SIGHUP) -> None:
+        """Tell those who follow /v1/events, if anything differs."""
+        asked = ASKED.get()
+        changed = differences(old, new)
+        if not changed["changed"]:
+            return
+        data = {
+            "time": round(time.time(), 3),
+            "who": asked.caller.name if asked else "fnat",
+            "from": asked.caller.remote if asked else why[0],
+            "snapshot": self.engine.snapshot,
+            "resources": [part["resource"] for part in changed["changed"]],
+            "omitted": changed.get("omitted", 0),
+        }
+        self.events.publish("change", data)
 
     # ---- the file ----
 
@@ -188,6 +241,10 @@ class Control:
         with self._lock:
             self._refuse_while_unconfirmed()
             planned = self._plan(text, name)
+            if planned.file.api != self.file.api:
+                from fnat.listener import check as check_api
+
+                check_api(planned.file.api)
             view = self._view(planned)
             self._switch(planned, text, name, confirm, why)
             for conflict in planned.conflicts:
@@ -245,6 +302,7 @@ class Control:
             planned = _Plan(self._with_ports(read), config, read.ports)
             view = self._view(planned, self.file)
             number = self.history.add(text, "save", str(path), self._pinned())
+            self.record(config, config)
             replace_file(path, text.encode(), path.stat().st_mode & 0o777)
             self.file = planned.file
             self._remember_source(replace(self.source, text=text, name=str(path), generation=number), config)
@@ -258,10 +316,12 @@ class Control:
             before = self.engine.config
             self.engine.commit(self.file)
             try:
+                self.record(before, self.file)
                 self._overlay.replace([])
             except EngineError:
                 self.engine.commit(before)
                 raise
+            self.publish(before, self.file)
             number = self.source.generation or 0
             return ApplyView(**view, generation=number, snapshot=self.engine.snapshot, confirm_in=None)
 
@@ -302,7 +362,8 @@ class Control:
     def _view(self, planned: _Plan, old: Config | None = None) -> DiffView:
         """old None: the config in force."""
         old, new = old or self.engine.config, planned.config
-        lines = plan.describe(old, new) + _host_lines(old.host, new.host)
+        lines = plan.describe(old, new) + _setting_lines("host", old.host, new.host)
+        lines += _setting_lines("api", old.api, new.api)
         touched: list[ServiceImpact] = []
         for each in plan.impact(old, new):
             key = each.service.key
@@ -340,6 +401,7 @@ class Control:
             head["confirm"] = {"until": time.time() + confirm, "seconds": confirm, **back}
         self.engine.commit(planned.config)
         try:
+            self.record(before, planned.config)
             self.file = planned.file
             self._remember_source(
                 replace(source, text=text, name=name, generation=number, ports=planned.ports), planned.config, head
@@ -350,6 +412,7 @@ class Control:
             raise
         self._confirm_by = time.monotonic() + confirm if confirm else None
         self._applied = planned.config if confirm else None
+        self.publish(before, planned.config)
 
     def _revert(self) -> list[str]:
         """Back to what was before, with what was changed since on top."""
@@ -364,6 +427,7 @@ class Control:
         before, file_before = self.engine.config, self.file
         self.engine.commit(config)
         try:
+            self.record(before, config, UNCONFIRMED)
             self.file = file
             self._remember_source(replace(source, text=generation.text, name=generation.source), config)
         except EngineError:
@@ -371,6 +435,7 @@ class Control:
             self.engine.commit(before)
             raise
         self._confirm_by = self._applied = None
+        self.publish(before, config, UNCONFIRMED)
         for conflict in conflicts:
             log.warning("%s", conflict)
         return conflicts
@@ -493,11 +558,11 @@ class Control:
         return config.model_copy(update={"ports": ports})
 
 
-def _host_lines(old: Host, new: Host) -> list[str]:
+def _setting_lines(table: str, old: Host | Api, new: Host | Api) -> list[str]:
     before, after = old.model_dump(), new.model_dump()
-    before |= {f"timeouts.{k}": v for k, v in before.pop("timeouts").items()}
-    after |= {f"timeouts.{k}": v for k, v in after.pop("timeouts").items()}
-    return [f"~ host.{key}: {before[key]} -> {value}" for key, value in after.items() if value != before[key]]
+    before |= {f"timeouts.{k}": v for k, v in before.pop("timeouts", {}).items()}
+    after |= {f"timeouts.{k}": v for k, v in after.pop("timeouts", {}).items()}
+    return [f"~ {table}.{key}: {before[key]} -> {value}" for key, value in after.items() if value != before[key]]
 
 
 # ---- the process ----
@@ -591,28 +656,51 @@ async def serve(control: Control, options: Options) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
-    from fnat import api
+    from fnat import api, listener
 
     path = Path(options["socket"])
     listening = api.listen(path)
-    tasks = [asyncio.create_task(_sample(control.engine)), asyncio.create_task(_reload(control, reload))]
+    access = Access(control.file.api)
+    app = api.create_app(control, access=access)
+    remote = listener.Remote(app)
+    server = listener.Server(app, control.file.api.connections)
+    opened = functools.partial(_open, control, access, remote, server, path, asyncio.Lock())
+    tasks = [asyncio.create_task(_sample(control.engine))]
     try:
         tasks.append(await _mirror_host(control))
         await asyncio.to_thread(control.start)
-        tasks.append(asyncio.create_task(_watch_confirmation(control)))
-        server = _server(api.create_app(control))
+        await opened()
+        tasks.append(asyncio.create_task(_watch(control, access, opened)))
+        tasks.append(asyncio.create_task(_reload(control, reload, opened)))
         answering = asyncio.create_task(server.serve([listening]))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({answering, stopping}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         stopping.cancel()
-        await answering
+        await asyncio.gather(answering, remote.close())
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         listening.close()
         path.unlink(missing_ok=True)
+
+
+async def _open(
+    control: Control, access: Access, remote: Remote, local: Server, path: Path, turn: asyncio.Lock
+) -> None:
+    """Let callers in as [api] says now. What cannot be is said; all the rest goes on."""
+    from fnat import listener
+
+    async with turn:
+        api = control.file.api
+        access.use(api)
+        local.most = api.connections
+        try:
+            listener.admit(path, api.group)
+            await remote.open(api)
+        except FnatError as error:
+            say(f"the API stays as it is: {error}")
 
 
 async def _mirror_host(control: Control) -> asyncio.Task[None]:
@@ -643,17 +731,20 @@ async def _sample(engine: Engine) -> None:
         await asyncio.sleep(max(SAMPLE_EVERY - cost, 50 * cost - cost))
 
 
-async def _watch_confirmation(control: Control) -> None:
+async def _watch(control: Control, access: Access, opened: Callable[[], Awaitable[None]]) -> None:
+    """Take back what was not confirmed, and take up what [api] says after an apply or a rollback."""
     while True:
         await asyncio.sleep(LOOK_EVERY)
         try:
             await asyncio.to_thread(control.revert_if_due)
         except (OSError, FnatError) as error:
             log.error("the configuration that nobody confirmed could not be taken back: %s", error)
+        if control.file.api != access.api:
+            await opened()
 
 
-async def _reload(control: Control, asked: asyncio.Event) -> None:
-    """Apply the file whenever asked; a wrong file changes nothing."""
+async def _reload(control: Control, asked: asyncio.Event, opened: Callable[[], Awaitable[None]]) -> None:
+    """Apply the file whenever asked, and read certificates anew; a wrong file changes nothing."""
     while True:
         await asked.wait()
         asked.clear()
@@ -666,24 +757,14 @@ async def _reload(control: Control, asked: asyncio.Event) -> None:
             for line in done["restart"]:
                 say(f"the file wants a restart: {line}")
             say(f"configuration read again: {done['changes']} changes, generation {done['generation']}")
-
-
-def _server(app: FastAPI) -> uvicorn.Server:
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        """Leaves signals to us."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    return Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2))
+            await opened()
 
 
 def share_time() -> None:
     """Settings of the interpreter for a process in which a change shall not wait for a long listing."""
     gc.set_threshold(*GARBAGE)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a descriptor
     sys.setswitchinterval(SWITCH)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from fnat import __version__, keeper
-from fnat.cli import files, guarded, imports, nouns, say, say_json, show
+from fnat.cli import door, files, guarded, imports, nouns, say, say_json, show
 from fnat.cli.nouns import Tree, settings
 from fnat.errors import CODES, FnatError
 from fnat.grammar import Usage
@@ -55,7 +55,7 @@ class Root(Tree):
 def fnat() -> None:
     """fnat, a FullNAT layer-4 load balancer.
 
-    The options --socket, --json, --quiet and --dry-run may also stand behind the command.
+    The options --socket, --url, --json, --quiet and --dry-run may also stand behind the command.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 fnat is not running, 4 findings.
     """
@@ -132,6 +132,10 @@ def run(
     )
     chosen = _merge(in_file, named)
     _fit_to_run(chosen, exclusive)
+    if file:
+        from fnat.listener import check as check_api
+
+        check_api(file.api)
     host = file.host if file else Host()
     options: keeper.Options = {
         "config": str(config.absolute()) if config else None,
@@ -243,8 +247,8 @@ def stop(clean: bool, state_dir: Path | None) -> int:
 @nouns.reading
 def status() -> None:
     """Processes, workers, connections."""
-    with nouns.client() as door:
-        row = door.status()
+    with nouns.client() as client:
+        row = client.status()
     say_json(row) if settings().json else say(show.status(row))
 
 
@@ -259,8 +263,8 @@ def version() -> None:
 @nouns.socket_option
 def metrics() -> None:
     """All counters, as Prometheus reads them."""
-    with nouns.client() as door:
-        say(door.metrics())
+    with nouns.client() as client:
+        say(client.metrics())
 
 
 def _intent(path: Path | None, node: str | None, paths: Paths) -> Config | None:
@@ -410,7 +414,7 @@ def _with_settings(words: tuple[str, ...]) -> list[str]:
     return [*words, *(["--json"] if settings().json and "--json" not in words else [])]
 
 
-for noun in (*files.COMMANDS, *nouns.NOUNS):
+for noun in (*files.COMMANDS, *nouns.NOUNS, door.token, door.audit):
     fnat.add_command(noun)
 
 
