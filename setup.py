@@ -72,7 +72,7 @@ class BuildExt(build_ext):
 
 class BuildPy(build_py):
     def find_data_files(self, package: str, src_dir: str) -> list[str]:
-        return [f for f in super().find_data_files(package, src_dir) if not f.endswith(".bpf.o")]
+        return [f for f in super().find_data_files(package, src_dir) if not f.endswith((".bpf.o", ".c"))]
 
 
 XDP = xdp_available()

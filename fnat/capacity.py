@@ -50,6 +50,15 @@ class Need:
         return min(self.limits, key=lambda name: self.limits[name])
 
 
+def files(room: Sizes) -> dict[str, int]:
+    """Bytes of each file of a data plane, by its name. Raises OSError(EINVAL): more than a plane can be."""
+    from fnat._core import Plane
+
+    info = Plane.measure(**room)
+    workers = {f"worker-{i}": info["worker_bytes"] for i in range(room["workers"])}
+    return {"plane": info["plane_bytes"], **workers, "frames": info["frames_bytes"]}
+
+
 def need(wish: Wish, available: int | None = None) -> Need:
     """available: bytes of memory that this machine has free; None: not asked. Raises OSError(EINVAL): more than a plane
     can be."""
@@ -69,7 +78,6 @@ def need(wish: Wish, available: int | None = None) -> Need:
         "workers": info["worker_bytes"] * workers,
         "frames": info["frames_bytes"],
     }
-    files = [info["plane_bytes"], *[info["worker_bytes"]] * workers, info["frames_bytes"]]
     limits = {
         "connection table": room["conns"] * workers,
         "local ports": lips * wish.rs * wish.ports,
@@ -87,6 +95,6 @@ def need(wish: Wish, available: int | None = None) -> Need:
         formula=formula,
         room=room,
         memory={**parts, "total": sum(parts.values())},
-        huge_pages=sum(ceil(size / HUGE_PAGE) for size in files),
+        huge_pages=sum(ceil(size / HUGE_PAGE) for size in files(room).values()),
         limits=limits,
     )

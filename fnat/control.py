@@ -40,7 +40,7 @@ from fnat import config as configuration
 from fnat.engine import Engine, NoSteering, Steering
 from fnat.errors import ConfigError, EngineError, FnatError
 from fnat.ethtool import KernelNic
-from fnat.keeper import CANNOT_START, LOOK_AGAIN, Options, die_with_parent, read_options, say
+from fnat.keeper import CANNOT_START, LOOK_AGAIN, Options, die_with_parent, notify, read_options, say
 from fnat.model import (
     CHANGES,
     AppliedView,
@@ -284,6 +284,7 @@ async def serve(control: Control, options: Options) -> None:
         server = _server(api.create_app(control))
         answering = asyncio.create_task(server.serve([listening]))
         stopping = asyncio.create_task(stop.wait())
+        _ready(control)
         await asyncio.wait({answering, stopping}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         stopping.cancel()
@@ -329,6 +330,7 @@ async def _reload(control: Control, options: Options, asked: asyncio.Event) -> N
     while True:
         await asked.wait()
         asked.clear()
+        notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             file = await asyncio.to_thread(_load_file, options)
             await asyncio.to_thread(control.reload, file)
@@ -336,6 +338,12 @@ async def _reload(control: Control, options: Options, asked: asyncio.Event) -> N
             say(f"the configuration stays as it is: {error}")
         else:
             say("configuration read again")
+        _ready(control)
+
+
+def _ready(control: Control) -> None:
+    """The configuration is in force, and the socket listens."""
+    notify("READY=1", f"STATUS={len(control.engine.config.services)} services in force")
 
 
 def _server(app: FastAPI) -> uvicorn.Server:
