@@ -56,6 +56,11 @@ def xdp_available() -> bool:
 
 
 class BuildExt(build_ext):
+    def build_extensions(self) -> None:
+        """Without the places where the builder's Python has its libraries: they mean nothing on another machine."""
+        self.compiler.linker_so = [word for word in self.compiler.linker_so if not word.startswith("-Wl,-rpath")]
+        super().build_extensions()
+
     def run(self) -> None:
         super().run()
         if not XDP:
