@@ -683,8 +683,7 @@ static enum clientaddr proxy_first(struct core *k, struct packet *p, struct conn
 
 static enum clientaddr proxy_to_rs(struct core *k, struct packet *p, struct conn *c, u32 mtu)
 {
-    struct tcp_header *tcp = tcp_of(p);
-    u32 seq = be32(get32(&tcp->seq)), at = seq - c->dseq - c->insertion;
+    u32 at = be32(get32(&tcp_of(p)->seq)) - c->dseq - c->insertion;
     if (c->flags & CONN_HALF_OPEN) {
         drop_payload(p); /* with a SYN: TCP Fast Open falls back; else nobody knows yet where the stream begins */
         return CLIENTADDR_NOTHING;
@@ -705,7 +704,7 @@ static enum clientaddr proxy_to_rs(struct core *k, struct packet *p, struct conn
         drop_payload(p);
         at = c->replaced;
     }
-    put_number(p, &tcp->seq, c->insertion + c->dseq + at + shift_of(c));
+    put_number(p, &tcp_of(p)->seq, c->insertion + c->dseq + at + shift_of(c));
     return CLIENTADDR_NOTHING;
 }
 

@@ -148,6 +148,8 @@ ROWS = [
     Row("insecure: a v2 header becomes v1", "proxy-v1-insecure", lambda t: t.from_client(ACK, OTHER2 + DATA), {"payload": OTHER1 + DATA, "seq": number(0)}, told=1),
     Row("insecure: what follows a translated header is shifted by the difference", "proxy-v1-insecure", lambda t: t.from_client(ACK, b"more"),
         {"payload": b"more", "seq": number(len(OTHER1) + len(DATA))}, lambda t: (t.establish(), t.from_client(ACK, OTHER2 + DATA))),
+    Row("insecure: a piece from inside the client's own header is empty and stands behind the translated one", "proxy-v1-insecure",
+        lambda t: t.from_client(ACK, OTHER2[10:], seq=t.isn + 11), {"payload": b"", "seq": number(len(OTHER1))}, lambda t: (t.establish(), t.from_client(ACK, OTHER2 + DATA))),
     Row("insecure: without a header of its own the client gets one", "proxy-v2-insecure", lambda t: t.from_client(ACK, DATA), {"payload": V2 + DATA}, told=1),
     Row("insecure: a header cut short is none", "proxy-v2-insecure", lambda t: t.from_client(ACK, OTHER2[:20]), {"payload": V2 + OTHER2[:20]}, told=1),
     # ---- UOA ----
