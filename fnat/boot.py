@@ -38,7 +38,7 @@ class Setting:
 
 
 def profile(host: Host, devices: Sequence[str], arena: Path, root: Path = ROOT) -> list[Setting]:
-    """All settings, also those that are right. arena: where a running fnat has its files. FnatError: cannot be known."""
+    """All settings, also those that are right. arena: where a running fnat has its files. FnatError: unknown."""
     found = [*_huge_pages(host, devices, arena, root), _at_least(root, "net/core/bpf_jit_enable", 1, "XDP compiled")]
     for device in devices:
         conf = f"net/ipv4/conf/{device}"
@@ -46,8 +46,8 @@ def profile(host: Host, devices: Sequence[str], arena: Path, root: Path = ROOT) 
             _at_least(root, f"{conf}/arp_ignore", 1, "a port answers ARP for its own host addresses only"),
             _at_least(root, f"{conf}/arp_announce", 2, "and asks from them only"),
         ]
-        strict = 1 in (_number(root / "proc/sys/net/ipv4/conf/all/rp_filter"), _number(root / f"proc/sys/{conf}/rp_filter"))
-        if strict:  # the larger one of the two counts; 2 is loose
+        filters = [_number(root / f"proc/sys/{name}/rp_filter") for name in ("net/ipv4/conf/all", conf)]
+        if 1 in filters:  # strict; the larger one of the two counts, 2 is loose
             found.append(_at_least(root, f"{conf}/rp_filter", 2, "the host's answers may leave by another port"))
     return found
 

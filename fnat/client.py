@@ -36,9 +36,8 @@ class Client:
         self, socket: str | Path | None = None, *, timeout: float = 30.0, transport: httpx.BaseTransport | None = None
     ) -> None:
         self.socket = Path(socket) if socket else default_socket()
-        transport = transport or httpx.HTTPTransport(uds=str(self.socket), verify=False, trust_env=False)
-        # no proxy and no certificates of the environment: they are for what is behind a network
-        self._http = httpx.Client(transport=transport, base_url="http://fnat", timeout=timeout, trust_env=False)
+        transport = transport or httpx.HTTPTransport(uds=str(self.socket), verify=False)  # no TLS here
+        self._http = httpx.Client(transport=transport, base_url="http://fnat", timeout=timeout)
 
     def __enter__(self) -> Self:
         return self
