@@ -112,7 +112,7 @@ def run_there(shell: list[str], rows: list[tuple[str, str, int, str]], out: Path
     (out / "syn.py").write_text(SYN)
     (out / "fnat.toml").write_text(CONFIG)
     (out / "script").write_text("\n".join(lines) + "\n")
-    words = ["unshare", "-n", "-m", "-p", "-f", "--mount-proc", "--kill-child", *shell]
+    words = [shutil.which("unshare") or "unshare", "-n", "-m", "-p", "-f", "--mount-proc", "--kill-child", *shell]
     subprocess.run(words, check=False, env=settings, timeout=240, start_new_session=True, stdin=subprocess.DEVNULL)
     return Place(out, {r[0]: (int((out / f"{i}.rc").read_text()), (out / f"{i}.txt").read_text()) for i, r in enumerate(rows)})
 
