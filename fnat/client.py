@@ -123,7 +123,7 @@ class Client:
             transport = httpx.HTTPTransport(verify=_trust(ca, cert))
             if token := token or _token():
                 headers["Authorization"] = f"Bearer {token}"
-        transport = transport or httpx.HTTPTransport(uds=str(self.socket))
+        transport = transport or httpx.HTTPTransport(uds=str(self.socket), verify=False)  # no TLS here
         self._http = httpx.Client(transport=transport, base_url=url or "http://fnat", timeout=timeout, headers=headers)
 
     def __enter__(self) -> Self:

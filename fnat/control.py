@@ -50,7 +50,7 @@ from fnat.engine import Engine, NoSteering, Steering
 from fnat.errors import ChangeError, ConfigError, EngineError, FnatError
 from fnat.ethtool import KernelNic
 from fnat.events import Events
-from fnat.keeper import CANNOT_START, LOOK_AGAIN, Options, die_with_parent, read_options, say
+from fnat.keeper import CANNOT_START, LOOK_AGAIN, Options, die_with_parent, notify, read_options, say
 from fnat.model import (
     CHANGES,
     Api,
@@ -674,6 +674,7 @@ async def serve(control: Control, options: Options) -> None:
         tasks.append(asyncio.create_task(_reload(control, reload, opened)))
         answering = asyncio.create_task(server.serve([listening]))
         stopping = asyncio.create_task(stop.wait())
+        _ready(control)
         await asyncio.wait({answering, stopping}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         stopping.cancel()
@@ -748,6 +749,7 @@ async def _reload(control: Control, asked: asyncio.Event, opened: Callable[[], A
     while True:
         await asked.wait()
         asked.clear()
+        notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             done = await asyncio.to_thread(lambda: control.apply(None, "", why="SIGHUP"))
         except FnatError as error:
@@ -758,6 +760,12 @@ async def _reload(control: Control, asked: asyncio.Event, opened: Callable[[], A
                 say(f"the file wants a restart: {line}")
             say(f"configuration read again: {done['changes']} changes, generation {done['generation']}")
             await opened()
+        _ready(control)
+
+
+def _ready(control: Control) -> None:
+    """The configuration is in force, and the socket listens."""
+    notify("READY=1", f"STATUS={len(control.engine.config.services)} services in force")
 
 
 def share_time() -> None:

@@ -21,6 +21,8 @@ CODES: dict[str, str] = {
     "FN-1001": "No fnat serves the socket.",
     "FN-1002": "The process lacks a privilege.",
     "FN-1003": "Another fnat already serves this socket or state directory.",
+    "FN-1005": "The processor is older than what fnat was built for.",
+    "FN-1006": "The host could not be set up as the configuration needs it.",
     "FN-1101": "The configuration file cannot be read.",
     "FN-1102": "The configuration file is not valid TOML.",
     "FN-1103": "The configuration file has a key that does not exist.",

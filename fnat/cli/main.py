@@ -233,14 +233,33 @@ def _table(name: str) -> list[list[str]]:
 
 
 @fnat.command()
-@click.option("--clean", is_flag=True, help="Remove the connections too; without it the next run goes on with them.")
+@click.option(
+    "--clean",
+    is_flag=True,
+    help="Remove the connections, and what a killed fnat left on devices; without it the next run goes on with both.",
+)
 @nouns.socket_option
 @state_dir_option
 def stop(clean: bool, state_dir: Path | None) -> int:
     """Stop the balancer and wait until it has gone."""
     from fnat.paths import DEFAULT_STATE_DIR, Paths, default_socket
 
-    return keeper.stop(Paths(state_dir or DEFAULT_STATE_DIR, Path(settings().socket or default_socket())), clean)
+    code = keeper.stop(Paths(state_dir or DEFAULT_STATE_DIR, Path(settings().socket or default_socket())), clean)
+    if not clean or code == 1:
+        return code
+    from fnat.drivers import DriverError
+
+    try:
+        from fnat.drivers import xdp
+    except DriverError:  # built without it
+        return code
+    try:
+        devices = xdp.detach_leftovers()
+    except DriverError as error:
+        raise FnatError("FN-1002", error.message, error.fix) from None
+    for device in devices:
+        say(f"removed the XDP program that a killed fnat left on {device}\n")
+    return 0 if devices else code
 
 
 @fnat.command()
@@ -278,6 +297,35 @@ def _intent(path: Path | None, node: str | None, paths: Paths) -> Config | None:
     ):
         return parse(known.text, known.source, node).config
     return load(path, node).config if path else None
+
+
+@fnat.command("boot-profile")
+@click.argument("file", type=click.Path(path_type=Path), default=files.DEFAULT_CONFIG)
+@click.option("--node", metavar="NAME", help="Which node of the file; the host name when left out.")
+@state_dir_option
+@nouns.dry_run_option
+@nouns.json_option
+def boot_profile(file: Path, node: str | None, state_dir: Path | None) -> None:
+    """Set the host up for a configuration file: huge pages on the workers' NUMA nodes, ARP on the ports.
+
+    To be run as root before `fnat run`; again it changes nothing. With --dry-run it only says what it would set."""
+    from fnat import boot
+    from fnat.config import resolve_ports
+    from fnat.paths import DEFAULT_STATE_DIR, Paths
+
+    paths = Paths(state_dir or DEFAULT_STATE_DIR)
+    config = _intent(file, node, paths)
+    assert config is not None
+    rows = boot.profile(config.host, [port["device"] for port in resolve_ports(config)], paths.arena)
+    if settings().json:
+        say_json([asdict(row) for row in rows])
+    else:
+        verb = "would be" if settings().dry_run else "set to"
+        for row in rows:
+            how = f"{row.present}, enough" if row.present == row.wanted else f"{row.present}, {verb} {row.wanted}"
+            say(f"/{row.path}: {how} ({row.why})\n")
+    if not settings().dry_run:
+        boot.put(rows)
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int:

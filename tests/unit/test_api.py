@@ -232,6 +232,13 @@ def test_unexpected_failure_is_one_line(house, monkeypatch):
     assert caught.value.code == "FN-1309"
 
 
+def test_the_environment_does_not_come_between(tmp_path, monkeypatch):
+    """Certificates are for what is behind a network."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+    with pytest.raises(NotRunning), Client(tmp_path / "none.sock") as door:
+        door.status()
+
+
 def test_nobody_there_is_one_line(tmp_path):
     with pytest.raises(NotRunning) as caught:
         Client(tmp_path / "none").status()

@@ -1,5 +1,5 @@
 """A thousand clients of the API at once, beside a worker that forwards: every one is answered, no packet is lost, and the
-worker itself has no more to do. On one CPU with all of them, as here at the worst, it finds cold caches: hence the bound."""
+worker itself, which has a CPU without them, has no more to do."""
 
 import asyncio
 import json
@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
 from rig import LAN, LIP, MACS, RS1, RS_MACS, VIP, WAN, Rig
 from scapy.all import IP, UDP, Ether, raw
 from test_api import is_up, wait_until
@@ -71,7 +72,20 @@ def forward(rig, turns):
     return statistics.median(costs)
 
 
-def test_a_thousand_clients_do_no_harm(tmp_path):
+@pytest.fixture
+def others():
+    """We get the first CPU; the others."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count()))
+    first, *others = sorted(os.sched_getaffinity(0))
+    if not others:
+        pytest.skip("needs two CPUs")
+    os.sched_setaffinity(0, {first})
+    yield others
+    os.sched_setaffinity(0, before)
+
+
+def test_a_thousand_clients_do_no_harm(tmp_path, others):
     arena = Path(tempfile.mkdtemp(prefix="fnat-load-", dir="/dev/shm"))
     rig = Rig(configured=False, directory=str(arena))
     (tmp_path / "arena").symlink_to(arena)
@@ -87,7 +101,8 @@ def test_a_thousand_clients_do_no_harm(tmp_path):
     }  # fmt: skip
     environment = {**os.environ, "FNAT_OPTIONS": json.dumps(options)}
     environment.pop("FNAT_KEEPER", None)
-    control = subprocess.Popen([sys.executable, "-m", "fnat.control"], env=environment)
+    apart = ["taskset", "-c", ",".join(map(str, others))]
+    control = subprocess.Popen([*apart, sys.executable, "-m", "fnat.control"], env=environment)
     try:
         with Client(path) as client:
             wait_until(lambda: is_up(client))
@@ -96,14 +111,14 @@ def test_a_thousand_clients_do_no_harm(tmp_path):
         forward(rig, 100)
         alone = forward(rig, TURNS)
         code = f"import sys; sys.path[:0] = {sys.path!r}; import asyncio, json, test_api_load as t; print(json.dumps(asyncio.run(t.crowd({str(path)!r}, 8))))"
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as clients:
+        with subprocess.Popen([*apart, sys.executable, "-c", code], stdout=subprocess.PIPE) as clients:
             time.sleep(2)
             beside = forward(rig, TURNS)
             assert clients.poll() is None, "they were there all the while"
             answers = json.loads(clients.communicate(timeout=60)[0])
         print(f"{len(answers)} answers; {alone:.1f} ns a packet alone, {beside:.1f} beside {CLIENTS} clients")
         assert set(answers) == {200} and len(answers) >= CLIENTS
-        assert beside < 4 * alone
+        assert beside < 2 * alone + 20
     finally:
         control.terminate()
         control.wait(20)
