@@ -9,18 +9,19 @@ SANITIZE := -fsanitize=address,undefined -fno-sanitize=alignment -fno-sanitize-r
 
 BUILD_PACKAGES := python3 python3-venv python3-dev gcc libc6-dev clang libbpf-dev pkg-config
 RUN_PACKAGES   := nginx-light curl wrk iproute2 ethtool iputils-ping nftables procps
-TEST_PACKAGES  := openssl openssh-client openssh-server dnsmasq-base bind9-dnsutils iperf3 iputils-tracepath traceroute keepalived
+TEST_PACKAGES  := systemd openssl openssh-client openssh-server dnsmasq-base bind9-dnsutils iperf3 iputils-tracepath traceroute keepalived
 CHECK_PACKAGES := clang-format
 FUZZ_RUNTIME    = libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev
 BENCH_PACKAGES := haproxy nftables util-linux clang libbpf-dev
 SOURCES        := $(shell find cext fnat -name '*.[ch]' -o -name '*.py' -o -name '*.pyx' -o -name '*.def') setup.py pyproject.toml
 C_FILES        := $(shell find cext tests -name '*.[ch]' ! -path '*/bpf/*')
 
-.PHONY: demo test bench check fuzz debug build clean help
+.PHONY: demo test bench check fuzz debug build wheel bundle deb test-deb clean help
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
 
 demo: build ## client, balancer and two nginx in namespaces, real traffic, live table (ARGS=--once: prove and end)
 	@$(call need,$(RUN_PACKAGES))
@@ -70,6 +71,26 @@ $(VENV)/installed: $(SOURCES)
 	@echo "building fnat"
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-build-isolation -e '.[test]'
 	@touch $@
+
+wheel: build ## dist/fnat-*.whl, with what `make build` has compiled and the tests have proven; the target is FNAT_MARCH
+	@rm -rf build/wheel dist/fnat-*.whl
+	@mkdir -p build/wheel/lib/fnat/drivers
+	@cp -p fnat/*.so build/wheel/lib/fnat/
+	@cp -p fnat/drivers/*.so build/wheel/lib/fnat/drivers/
+	@printf '[build]\nbuild-base = build/wheel\nbuild-lib = build/wheel/lib\n' >build/wheel/setup.cfg
+	DIST_EXTRA_CONFIG=build/wheel/setup.cfg $(BIN)/pip wheel -qq --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
+
+bundle: wheel ## dist/fnat-*-wheels.tar: fnat and all that it needs, for hosts without network and compiler
+	@rm -rf dist/wheels dist/fnat-*-wheels.tar
+	$(BIN)/pip wheel -qq --disable-pip-version-check --prefer-binary --no-build-isolation --wheel-dir dist/wheels dist/fnat-*.whl
+	cd dist && tar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@$(SOURCE_DATE_EPOCH) -cf "$$(basename fnat-*.whl .whl)-wheels.tar" wheels
+
+deb: bundle ## dist/fnat_*_amd64.deb for Debian 12, everything inside
+	conf/debian/build $(BIN)/python
+
+test-deb: deb ## install, run, update, remove and purge it in a fresh Debian 12 without network (root, debootstrap)
+	@$(call need,debootstrap)
+	$(BIN)/python -m pytest tests/packaging -m deb $(ARGS)
 
 clean: ## remove everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -56,6 +56,11 @@ def xdp_available() -> bool:
 
 
 class BuildExt(build_ext):
+    def build_extensions(self) -> None:
+        """Without the places where the builder's Python has its libraries: they mean nothing on another machine."""
+        self.compiler.linker_so = [word for word in self.compiler.linker_so if not word.startswith("-Wl,-rpath")]
+        super().build_extensions()
+
     def run(self) -> None:
         super().run()
         if not XDP:
@@ -72,7 +77,7 @@ class BuildExt(build_ext):
 
 class BuildPy(build_py):
     def find_data_files(self, package: str, src_dir: str) -> list[str]:
-        return [f for f in super().find_data_files(package, src_dir) if not f.endswith(".bpf.o")]
+        return [f for f in super().find_data_files(package, src_dir) if not f.endswith((".bpf.o", ".c"))]
 
 
 XDP = xdp_available()

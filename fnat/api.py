@@ -1,11 +1,14 @@
-"""The API: HTTP with JSON on a unix socket that only its owner may use. Routes and shapes are in /openapi.json.
+"""The API: HTTP with JSON. Its pages and shapes are in /v1/openapi.json; who may ask is in access.py, single resources
+are in resources.py, what keeps connections from harm is in listener.py.
 
-Every error is {"error": {"code", "message", "fix"}}, also for a body that does not parse. Handlers are plain functions:
-the framework runs them in threads, so a change that waits for the workers delays nobody else's reading.
+Every error is a problem (RFC 9457) with `code`, `fix`, and `field` where one is to blame, also for a body that does not
+parse. Handlers are plain functions: the framework runs them in threads, so a change that waits for the workers delays
+nobody else's reading.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -14,21 +17,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from fnat import __version__, api_config
-from fnat.config import explain
+from fnat import __version__, api_config, resources
+from fnat.access import Access, Gate, Receive, Scope, Send, problem, too_large
 from fnat.control import Control
+from fnat.description import WHEN, describe
 from fnat.errors import ChangeError, FnatError
+from fnat.events import Events
 from fnat.model import (
     AclTest,
     AclView,
     AddressView,
+    Api,
     AppliedView,
     ChangeRequest,
+    Config,
     ConnCount,
     ConnFilter,
     ConnKill,
@@ -48,45 +55,83 @@ from fnat.model import (
     StatusView,
     WorkerView,
 )
+from fnat.refusals import refusal_of
 
 log = logging.getLogger("fnat.api")
 
 
-def create_app(control: Control, counter_names: Sequence[tuple[str, str, str]] | None = None) -> FastAPI:
-    """The application over one control. counter_names None: those of the core."""
-    app = FastAPI(title="fnat", version=__version__, docs_url=None, redoc_url=None)
+def create_app(
+    control: Control, counter_names: Sequence[tuple[str, str, str]] | None = None, access: Access | None = None
+) -> FastAPI:
+    """The application over one control. counter_names None: those of the core. access None: nobody comes by TCP."""
+    access = access or Access(Api())
+    app = Application(
+        title="fnat",
+        version=__version__,
+        summary="The control of a FullNAT layer-4 load balancer",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
+        responses={int(status): {"description": text} for status, text in WHEN.items()},
+    )
+    app.add_middleware(Gate, access=access, audit=control.audit)
+    app.include_router(resources.router(control))
     engine = control.engine
+    digests = resources.Digests()
 
     @app.exception_handler(FnatError)
     async def failed(_: Request, error: FnatError) -> JSONResponse:
-        return JSONResponse(error.as_json(), error.status)
+        return problem(error)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        refusal = refusal_of(error.errors()[0])
-        return JSONResponse(refusal.as_json(), refusal.status)
+        return problem(refusal_of(error.errors()[0]))
 
     @app.exception_handler(HTTPException)
     async def no_such_page(request: Request, error: HTTPException) -> JSONResponse:
-        message = f"{request.method} {request.url.path}: {error.detail}"
-        refusal = ChangeError(error.status_code, "FN-1203", message, "see /openapi.json")
-        return JSONResponse(refusal.as_json(), refusal.status)
+        if error.status_code == 413:
+            return problem(ChangeError(413, "FN-1604", *too_large(access.api.max_body)))
+        message, fix = f"{request.method} {request.url.path}: {error.detail}", "see /v1/openapi.json"
+        if error.status_code == 400:
+            return problem(ChangeError(400, "FN-1201", message, fix))
+        return problem(ChangeError(error.status_code, "FN-1608", message, fix), dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def broke(_: Request, error: Exception) -> JSONResponse:
-        failure = FnatError("FN-1309", f"unexpected {type(error).__name__}: {error}", "please report it with the log")
-        return JSONResponse(failure.as_json(), failure.status)
+        return problem(
+            FnatError("FN-1309", f"unexpected {type(error).__name__}: {error}", "please report it with the log")
+        )
 
     @app.post("/v1/changes")
-    def make_changes(request: ChangeRequest) -> AppliedView:
-        """All changes or none. Success: in force on every worker and on disk."""
-        return control.change(request.changes, dry_run=request.dry_run)
+    def make_changes(asked: Request, request: ChangeRequest, answer: Response) -> AppliedView:
+        """All changes or none. Success: in force on every worker and on disk. The ETag is that of the whole
+        configuration, as it is afterwards; If-Match takes it."""
+        conditional = "if-match" in asked.headers or "if-none-match" in asked.headers
+
+        def check(config: Config) -> None:
+            if conditional:
+                resources.check_conditions(asked, digests.etag(config, *resources.WHOLE))
+
+        applied = control.change(request.changes, dry_run=request.dry_run, check=check)
+        answer.headers["ETag"] = digests.etag(engine.config, *resources.WHOLE)
+        return applied
 
     app.include_router(api_config.router(control))
 
-    @app.get("/v1/services")
-    def services(proto: Proto | None = None, vip: Ip | None = None, vport: PortNumberQuery = None) -> list[ServiceView]:
-        """Services in order of creation, with LIPs and RSs, counters and true rates per second."""
+    @app.get("/v1/services", response_model=list[ServiceView], responses=resources.NOT_MODIFIED)
+    def services(
+        request: Request,
+        answer: Response,
+        proto: Proto | None = None,
+        vip: Ip | None = None,
+        vport: PortNumberQuery = None,
+    ) -> Any:  # noqa: ANN401, list[ServiceView] or a Response
+        """Services in order of creation, with LIPs and RSs, counters and true rates per second. The ETag is a weak one:
+        it stands for the configuration of all services, not for counters."""
+        tag = f"W/{digests.etag(engine.config, 'services')}"
+        if resources.unchanged(request, tag):
+            return Response(status_code=304, headers={"ETag": tag})
+        answer.headers["ETag"] = tag
         return engine.services(proto, vip, vport)
 
     @app.get("/v1/acl")
@@ -151,21 +196,21 @@ def create_app(control: Control, counter_names: Sequence[tuple[str, str, str]] |
         """Free local ports of LIPs towards RSs, and when ports or connections run out at the present rate."""
         return engine.headroom(proto, vip, vport, limit)
 
-    @app.get("/v1/addresses")
-    def addresses(port: str | None = None) -> list[AddressView]:
-        return engine.addresses(port)
+    @app.get("/v1/addresses", response_model=list[AddressView], responses=resources.NOT_MODIFIED)
+    def addresses(request: Request, port: str | None = None) -> Response:
+        return resources.tagged(request, engine.addresses(port))
 
-    @app.get("/v1/routes")
-    def routes() -> list[RouteView]:
-        return engine.routes()
+    @app.get("/v1/routes", response_model=list[RouteView], responses=resources.NOT_MODIFIED)
+    def routes(request: Request) -> Response:
+        return resources.tagged(request, engine.routes())
 
-    @app.get("/v1/neighbours")
-    def neighbours(port: str | None = None) -> list[NeighbourView]:
-        return engine.neighbours(port)
+    @app.get("/v1/neighbours", response_model=list[NeighbourView], responses=resources.NOT_MODIFIED)
+    def neighbours(request: Request, port: str | None = None) -> Response:
+        return resources.tagged(request, engine.neighbours(port))
 
-    @app.get("/v1/ports")
-    def ports() -> list[PortView]:
-        return engine.port_views()
+    @app.get("/v1/ports", response_model=list[PortView], responses=resources.NOT_MODIFIED)
+    def ports(request: Request) -> Response:
+        return resources.tagged(request, engine.port_views())
 
     @app.get("/v1/workers")
     def workers() -> list[WorkerView]:
@@ -180,7 +225,24 @@ def create_app(control: Control, counter_names: Sequence[tuple[str, str, str]] |
     def status() -> StatusView:
         return control.status()
 
-    @app.get("/metrics")
+    @app.get(
+        "/v1/events", status_code=200, response_class=Stream, responses={200: {"content": {"text/event-stream": {}}}}
+    )
+    async def events(last_event_id: Annotated[str | None, Header()] = None) -> Response:
+        """Server-sent events: `change` for each change that has come into force (time, who, from, snapshot, resources),
+        `reset` when some may be missing and all is to be read anew. Last-Event-ID goes on after that one."""
+        return Stream(control.events, last_event_id, access)
+
+    @app.get("/v1/audit")
+    def audit(limit: Annotated[int, Query(ge=1, le=10_000)] = 100) -> list[dict[str, Any]]:
+        """The newest records of the audit log, oldest first. For admins."""
+        return control.audit.last(limit)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    def openapi() -> dict[str, Any]:
+        return app.openapi()
+
+    @app.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> Response:
         from fnat.metrics import render
 
@@ -189,17 +251,76 @@ def create_app(control: Control, counter_names: Sequence[tuple[str, str, str]] |
     return app
 
 
+class Application(FastAPI):
+    """Its description also tells what all pages have in common."""
+
+    def openapi(self) -> dict[str, Any]:
+        return self.openapi_schema or describe(super().openapi())
+
+
+class Stream(Response):
+    """/v1/events. A reader who does not take what is sent within PATIENCE seconds, or whose place in the ring is lost,
+    is dropped. A caller who is no longer known, too."""
+
+    media_type = "text/event-stream"
+    BEAT, PATIENCE = 15.0, 10.0
+
+    def __init__(self, events: Events, last_id: str | None, access: Access) -> None:
+        super().__init__(headers={"Cache-Control": "no-store"})
+        del self.headers["content-length"]
+        self.events, self.last_id, self.access = events, last_id, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope.get("state", {})
+        bell = asyncio.Event()
+        self.events.follow(bell)
+        ends = [asyncio.create_task(_until_gone(receive))]
+        if "ending" in state:
+            ends.append(asyncio.create_task(state["ending"].wait()))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            place = self.events.place_of(self.last_id)
+            first = b": fnat\n\n"
+            if place is None:
+                first, place = self.events.reset()
+            await self._give(send, first)
+            while (found := self.events.since(place)) is not None and not any(end.done() for end in ends):
+                frames, place = found
+                if frames:
+                    await self._give(send, b"".join(frames))
+                await self._rest(bell, ends)
+                if not bell.is_set():
+                    self.access.caller(scope)
+                    await self._give(send, b":\n\n")
+                bell.clear()
+            await self._give(send, b"", more=False)
+        except (TimeoutError, FnatError):
+            if "abort" in state:
+                state["abort"]()
+        finally:
+            for end in ends:
+                end.cancel()
+            self.events.leave(bell)
+
+    async def _rest(self, bell: asyncio.Event, ends: list[asyncio.Task[Any]]) -> None:
+        """Until there is something new, a beat is due, or the end has come."""
+        ringing = asyncio.create_task(bell.wait())
+        try:
+            await asyncio.wait({ringing, *ends}, timeout=self.BEAT, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ringing.cancel()
+
+    async def _give(self, send: Send, data: bytes, *, more: bool = True) -> None:
+        async with asyncio.timeout(self.PATIENCE):
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 PortNumberQuery = Annotated[int | None, Query(ge=1, le=65535)]
-
-
-def refusal_of(error: dict[str, Any]) -> ChangeError:
-    """One complaint of the validation as an error for the user: where, what, how to mend."""
-    if error["type"] == "json_invalid" or error["loc"] == ("body",):
-        fix = 'send {"changes": […]} with Content-Type: application/json'
-        return ChangeError(400, "FN-1201", "the body is not a JSON object", fix)
-    where = ".".join(str(part) for part in error["loc"] if part not in ("body", "query"))
-    problem, fix = explain(error)
-    return ChangeError(400, "FN-1201", f"{where}: {problem}" if where else problem, fix)
 
 
 def listen(path: Path) -> socket.socket:

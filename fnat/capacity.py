@@ -13,14 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING
 
 from fnat import addresses
 from fnat.model import Host, Service, Timeouts
 from fnat.sizes import Sizes, frames_of, sizes
-
-if TYPE_CHECKING:
-    from fnat._core import PlaneInfo as Layout
 
 HUGE_PAGE = 2 << 20
 LIVES_PER_WORKER = 500_000  # TCP lives a second to plan with; bench/results has what was measured
@@ -55,23 +51,27 @@ class Need:
         return min(self.limits, key=lambda name: self.limits[name])
 
 
-def _memory(info: Layout, workers: int) -> tuple[dict[str, int], int]:
+def files(room: Sizes) -> dict[str, int]:
+    """Bytes of each file of a data plane, by its name. Raises OSError(EINVAL): more than a plane can be."""
+    from fnat._core import Plane
+
+    info = Plane.measure(**room)
+    workers = {f"worker-{i}": info["worker_bytes"] for i in range(room["workers"])}
+    return {"plane": info["plane_bytes"], **workers, "frames": info["frames_bytes"]}
+
+
+def _memory(room: Sizes) -> tuple[dict[str, int], int]:
     """Bytes by part, and huge pages."""
-    parts = {
-        "plane": info["plane_bytes"],
-        "workers": info["worker_bytes"] * workers,
-        "frames": info["frames_bytes"],
-    }
-    files = [info["plane_bytes"], *[info["worker_bytes"]] * workers, info["frames_bytes"]]
-    return parts, sum(ceil(size / HUGE_PAGE) for size in files)
+    found = files(room)
+    plane, frames = found["plane"], found["frames"]
+    parts = {"plane": plane, "workers": sum(found.values()) - plane - frames, "frames": frames}
+    return parts, sum(ceil(size / HUGE_PAGE) for size in found.values())
 
 
 def memory_of(host: Host, ports: int) -> tuple[dict[str, int], int]:
     """What a host with so many ports takes, each with a queue for each worker: bytes by part, and huge pages."""
-    from fnat._core import Plane
-
     room = sizes(conns=host.conns, workers=host.workers, frames=frames_of(max(1, ports), RING))
-    parts, huge_pages = _memory(Plane.measure(**room), host.workers)
+    parts, huge_pages = _memory(room)
     return {**parts, "total": sum(parts.values())}, huge_pages
 
 
@@ -98,7 +98,7 @@ def need(wish: Wish, available: int | None = None) -> Need:
     )
     room = sizes(conns=held, workers=workers, frames=frames_of(SOCKETS, RING))
     info = Plane.measure(**room)
-    parts, huge_pages = _memory(info, workers)
+    parts, huge_pages = _memory(room)
     limits = {
         "connection table": room["conns"] * workers,
         "local ports": lips * wish.rs * wish.ports,

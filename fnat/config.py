@@ -39,6 +39,7 @@ from fnat.model import (
     PROTOS,
     Acl,
     Address,
+    Api,
     Change,
     Config,
     Host,
@@ -81,7 +82,8 @@ _SERVICE_KEYS = ("listen", "proto", "port", *_PLAIN, "client_addr", "limits", "a
 _PORT_KEYS = ("nic", "mac", "pci", "up", "addresses", "sapool", "neighbours")
 _NIC = ("nic", "mac", "pci")
 _KEYS: dict[str, tuple[str, ...]] = {
-    "": ("version", "node", "host", "acl", "set", "service"),
+    "": ("version", "node", "host", "acl", "set", "api", "service"),
+    "api": tuple(Api.model_fields),
     "acl": ("deny", "allow"),
     "set.*": ("type", "range", "entries", "file"),
     "host": tuple(Host.model_fields),
@@ -319,9 +321,10 @@ class _Reader:
         tables = self.tried(self.tables, "set", data.get("set", {})) or {}
         made = (self.tried(self.named_set, word, table) for word, table in tables.items())
         named = [each for each in made if each is not None]
+        api = self.tried(self.api, data.get("api", {})) or Api()
         self.raise_all()  # what follows would be measured by what is wrong
         name = None if name == "this" else name  # as `dump` calls a node without a name
-        base = self.own_things(Config(node=name, mgmt=mine.mgmt, ports=tuple(mine.ports), host=host), mine)
+        base = self.own_things(Config(node=name, mgmt=mine.mgmt, ports=tuple(mine.ports), host=host, api=api), mine)
         elsewhere = {addr for node in read.values() for addr in node.lips}
         services: list[Service] = []
         addresses = dict(base.addresses.by_key)
@@ -534,6 +537,41 @@ class _Reader:
         if not isinstance(value, str) or not value:
             self.fail("FN-1104", path, f"{value!r} is not a text", 'write "…"')
         return value
+    def api(self, value: object) -> Api:
+        table = self.table("api", value)
+        self.keys("api", table, "api")
+        fields = {key: value for key, value in table.items() if key in Api.model_fields}
+        if "listen" in fields:
+            fields["listen"] = self.own_endpoint("api.listen", fields["listen"])
+        if "max_body" in fields:
+            fields["max_body"] = self.count("api.max_body", fields["max_body"])
+        for name in ("cert", "key", "client_ca", "tokens"):
+            if name in fields and not str(fields[name]).startswith("/"):
+                self.fail("FN-1104", f"api.{name}", f"{fields[name]!r} is not a path", "write it from / on")
+        api = self.build(Api, "api", fields)
+        if bool(api.cert) != bool(api.key) or (api.listen and not api.cert):
+            lacking = "cert" if not api.cert else "key"
+            problem = f"no {lacking}, and there is no TCP without TLS"
+            self.fail("FN-1115", "api", problem, f'add {lacking} = "/…", or leave listen out')
+        if api.listen and not api.tokens and not api.client_ca:
+            problem, fix = "nobody could be known", 'add tokens = "/etc/fnat/tokens", or client_ca and clients'
+            self.fail("FN-1115", "api.listen", problem, fix)
+        if bool(api.client_ca) != bool(api.clients):
+            fix = 'give both: client_ca = "/…" and clients = { "COMMON NAME" = "read-only" }'
+            self.fail("FN-1115", "api", "client_ca and clients belong together", fix)
+        if not api.listen and (api.cert or api.tokens or api.client_ca):
+            self.fail("FN-1115", "api", "cert, tokens and clients are for TCP", 'add listen = "ADDRESS:PORT"')
+        return api
+
+    def own_endpoint(self, path: str, text: object) -> str:
+        """ADDRESS:PORT to listen on; the address may be any of this machine, 0.0.0.0 or [::]."""
+        try:
+            address, port = words.split(str(text))
+            if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+                raise ValueError
+            return words.endpoint(str(words.parse(address)), int(port))
+        except ValueError:
+            self.fail("FN-1104", path, f"{text!r} is not ADDRESS:PORT", "write it like 10.0.0.1:8443 or [::]:8443")
 
     def timeouts(self, path: str, value: object) -> Timeouts:
         table = self.table(path, value)
@@ -854,7 +892,7 @@ def fold(text: str, file: str, node: str | None, config: Config) -> str:
     written anew, everything else stays as it is, comments and other nodes too. Raises ConfigError(FN-1112)."""
     loaded = parse(text, file, node)
     was, data = loaded.config, _data(text, file)
-    config = config.model_copy(update={"ports": was.ports, "host": was.host})
+    config = config.model_copy(update={"ports": was.ports, "host": was.host, "api": was.api})
     node = node or was.node
     mine = data.get("node", {}).get(node or "this", {})
     reader = _Reader(text, file)
@@ -975,6 +1013,9 @@ def dump(config: Config) -> str:
     lines += ["", *_dump_acl(config.acl)]
     for known in config.sets:
         lines += _dump_set(known)
+    if config.api != Api():
+        fields = config.api.model_dump(exclude_defaults=True)
+        lines += ["[api]", *(f"{name} = {_toml(value)}" for name, value in fields.items()), ""]
     for word, services in _grouped(config, config.services):
         lines += _dump_service(word, services, config, tuple(pool))
     return "\n".join(lines).rstrip() + "\n"

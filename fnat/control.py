@@ -24,16 +24,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,13 +44,17 @@ from pydantic import ValidationError
 
 from fnat import __version__, plan
 from fnat import config as configuration
+from fnat.access import ASKED, Access
+from fnat.audit import Audit, differences
 from fnat.engine import Engine, NoSteering, Steering
 from fnat.errors import ChangeError, ConfigError, EngineError, FnatError
 from fnat.ethtool import KernelNic
-from fnat.keeper import CANNOT_START, LOOK_AGAIN, Options, die_with_parent, read_options, say
+from fnat.events import Events
+from fnat.keeper import CANNOT_START, LOOK_AGAIN, Options, die_with_parent, notify, read_options, say
 from fnat.model import (
     CHANGES,
     AclRecheck,
+    Api,
     AppliedView,
     ApplyView,
     Change,
@@ -77,10 +83,8 @@ from fnat.state import History, Ids, Overlay, digest, intent, replace_file
 from fnat.steering import LipRules
 
 if TYPE_CHECKING:
-    import uvicorn
-    from fastapi import FastAPI
-
     from fnat._core import Plane
+    from fnat.listener import Remote, Server
 
 log = logging.getLogger("fnat.control")
 
@@ -90,6 +94,9 @@ GARBAGE = 50_000, 10, 100  # of gc: a configuration is millions of objects that 
 SWITCH = 0.0005  # seconds that a thread may keep the interpreter from another
 LOOK_EVERY = 0.5  # seconds between two looks at a confirmation that is waited for
 AT_START = ("routes", "idle", "conns", "workers", "cpus", "steering")  # of [host]: read at the start only
+SIGHUP = "SIGHUP", "configuration read again"
+TIMER = "timer", "the time of a set's entries, of a drain or of a shift has come"
+UNCONFIRMED = "timer", "configuration taken back, nobody confirmed it"
 SAMPLE_EVERY = 1.0  # seconds; more when sampling costs more than a fiftieth of them
 
 
@@ -138,6 +145,8 @@ class Control:
         self.history = History(overlay.path.parent / "history")
         self._overlay = overlay
         self._paths = paths
+        self.audit = Audit(paths.audit if paths else None)
+        self.events = Events()
         self._lock = threading.Lock()
         self._shortening: threading.Thread | None = None
         self._started = time.monotonic()
@@ -162,27 +171,77 @@ class Control:
             self._shorten(config)
         self.revert_if_due()
 
-    def change(self, changes: Sequence[Change], *, dry_run: bool = False) -> AppliedView:
-        """All or nothing; in force on every worker and on disk when it returns. Raises ChangeError, EngineError."""
+    def change(
+        self,
+        changes: Sequence[Change],
+        *,
+        dry_run: bool = False,
+        check: Callable[[Config], None] = lambda _: None,
+        why: tuple[str, str] = SIGHUP,
+    ) -> AppliedView:
+        """All or nothing; in force on every worker and on disk when it returns. Raises ChangeError, EngineError.
+
+        check: may refuse, by raising, to change the config that it gets."""
         changes = [_stamped(change, int(time.time())) for change in changes]
         with self._lock:
-            old = self.engine.config
-            new = plan.apply(old, changes)
-            if dry_run:
-                return AppliedView(applied=len(changes), snapshot=self.engine.snapshot)
-            if new != old:
-                self.engine.commit(new)
-                try:
-                    self._remember(changes, new)
-                except EngineError:
-                    self.engine.commit(old)
-                    raise
-            for change in changes:
-                if isinstance(change, ServiceZero):
-                    self.engine.zero(change.key)
-                if isinstance(change, AclRecheck):
-                    self.engine.recheck()
+            check(self.engine.config)
+            new = plan.apply(self.engine.config, changes)
+            if not dry_run:
+                self._enforce(new, changes, why)
+                for change in changes:
+                    if isinstance(change, ServiceZero):
+                        self.engine.zero(change.key)
+                    if isinstance(change, AclRecheck):
+                        self.engine.recheck()
             return AppliedView(applied=len(changes), snapshot=self.engine.snapshot)
+
+    def edit(self, make: Callable[[Config], Config]) -> tuple[Config, Config]:
+        """A change said by its result: `make` gives the new config from the one in force, and may refuse by raising.
+        -> the config before and after."""
+        with self._lock:
+            old = self.engine.config
+            changes = plan.diff(old, make(old))
+            self._enforce(plan.apply(old, changes), changes)
+            return old, self.engine.config
+
+    def _enforce(self, new: Config, changes: Sequence[Change], why: tuple[str, str] = SIGHUP) -> None:
+        """In force, in the audit log and on disk, or all as it was."""
+        old = self.engine.config
+        if new == old:
+            return
+        self.engine.commit(new)
+        try:
+            self.record(old, new, why)
+            self._remember(changes, new)
+        except EngineError:
+            self.engine.commit(old)
+            raise
+        self.publish(old, new, why)
+
+    def record(self, old: Config, new: Config, why: tuple[str, str] = SIGHUP) -> None:
+        """What has come into force, and by whom, is in the audit log when this returns. why: when nobody asked by the
+        API. Raises EngineError."""
+        asked = ASKED.get()
+        who = asked.as_json() if asked else {"who": "fnat", "from": why[0], "what": why[1]}
+        self.audit.write({**who, "status": 200, "snapshot": self.engine.snapshot, **differences(old, new)})
+        if asked is not None:
+            asked.recorded = True
+
+    def publish(self, old: Config, new: Config, why: tuple[str, str] = SIGHUP) -> None:
+        """Tell those who follow /v1/events, if anything differs."""
+        asked = ASKED.get()
+        changed = differences(old, new)
+        if not changed["changed"]:
+            return
+        data = {
+            "time": round(time.time(), 3),
+            "who": asked.caller.name if asked else "fnat",
+            "from": asked.caller.remote if asked else why[0],
+            "snapshot": self.engine.snapshot,
+            "resources": [part["resource"] for part in changed["changed"]],
+            "omitted": changed.get("omitted", 0),
+        }
+        self.events.publish("change", data)
 
     def end_drains(self, now: float) -> None:
         """Drains whose time is over by now (seconds since 1970): what is left on their servers is ended, once a call,
@@ -196,7 +255,7 @@ class Control:
             ref = ServiceRef(proto=service.proto, vip=service.vip, vport=service.vport)
             if server.drain is not None and server.drain.keep_persistent:
                 drain = ServerDrain(service=ref, rip=server.rip, rport=server.rport, until=server.drain.until)
-                self.change([drain])
+                self.change([drain], why=TIMER)
             if ended := self.engine.end_drained(service, server):
                 name = f"{server.rip} {server.rport}"
                 log.info("the drain of %s of %s is over: %d connections ended", name, service.key, ended)
@@ -216,14 +275,17 @@ class Control:
                     if moved < shift.weights[0]:
                         changes.append(ServerShift(service=ref, **shift.model_dump()))
         if changes:
-            self.change(changes)
+            self.change(changes, why=TIMER)
 
     def expire(self, now: int) -> int:
         """Take out the entries of sets whose time is over; the time at which the next one ends, 0: none does."""
         with self._lock:
-            config = plan.expire(self.engine.config, now)
-            if config is not self.engine.config:
+            old = self.engine.config
+            config = plan.expire(old, now)
+            if config is not old:
                 self.engine.commit(config)
+                self.record(old, config, TIMER)
+                self.publish(old, config, TIMER)
                 self.file = plan.expire(self.file, now)
             return min(filter(None, (s.next_end() for s in config.sets)), default=0)
 
@@ -242,6 +304,10 @@ class Control:
         with self._lock:
             self._refuse_while_unconfirmed()
             planned = self._plan(text, name)
+            if planned.file.api != self.file.api:
+                from fnat.listener import check as check_api
+
+                check_api(planned.file.api)
             view = self._view(planned)
             self._switch(planned, text, name, confirm, why)
             for conflict in planned.conflicts:
@@ -299,6 +365,7 @@ class Control:
             planned = _Plan(self._with_ports(read), config, read.ports)
             view = self._view(planned, self.file)
             number = self.history.add(text, "save", str(path), self._pinned())
+            self.record(config, config)
             replace_file(path, text.encode(), path.stat().st_mode & 0o777)
             self.file = planned.file
             self._remember_source(replace(self.source, text=text, name=str(path), generation=number), config)
@@ -312,10 +379,12 @@ class Control:
             before = self.engine.config
             self.engine.commit(self.file)
             try:
+                self.record(before, self.file)
                 self._overlay.replace([])
             except EngineError:
                 self.engine.commit(before)
                 raise
+            self.publish(before, self.file)
             number = self.source.generation or 0
             return ApplyView(**view, generation=number, snapshot=self.engine.snapshot, confirm_in=None)
 
@@ -356,7 +425,8 @@ class Control:
     def _view(self, planned: _Plan, old: Config | None = None) -> DiffView:
         """old None: the config in force."""
         old, new = old or self.engine.config, planned.config
-        lines = plan.describe(old, new) + _host_lines(old.host, new.host)
+        lines = plan.describe(old, new) + _setting_lines("host", old.host, new.host)
+        lines += _setting_lines("api", old.api, new.api)
         touched: list[ServiceImpact] = []
         for each in plan.impact(old, new):
             key = each.service.key
@@ -394,6 +464,7 @@ class Control:
             head["confirm"] = {"until": time.time() + confirm, "seconds": confirm, **back}
         self.engine.commit(planned.config)
         try:
+            self.record(before, planned.config)
             self.file = planned.file
             self._remember_source(
                 replace(source, text=text, name=name, generation=number, ports=planned.ports), planned.config, head
@@ -404,6 +475,7 @@ class Control:
             raise
         self._confirm_by = time.monotonic() + confirm if confirm else None
         self._applied = planned.config if confirm else None
+        self.publish(before, planned.config)
 
     def _revert(self) -> list[str]:
         """Back to what was before, with what was changed since on top."""
@@ -418,6 +490,7 @@ class Control:
         before, file_before = self.engine.config, self.file
         self.engine.commit(config)
         try:
+            self.record(before, config, UNCONFIRMED)
             self.file = file
             self._remember_source(replace(source, text=generation.text, name=generation.source), config)
         except EngineError:
@@ -425,6 +498,7 @@ class Control:
             self.engine.commit(before)
             raise
         self._confirm_by = self._applied = None
+        self.publish(before, config, UNCONFIRMED)
         for conflict in conflicts:
             log.warning("%s", conflict)
         return conflicts
@@ -547,13 +621,17 @@ class Control:
         return config.model_copy(update={"ports": ports})
 
 
-def _host_lines(old: Host, new: Host) -> list[str]:
+def _setting_lines(table: str, old: Host | Api, new: Host | Api) -> list[str]:
     before, after = old.model_dump(), new.model_dump()
-    before |= {f"timeouts.{k}": v for k, v in before.pop("timeouts").items()}
-    after |= {f"timeouts.{k}": v for k, v in after.pop("timeouts").items()}
-    return [f"~ host.{key}: {before[key]} -> {value}" for key, value in after.items() if value != before[key]]
+    before |= {f"timeouts.{k}": v for k, v in before.pop("timeouts", {}).items()}
+    after |= {f"timeouts.{k}": v for k, v in after.pop("timeouts", {}).items()}
+    return [f"~ {table}.{key}: {before[key]} -> {value}" for key, value in after.items() if value != before[key]]
+
+
 def _weigh(service: ServiceRef, server: tuple[str, int], weight: int) -> ServerSet:
     return ServerSet(service=service, rip=server[0], rport=server[1], weight=weight)
+
+
 def _stamped(change: Change, now: int) -> Change:
     """Entries with their end instead of a timeout: what is remembered must not depend on when it is read."""
     if isinstance(change, SetAdd | SetEntryAdd) and any(" timeout " in entry for entry in change.entries):
@@ -652,29 +730,53 @@ async def serve(control: Control, options: Options) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
-    from fnat import api
+    from fnat import api, listener
 
     path = Path(options["socket"])
     listening = api.listen(path)
-    tasks = [asyncio.create_task(_sample(control)), asyncio.create_task(_reload(control, reload))]
+    access = Access(control.file.api)
+    app = api.create_app(control, access=access)
+    remote = listener.Remote(app)
+    server = listener.Server(app, control.file.api.connections)
+    opened = functools.partial(_open, control, access, remote, server, path, asyncio.Lock())
+    tasks = [asyncio.create_task(_sample(control))]
     try:
         tasks.append(await _mirror_host(control))
         await asyncio.to_thread(control.start)
-        tasks.append(asyncio.create_task(_watch_confirmation(control)))
+        await opened()
+        tasks.append(asyncio.create_task(_watch(control, access, opened)))
         tasks.append(asyncio.create_task(_expire(control)))
-        server = _server(api.create_app(control))
+        tasks.append(asyncio.create_task(_reload(control, reload, opened)))
         answering = asyncio.create_task(server.serve([listening]))
         stopping = asyncio.create_task(stop.wait())
+        _ready(control)
         await asyncio.wait({answering, stopping}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         stopping.cancel()
-        await answering
+        await asyncio.gather(answering, remote.close())
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         listening.close()
         path.unlink(missing_ok=True)
+
+
+async def _open(
+    control: Control, access: Access, remote: Remote, local: Server, path: Path, turn: asyncio.Lock
+) -> None:
+    """Let callers in as [api] says now. What cannot be is said; all the rest goes on."""
+    from fnat import listener
+
+    async with turn:
+        api = control.file.api
+        access.use(api)
+        local.most = api.connections
+        try:
+            listener.admit(path, api.group)
+            await remote.open(api)
+        except FnatError as error:
+            say(f"the API stays as it is: {error}")
 
 
 async def _mirror_host(control: Control) -> asyncio.Task[None]:
@@ -708,13 +810,16 @@ async def _sample(control: Control) -> None:
         await asyncio.sleep(max(SAMPLE_EVERY - cost, 50 * cost - cost))
 
 
-async def _watch_confirmation(control: Control) -> None:
+async def _watch(control: Control, access: Access, opened: Callable[[], Awaitable[None]]) -> None:
+    """Take back what was not confirmed, and take up what [api] says after an apply or a rollback."""
     while True:
         await asyncio.sleep(LOOK_EVERY)
         try:
             await asyncio.to_thread(control.revert_if_due)
         except (OSError, FnatError) as error:
             log.error("the configuration that nobody confirmed could not be taken back: %s", error)
+        if control.file.api != access.api:
+            await opened()
 
 
 async def _expire(control: Control) -> None:
@@ -729,11 +834,12 @@ async def _expire(control: Control) -> None:
         await asyncio.sleep(pause)
 
 
-async def _reload(control: Control, asked: asyncio.Event) -> None:
-    """Apply the file whenever asked; a wrong file changes nothing."""
+async def _reload(control: Control, asked: asyncio.Event, opened: Callable[[], Awaitable[None]]) -> None:
+    """Apply the file whenever asked, and read certificates anew; a wrong file changes nothing."""
     while True:
         await asked.wait()
         asked.clear()
+        notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             done = await asyncio.to_thread(lambda: control.apply(None, "", why="SIGHUP"))
         except FnatError as error:
@@ -743,24 +849,20 @@ async def _reload(control: Control, asked: asyncio.Event) -> None:
             for line in done["restart"]:
                 say(f"the file wants a restart: {line}")
             say(f"configuration read again: {done['changes']} changes, generation {done['generation']}")
+            await opened()
+        _ready(control)
 
 
-def _server(app: FastAPI) -> uvicorn.Server:
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        """Leaves signals to us."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    return Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2))
+def _ready(control: Control) -> None:
+    """The configuration is in force, and the socket listens."""
+    notify("READY=1", f"STATUS={len(control.engine.config.services)} services in force")
 
 
 def share_time() -> None:
     """Settings of the interpreter for a process in which a change shall not wait for a long listing."""
     gc.set_threshold(*GARBAGE)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a descriptor
     sys.setswitchinterval(SWITCH)
 
 

@@ -2,7 +2,8 @@
 
     FnatError                 code, message, fix; http status; exit code
     ├── ConfigError           the configuration file is wrong                       exit 1
-    ├── ChangeError           a change asks for what cannot be (400, 404, 409)      exit 1
+    ├── ChangeError           a change asks for what cannot be (400 to 413)      exit 1
+    │   └── StaleError        the resource is another than the caller thinks (412)
     ├── EngineError           the data plane refused or did not follow (500)        exit 1
     ├── NotRunning            nobody serves the socket                              exit 3
     └── PrivilegeError        the operating system says no                          exit 1
@@ -20,6 +21,8 @@ CODES: dict[str, str] = {
     "FN-1001": "No fnat serves the socket.",
     "FN-1002": "The process lacks a privilege.",
     "FN-1003": "Another fnat already serves this socket or state directory.",
+    "FN-1005": "The processor is older than what fnat was built for.",
+    "FN-1006": "The host could not be set up as the configuration needs it.",
     "FN-1101": "The configuration file cannot be read.",
     "FN-1102": "The configuration file is not valid TOML.",
     "FN-1103": "The configuration file has a key that does not exist.",
@@ -34,6 +37,7 @@ CODES: dict[str, str] = {
     "FN-1112": "The configuration file cannot take up the run-time changes.",
     "FN-1113": "The configuration file was edited and not applied yet.",
     "FN-1114": "fnat runs without a configuration file.",
+    "FN-1115": "The API may be reached by TCP with TLS and known callers only.",
     "FN-1201": "A value in a change is not allowed.",
     "FN-1203": "The thing to change does not exist.",
     "FN-1204": "The thing to add exists already.",
@@ -57,6 +61,14 @@ CODES: dict[str, str] = {
     "FN-1503": "What an import would write is not a valid configuration.",
     "FN-1504": "An import would overwrite a file.",
     "FN-1309": "An unexpected failure inside fnat.",
+    "FN-1601": "The API does not know the caller.",
+    "FN-1602": "The caller's role does not allow this.",
+    "FN-1603": "The resource is not what the caller's If-Match or If-None-Match says.",
+    "FN-1604": "The body of a request is too large.",
+    "FN-1605": "The API has as many connections as it may have.",
+    "FN-1606": "A certificate or key of the API cannot be used.",
+    "FN-1607": "The tokens file of the API cannot be used.",
+    "FN-1608": "The API has no such page, or the page does not know the method.",
 }
 
 
@@ -75,19 +87,29 @@ class FnatError(Exception):
     exit_code: ClassVar[int] = 1
     others: tuple[FnatError, ...] = ()  # found in the same reading
 
-    def __init__(self, code: str, message: str, fix: str) -> None:
+    def __init__(self, code: str, message: str, fix: str, field: str | None = None) -> None:
+        """field: which one of the request, as a dotted path."""
         super().__init__(message)
         self.code = code
         self.message = message
         self.fix = fix
+        self.field = field
 
     def __str__(self) -> str:
         return f"{self.message}; {self.fix} ({self.code})" if self.fix else f"{self.message} ({self.code})"
 
     def as_json(self) -> dict[str, Any]:
-        """The body of an HTTP error."""
-        first, *others = ({"code": e.code, "message": e.message, "fix": e.fix} for e in (self, *self.others))
-        return {"error": {**first, **({"others": others} if others else {})}}
+        """The body of an HTTP error (RFC 9457)."""
+        return {
+            "type": f"urn:fnat:error:{self.code}",
+            "title": CODES.get(self.code, self.code),
+            "status": self.status,
+            "detail": self.message,
+            "code": self.code,
+            "fix": self.fix,
+            "field": self.field,
+            **({"others": [error.as_json() for error in self.others]} if self.others else {}),
+        }
 
 
 class ConfigError(FnatError):
@@ -101,9 +123,16 @@ class ChangeError(FnatError):
 
     at: int = 0
 
-    def __init__(self, status: int, code: str, message: str, fix: str) -> None:
-        super().__init__(code, message, fix)
+    def __init__(self, status: int, code: str, message: str, fix: str, field: str | None = None) -> None:
+        super().__init__(code, message, fix, field)
         self.status = status
+
+
+class StaleError(ChangeError):
+    """The resource is not any more, or not yet, what the caller takes it for (412)."""
+
+    def __init__(self, code: str, message: str, fix: str) -> None:
+        super().__init__(412, code, message, fix)
 
 
 class EngineError(FnatError):

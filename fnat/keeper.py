@@ -4,7 +4,8 @@ Rules: it imports nothing but the standard library's smallest modules and does n
 has to outlive both. A child that exits with CANNOT_START in its first life has printed its one line, and ends the
 run; any later death is mended by starting the child again, after a pause that doubles up to MAX_PAUSE. A dead control
 costs no packet. A dead data plane is started again over the same arena; control is then started anew, so that it
-meets fresh ports. SIGHUP is handed on to control, LOOK_AGAIN to the data plane.
+meets fresh ports. SIGHUP is handed on to control, LOOK_AGAIN to the data plane. systemd hears from control when the
+configuration is in force, from the keeper when it ends.
 
 Unsatisfying: the descriptors of the AF_XDP sockets still die with the data plane; they are to be held here.
 """
@@ -16,8 +17,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict, cast
 
@@ -66,6 +69,14 @@ def read_options() -> Options:
 def say(text: str) -> None:
     """One line for the operator."""
     os.write(2, f"fnat: {text}\n".encode())
+
+
+def notify(*lines: str) -> None:
+    """Tell systemd (sd_notify(3)), which lets every process of the unit speak; nobody when it did not start us."""
+    where = os.environ.get("NOTIFY_SOCKET", "")
+    if where:
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
+            door.sendto("\n".join(lines).encode(), "\0" + where[1:] if where.startswith("@") else where)
 
 
 def die_with_parent() -> None:
@@ -148,6 +159,7 @@ class Keeper:
             self.paths.ports.unlink(missing_ok=True)
             return self._watch(signals)
         finally:
+            notify("STOPPING=1")
             self._stop_children(signals)
             for path in (self.paths.pids, self.paths.ports, self.paths.socket):
                 path.unlink(missing_ok=True)
@@ -188,7 +200,9 @@ class Keeper:
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         child.died()
         consequence = "forwarding goes on" if child is self.control else "no packet is forwarded until it is back"
-        say(f"{child.name} died ({how}); {consequence}; starting it again in {child.pause:.1f} s")
+        text = f"{child.name} died ({how}); {consequence}; starting it again in {child.pause:.1f} s"
+        say(text)
+        notify(f"STATUS={text}")
         if child is self.dataplane:
             self.paths.ports.unlink(missing_ok=True)
             self.control.asked_to_end = True

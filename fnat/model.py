@@ -36,7 +36,7 @@ HashTarget = Literal["sip", "sip-port", "qid"]
 HASH_SLOTS = 65_537  # of mh's table, when a service does not say
 HashSlots = Literal[1021, 4093, 16381, 65537]
 MOST_SLOTS = 256 * HASH_SLOTS  # of all mh services: 2 bytes each in the data plane's memory
-Role = Literal["active", "backup"]
+ServerRole = Literal["active", "backup"]
 ClientAddr = Literal[
     "none", "toa", "uoa-opp", "uoa-ipo", "proxy-v1", "proxy-v2", "proxy-v1-insecure", "proxy-v2-insecure"
 ]
@@ -240,7 +240,7 @@ class ServerShape(Frozen):
     From `upper` connections on it gets no more until it has fewer than `lower` (0: three quarters of upper)."""
 
     weight: Weight = 1
-    role: Role = "active"
+    role: ServerRole = "active"
     upper: Many = 0
     lower: Many = 0
     max_new_per_s: Rate = 0
@@ -507,6 +507,25 @@ class Host(Frozen):
         return self.lports[1] - self.lports[0] + 1
 
 
+Role = Literal["read-only", "admin"]
+
+
+class Api(Frozen):
+    """How the API may be used. listen: ADDRESS:PORT for TCP with TLS, None: the unix socket alone. tokens, client_ca:
+    files by which callers are known; clients: common name of a certificate -> role. group: may use the unix socket,
+    beside root. max_body: bytes of a request; connections: at one time, by each of the two ways."""
+
+    listen: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    client_ca: str | None = None
+    tokens: str | None = None
+    clients: dict[str, Role] = {}
+    group: str | None = None
+    max_body: Annotated[int, Field(ge=1024, le=2**31 - 1, strict=True)] = 64_000_000
+    connections: Annotated[int, Field(ge=8, le=65536, strict=True)] = 1024
+
+
 K_co = TypeVar("K_co", bound=Hashable, covariant=True)
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V", bound="Keyed[Any]")
@@ -660,6 +679,7 @@ class Config(Frozen):
     mgmt: Ip | None = None
     ports: tuple[Port, ...] = ()
     host: Host = Host()
+    api: Api = Api()
     services: Services = Services()
     addresses: Table[str, Address] = Table()  # given by name; LIPs of services are owned without being listed here
     routes: Table[tuple[str, int], Route] = Table()

@@ -46,6 +46,11 @@ class Paths:
         return self.state_dir / "state.json"
 
     @property
+    def audit(self) -> Path:
+        """Who asked the API for what (JSON lines); older ones are in `audit.jsonl.1` and so on."""
+        return self.state_dir / "audit.jsonl"
+
+    @property
     def lock(self) -> Path:
         """Locked (flock) by the keeper as long as it lives; its text is the keeper's pid."""
         return self.state_dir / "lock"

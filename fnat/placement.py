@@ -46,7 +46,8 @@ def _node_of(device: str, sys: Path) -> int:
     return int(text) if text.lstrip("-").isdecimal() else -1
 
 
-def _cpus_of(node: int, sys: Path) -> list[int]:
+def cpus_of(node: int, sys: Path) -> list[int]:
+    """Of a NUMA node; none where there is no such node."""
     return parse_cpus(_read(sys / f"devices/system/node/node{node}/cpulist"))
 
 
@@ -57,7 +58,7 @@ def place(
     possible: where the kernel lets it run. ValueError, one line, for a CPU that is not possible."""
     can = set(possible)
     nodes = {device: node for device in devices if (node := _node_of(device, sys)) >= 0}
-    near = {cpu for node in nodes.values() for cpu in _cpus_of(node, sys)}
+    near = {cpu for node in nodes.values() for cpu in cpus_of(node, sys)}
     if wanted == "auto":
         isolated = set(parse_cpus(_read(sys / "devices/system/cpu/isolated"))) & can
         choice = set(affinity) | isolated  # the kernel leaves isolated CPUs out of everybody's affinity
@@ -84,7 +85,7 @@ def _warnings(cpus: Sequence[int], nodes: dict[str, int], sys: Path) -> Iterable
         if len(sharing) > 1:
             yield f"workers {_text(sharing)} share CPU {cpu}; use fewer workers, or more CPUs"
     for device, node in nodes.items():
-        far = [i for i, cpu in enumerate(cpus) if cpu not in _cpus_of(node, sys)]
-        if far and _cpus_of(node, sys):
-            here = _text(_cpus_of(node, sys))
+        far = [i for i, cpu in enumerate(cpus) if cpu not in cpus_of(node, sys)]
+        if far and cpus_of(node, sys):
+            here = _text(cpus_of(node, sys))
             yield f"worker(s) {_text(far)} run far from {device}, which is on NUMA node {node} (CPUs {here})"

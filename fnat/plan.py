@@ -442,6 +442,19 @@ def subject(change: Change) -> str:
     return " ".join([noun, *(str(v.key if isinstance(v, ServiceRef) else v) for v in values if v is not None)])
 
 
+def name_of(value: Service | Address | Route | Neighbour) -> str:
+    """A thing of the config in the words of `subject`."""
+    match value:
+        case Service():
+            return f"service {value.key}"
+        case Address():
+            return f"addr {value.addr}"
+        case Route():
+            return f"route {value.prefix} {value.metric}"
+        case Neighbour():
+            return f"neigh {value.port} {value.addr}"
+
+
 class _Edits(Generic[K, V]):
     """A table under change: what it is made from, and what differs."""
 

@@ -222,8 +222,7 @@ def _when(at: float) -> str:
 
 @click.command(cls=nouns.Leaf)
 @click.argument("number", type=click.IntRange(1), required=False)
-@nouns.socket_option
-@nouns.json_option
+@nouns.reading
 @nouns.quiet_option
 def rollback(number: int | None) -> None:
     """Apply an earlier file of the history again; without NUMBER the one before, or end a waiting `apply --confirm`."""
@@ -267,8 +266,7 @@ def _standing(view: Any) -> Iterable[str]:  # noqa: ANN401, JSON
 
 
 @config.command("save")
-@nouns.socket_option
-@nouns.json_option
+@nouns.reading
 @nouns.quiet_option
 def config_save() -> None:
     """Write the run-time changes into the file; the text before stays in the history."""
@@ -277,8 +275,7 @@ def config_save() -> None:
 
 
 @config.command("discard")
-@nouns.socket_option
-@nouns.json_option
+@nouns.reading
 @nouns.quiet_option
 def config_discard() -> None:
     """Drop the run-time changes, and say which they were."""

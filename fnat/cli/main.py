@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from fnat import __version__, keeper
-from fnat.cli import files, guarded, imports, nouns, say, say_json, show
+from fnat.cli import door, files, guarded, imports, nouns, say, say_json, show
 from fnat.cli.completion import PROGRAMS, SHELLS, Language, script
 from fnat.cli.nouns import Tree, settings
 from fnat.errors import CODES, FnatError
@@ -58,7 +58,7 @@ class Root(Tree):
 def fnat() -> None:
     """fnat, a FullNAT layer-4 load balancer.
 
-    The options --socket, --json, --quiet and --dry-run may also stand behind the command.
+    The options --socket, --url, --json, --quiet and --dry-run may also stand behind the command.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 fnat is not running, 4 findings.
     """
@@ -135,6 +135,10 @@ def run(
     )
     chosen = _merge(in_file, named)
     _fit_to_run(chosen, exclusive)
+    if file:
+        from fnat.listener import check as check_api
+
+        check_api(file.api)
     host = file.host if file else Host()
     options: keeper.Options = {
         "config": str(config.absolute()) if config else None,
@@ -234,22 +238,41 @@ def _table(name: str) -> list[list[str]]:
 
 
 @fnat.command()
-@click.option("--clean", is_flag=True, help="Remove the connections too; without it the next run goes on with them.")
+@click.option(
+    "--clean",
+    is_flag=True,
+    help="Remove the connections, and what a killed fnat left on devices; without it the next run goes on with both.",
+)
 @nouns.socket_option
 @state_dir_option
 def stop(clean: bool, state_dir: Path | None) -> int:
     """Stop the balancer and wait until it has gone."""
     from fnat.paths import DEFAULT_STATE_DIR, Paths, default_socket
 
-    return keeper.stop(Paths(state_dir or DEFAULT_STATE_DIR, Path(settings().socket or default_socket())), clean)
+    code = keeper.stop(Paths(state_dir or DEFAULT_STATE_DIR, Path(settings().socket or default_socket())), clean)
+    if not clean or code == 1:
+        return code
+    from fnat.drivers import DriverError
+
+    try:
+        from fnat.drivers import xdp
+    except DriverError:  # built without it
+        return code
+    try:
+        devices = xdp.detach_leftovers()
+    except DriverError as error:
+        raise FnatError("FN-1002", error.message, error.fix) from None
+    for device in devices:
+        say(f"removed the XDP program that a killed fnat left on {device}\n")
+    return 0 if devices else code
 
 
 @fnat.command()
 @nouns.reading
 def status() -> None:
     """Processes, workers, connections."""
-    with nouns.client() as door:
-        row = door.status()
+    with nouns.client() as client:
+        row = client.status()
     say_json(row) if settings().json else say(show.status(row))
 
 
@@ -264,8 +287,8 @@ def version() -> None:
 @nouns.socket_option
 def metrics() -> None:
     """All counters, as Prometheus reads them."""
-    with nouns.client() as door:
-        say(door.metrics())
+    with nouns.client() as client:
+        say(client.metrics())
 
 
 def _intent(path: Path | None, node: str | None, paths: Paths) -> Config | None:
@@ -279,6 +302,35 @@ def _intent(path: Path | None, node: str | None, paths: Paths) -> Config | None:
     ):
         return parse(known.text, known.source, node).config
     return load(path, node).config if path else None
+
+
+@fnat.command("boot-profile")
+@click.argument("file", type=click.Path(path_type=Path), default=files.DEFAULT_CONFIG)
+@click.option("--node", metavar="NAME", help="Which node of the file; the host name when left out.")
+@state_dir_option
+@nouns.dry_run_option
+@nouns.json_option
+def boot_profile(file: Path, node: str | None, state_dir: Path | None) -> None:
+    """Set the host up for a configuration file: huge pages on the workers' NUMA nodes, ARP on the ports.
+
+    To be run as root before `fnat run`; again it changes nothing. With --dry-run it only says what it would set."""
+    from fnat import boot
+    from fnat.config import resolve_ports
+    from fnat.paths import DEFAULT_STATE_DIR, Paths
+
+    paths = Paths(state_dir or DEFAULT_STATE_DIR)
+    config = _intent(file, node, paths)
+    assert config is not None
+    rows = boot.profile(config.host, [port["device"] for port in resolve_ports(config)], paths.arena)
+    if settings().json:
+        say_json([asdict(row) for row in rows])
+    else:
+        verb = "would be" if settings().dry_run else "set to"
+        for row in rows:
+            how = f"{row.present}, enough" if row.present == row.wanted else f"{row.present}, {verb} {row.wanted}"
+            say(f"/{row.path}: {how} ({row.why})\n")
+    if not settings().dry_run:
+        boot.put(rows)
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
@@ -426,7 +478,7 @@ def _with_settings(words: tuple[str, ...]) -> list[str]:
     return [*words, *(["--json"] if settings().json and "--json" not in words else [])]
 
 
-for noun in (*files.COMMANDS, *nouns.NOUNS):
+for noun in (*files.COMMANDS, *nouns.NOUNS, door.token, door.audit):
     fnat.add_command(noun)
 
 

@@ -35,6 +35,7 @@ class Settings:
     """The global options; each may stand before or behind the command. None and False: not given."""
 
     socket: str | None = None
+    url: str | None = None
     json: bool = False
     quiet: bool = False
     dry_run: bool = False
@@ -50,7 +51,7 @@ class Leaf(click.Command):
     def invoke(self, ctx: click.Context) -> object:
         read = {param.name for param in self.params}
         for name, value in vars(settings()).items():
-            from_environment = name == "socket" and value == os.environ.get("FNAT_SOCKET")
+            from_environment = name in ("socket", "url") and value == os.environ.get(f"FNAT_{name.upper()}")
             if value and name not in read and not from_environment:
                 raise click.UsageError(f"--{name.replace('_', '-')} means nothing with {self.name}; leave it out", ctx)
         return super().invoke(ctx)
@@ -75,7 +76,8 @@ def _set(name: str) -> Callable[[click.Context, click.Parameter, object], None]:
 
 
 def client() -> Client:
-    return Client(settings().socket)
+    wanted = settings()
+    return Client(wanted.socket if wanted.url is None else None, url=wanted.url)
 
 
 socket_option = click.option(
@@ -85,6 +87,14 @@ socket_option = click.option(
     expose_value=False,
     callback=_set("socket"),
     help="Socket of the running fnat.",
+)
+url_option = click.option(
+    "--url",
+    metavar="URL",
+    envvar="FNAT_URL",
+    expose_value=False,
+    callback=_set("url"),
+    help="https://HOST:PORT of a fnat elsewhere; $FNAT_TOKEN_FILE or $FNAT_TOKEN has the token, $FNAT_CA its CA.",
 )
 json_option = click.option(
     "--json", is_flag=True, expose_value=False, callback=_set("json"), help="What the API gives, as JSON."
@@ -110,12 +120,12 @@ def reading(function: F) -> F:
             raise click.UsageError("--count without --interval; add -i SECONDS")
         return repeat(lambda: function(*args, **kwargs), interval or 0, count or 0)
 
-    return cast(F, socket_option(json_option(interval_option(count_option(repeated)))))
+    return cast(F, socket_option(url_option(json_option(interval_option(count_option(repeated))))))
 
 
 def changing(function: F) -> F:
     """Options of a command that changes something."""
-    return socket_option(json_option(quiet_option(dry_run_option(function))))
+    return socket_option(url_option(json_option(quiet_option(dry_run_option(function)))))
 
 
 def apply(*changes: Change) -> None:

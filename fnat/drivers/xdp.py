@@ -350,6 +350,15 @@ def detach(device: str) -> bool:
         return True
 
 
+def detach_leftovers() -> list[str]:
+    """Detach our program from every device of this network namespace where a killed fnat left it; the devices."""
+    found = []
+    for _, device in socket.if_nameindex():
+        if attachment(device) and lib.xdp_queue_busy(_ifindex(device), 0) <= 0 and detach(device):
+            found.append(device)
+    return found
+
+
 def attachment(device: str) -> Attachment | None:
     """Our program on the device, if it is there."""
     found = _attached(device)

@@ -50,8 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200, {"ended": 2})
             return
         if any(change.get("port") == "none" for change in body["changes"]):
-            error = {"code": "FN-1207", "message": "no port none", "fix": "there are: dpdk0"}
-            self.answer(404, {"error": error})
+            self.answer(404, {"code": "FN-1207", "detail": "no port none", "fix": "there are: dpdk0"})
             return
         self.server.dry_runs += body["dry_run"]
         self.server.changes += body["changes"]

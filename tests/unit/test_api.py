@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import trustme
 
 from fnat import api, config, state
+from fnat.access import Tokens
 from fnat.client import Client
 from fnat.control import Control
 from fnat.engine import Engine, Falls
@@ -32,6 +35,7 @@ ADD = [
     {"op": "lip.add", "service": WEB, "addr": "10.2.0.1", "port": "lan"},
     {"op": "addr.add", "addr": "10.0.0.1", "port": "wan"},
 ]
+PROBLEM = {"type", "title", "status", "detail", "code", "fix", "field"}
 FILE = """\
 version = 1
 [node.n]
@@ -176,9 +180,10 @@ REFUSED = [
 @pytest.mark.parametrize(("changes", "status", "code"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
 def test_refusal_has_a_code_and_changes_nothing(house, changes, status, code):
     answer = house.client._http.post("/v1/changes", json={"changes": changes})
-    error = answer.json()["error"]
+    error = answer.json()
     assert (answer.status_code, error["code"]) == (status, code), error
-    assert set(error) == {"code", "message", "fix"} and error["message"] and "\n" not in error["message"]
+    assert set(error) == PROBLEM and error["detail"] and "\n" not in error["detail"]
+    assert error["status"] == status and answer.headers["content-type"] == "application/problem+json"
     assert code in CODES
     assert house.client.services() == [] and house.overlay() == []
 
@@ -216,7 +221,8 @@ def test_every_answer_is_well_formed(house, method, path, body, status):
     answer = house.client._http.request(method, path, content=body, headers={"content-type": "application/json"})
     assert answer.status_code == status, answer.text
     if status >= 400:
-        assert set(answer.json()["error"]) == {"code", "message", "fix"}
+        assert set(answer.json()) == PROBLEM and answer.json()["status"] == status
+        assert answer.headers["content-type"] == "application/problem+json"
 
 
 def test_unexpected_failure_is_one_line(house, monkeypatch):
@@ -224,6 +230,13 @@ def test_unexpected_failure_is_one_line(house, monkeypatch):
     with pytest.raises(EngineError, match="ZeroDivisionError") as caught:
         house.client.status()
     assert caught.value.code == "FN-1309"
+
+
+def test_the_environment_does_not_come_between(tmp_path, monkeypatch):
+    """Certificates are for what is behind a network."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+    with pytest.raises(NotRunning), Client(tmp_path / "none.sock") as door:
+        door.status()
 
 
 def test_nobody_there_is_one_line(tmp_path):
@@ -500,6 +513,11 @@ def test_control_process_serves_a_real_plane(tmp_path):
         Paths(state).ports.write_text(json.dumps(ports))
         conf = tmp_path / "f.toml"
         conf.write_text(FILE)
+        ca = trustme.CA()
+        certify(ca, tmp_path)
+        Tokens(tmp_path / "tokens").add("ops", "admin")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            end = free.getsockname()
         path = tmp_path / "sock"
         options = {
             "config": str(conf), "ports": [], "workers": 1, "socket": str(path), "state_dir": str(state),
@@ -521,16 +539,42 @@ def test_control_process_serves_a_real_plane(tmp_path):
                 conf.write_text(FILE + '"10.1.1.2:8080" = { weight = 2 }\n')
                 process.send_signal(signal.SIGHUP)
                 wait_until(lambda: len(client.services()[0]["servers"]) == 2)
+                wait_until(lambda: client.audit()[-1]["from"] == "SIGHUP")
+                assert client.audit()[-2]["who"] == f"uid:{os.getuid()}"
+                pem = tmp_path / "pem"
+                by_tls = f'[api]\nlisten = "127.0.0.1:{end[1]}"\ncert = "{pem}"\nkey = "{pem}"\ntokens = "{tmp_path}/tokens"\n'
+                conf.write_text(by_tls + FILE.replace("version = 1\n", ""))
+                conf.write_text("version = 1\n" + conf.read_text())
+                process.send_signal(signal.SIGHUP)
+                wait_until(lambda: certificate(end) in pem.read_text())
+                certify(ca, tmp_path)
+                process.send_signal(signal.SIGHUP)
+                wait_until(lambda: certificate(end) in pem.read_text())
+                pem.write_text("nonsense")
+                process.send_signal(signal.SIGHUP)
+                time.sleep(0.5)
             finally:
                 process.send_signal(signal.SIGTERM)
                 errors = process.communicate(timeout=20)[1].decode()
             assert process.returncode == 0 and "Traceback" not in errors, errors
+            assert "FN-1606" in errors
         assert not path.exists()
         plane.close()
     finally:
         for leftover in arena.iterdir():
             leftover.unlink()
         arena.rmdir()
+
+
+def certify(ca, directory):
+    ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(directory / "pem")
+
+
+def certificate(end):
+    try:
+        return ssl.get_server_certificate(end).strip()
+    except OSError:
+        return "none"
 
 
 def is_up(client):

@@ -577,3 +577,58 @@ def test_a_hangup_applies_the_file_and_a_wrong_one_changes_nothing(process, capf
     wait_until(lambda: told("configuration read again: 8 changes, generation 2"), 30)
     assert parsed(client.config(startup=True)["text"]) == parsed(NEW)
     assert [row["why"] for row in client.config_history()] == ["start", "SIGHUP"]
+
+
+# what is done, what the audit log says of it, whether those who follow are told
+DONE = [
+    (lambda c: c.config_apply(NEW, "x"), "POST /v1/config/apply", True),
+    (lambda c: c.config_apply(FILE, "x"), "POST /v1/config/apply", False),
+    (lambda c: (c.config_apply(NEW, "x", 9), c.config_do("rollback")), "POST /v1/config/rollback", True),
+    (lambda c: (c.change([DRAIN]), c.config_do("discard")), "POST /v1/config/discard", True),
+    (lambda c: (c.change([DRAIN]), c.config_do("save")), "POST /v1/config/save", False),
+]
+
+
+@pytest.mark.parametrize(("work", "what", "told"), DONE, ids=[f"{row[1]} {row[2]}" for row in DONE])
+def test_who_did_it_is_in_the_audit_log_and_the_events(house, work, what, told):
+    with house.client() as client:
+        work(client)
+    record = house.control.audit.last(1)[0]
+    assert (record["who"], record["what"], bool(record["changed"])) == ("in-process", what, told)
+    if told:
+        _, _, frame = b"".join(house.control.events.since(1)[0]).rpartition(b"data: ")
+        told = json.loads(frame)
+        assert (told["snapshot"], told["resources"]) == (
+            record["snapshot"],
+            [part["resource"] for part in record["changed"]],
+        )
+
+
+def test_taking_back_by_itself_is_in_the_audit_log(house):
+    house.control.apply(NEW, "x", confirm=1)
+    house.control._confirm_by = 0.0
+    house.control.revert_if_due()
+    record = house.control.audit.last(1)[0]
+    assert (record["who"], record["from"]) == ("fnat", "timer") and "service udp 10.0.0.2:53" in str(record["changed"])
+
+
+def test_a_full_disk_for_the_audit_log_takes_an_apply_back(house):
+    house.paths.audit.mkdir()
+    with pytest.raises(EngineError, match=r"audit\.jsonl"):
+        house.control.apply(NEW, "x")
+    assert house.config == parsed(FILE) and house.control.file == parsed(FILE) and house.again().config == parsed(FILE)
+
+
+def test_an_api_section_is_told_and_one_that_cannot_be_is_refused(house):
+    assert house.control.apply(FILE + "[api]\nmax_body = 4096\n", "x")["lines"] == ["~ api.max_body: 64000000 -> 4096"]
+    assert house.control.audit.last(1)[0]["changed"][0]["resource"] == "api"
+    wrong = '[api]\nlisten = "127.0.0.1:1"\ncert = "/no"\nkey = "/no"\ntokens = "/no"\n'
+    with pytest.raises(ConfigError) as caught:
+        house.control.apply(FILE + wrong, "x")
+    assert caught.value.code == "FN-1606" and house.control.file.api.max_body == 4096
+
+
+def test_all_errors_of_a_file_reach_the_caller(house):
+    with house.client() as client, pytest.raises(ChangeError) as caught:
+        client.config_apply(FILE + "[api]\nmax_bdy = 1\n[host]\nconnz = 1\n", "x")
+    assert {error.code for error in (caught.value, *caught.value.others)} == {"FN-1103"} and len(caught.value.others) == 1

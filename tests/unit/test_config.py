@@ -89,6 +89,42 @@ def test_quic_is_a_word_of_udp_services():
         read(GOOD.replace('port = "lan"\n', 'port = "lan"\nquic = true\n'))
 
 
+API = '[api]\nlisten = "10.0.0.1:8443"\ncert = "/c"\nkey = "/k"\ntokens = "/t"\n'
+
+# what replaces what in API, code, a word of the message
+WRONG_API = [
+    ('cert = "/c"\n', "", "FN-1115", "no cert, and there is no TCP without TLS"),
+    ('key = "/k"\n', "", "FN-1115", "no key"),
+    ('cert = "/c"\nkey = "/k"\n', "", "FN-1115", "no TCP without TLS"),
+    ('tokens = "/t"\n', "", "FN-1115", "nobody could be known"),
+    ('tokens = "/t"', 'client_ca = "/a"', "FN-1115", "belong together"),
+    ('tokens = "/t"', 'tokens = "/t"\nclients = { a = "admin" }', "FN-1115", "belong together"),
+    ('listen = "10.0.0.1:8443"\n', "", "FN-1115", "listen"),
+    ("10.0.0.1:8443", "10.0.0.1", "FN-1104", "ADDRESS:PORT"),
+    ("10.0.0.1:8443", "lb1:8443", "FN-1104", "ADDRESS:PORT"),
+    ('"/t"', '"t"', "FN-1104", "not a path"),
+    ('tokens = "/t"', 'tokens = "/t"\nclient_ca = "/a"\nclients = { a = "root" }', "FN-1104", "clients.a"),
+    ('tokens = "/t"', 'tokens = "/t"\nmax_body = 10', "FN-1104", "too small"),
+    ('tokens = "/t"', 'tokens = "/t"\ntls = false', "FN-1103", "no such key"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "code", "word"), WRONG_API, ids=[f"{r[1] or 'no ' + r[0]}"[:40] for r in WRONG_API])
+def test_the_api_by_tcp_needs_tls_and_known_callers(old, new, code, word):
+    with pytest.raises(ConfigError, match=word) as caught:
+        read(GOOD + API.replace(old, new))
+    assert caught.value.code == code and "f.toml" in str(caught.value)
+
+
+def test_the_api_section_is_read_and_said_again():
+    text = API.replace("10.0.0.1:8443", "[::]:8443") + 'client_ca = "/a"\nclients = { "a b" = "admin", c = "read-only" }\n'
+    c = read(GOOD + text + 'group = "adm"\nmax_body = "128M"\nconnections = 99\n')
+    assert c.api.listen == "[::]:8443" and c.api.clients == {"a b": "admin", "c": "read-only"}
+    assert (c.api.max_body, c.api.connections, c.api.group) == (128_000_000, 99, "adm")
+    assert read(config.dump(c)).api == c.api
+    assert read(GOOD).api.listen is None and "[api]" not in config.dump(read(GOOD))
+
+
 def test_good_file_means_what_it_says():
     c = read(GOOD)
     assert (c.node, c.mgmt) == ("lb1", "10.31.0.11")

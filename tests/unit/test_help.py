@@ -14,7 +14,9 @@ FNAT = Path(__file__).parents[2] / "fnat"
 def raised() -> set[str]:
     """Codes in the source; those of the table itself do not count."""
     texts = [path.read_text() for path in FNAT.rglob("*.py")]
-    return {code for text in texts for code in re.findall(r'"(FN-[0-9]{4})"(?!: )', text)}
+    core = [path.read_text() for path in (FNAT.parent / "cext").rglob("*.c")]
+    codes = {code for text in texts for code in re.findall(r'"(FN-[0-9]{4})"(?!: )', text)}
+    return codes | {code for text in core for code in re.findall(r"\((FN-[0-9]{4})\)", text)}
 
 
 def test_each_code_that_is_raised_has_a_title_and_a_page_and_none_is_unused():
