@@ -58,14 +58,14 @@ def say_json_rows(rows: Iterable[object]) -> None:
     say("[]\n" if before.startswith("[") else "\n]\n")
 
 
-def repeat(once: Callable[[], None], interval: int, count: int) -> None:
-    """A listing, and again each `interval` seconds (0: once), `count` times (0: until Ctrl-C)."""
+def repeat(once: Callable[[], int | None], interval: int, count: int) -> int | None:
+    """A listing, and again each `interval` seconds (0: once), `count` times (0: until Ctrl-C); what the last one returned."""
     shown = 0
     while True:
-        once()
+        code = once()
         shown += 1
         if not interval or shown == count:
-            return
+            return code
         sys.stdout.flush()
         time.sleep(interval)
 

@@ -105,10 +105,10 @@ def reading(function: F) -> F:
     """Options of a command that shows something, once or again and again."""
 
     @functools.wraps(function)
-    def repeated(*args: object, interval: int | None, count: int | None, **kwargs: object) -> None:
+    def repeated(*args: object, interval: int | None, count: int | None, **kwargs: object) -> int | None:
         if count and not interval:
             raise click.UsageError("--count without --interval; add -i SECONDS")
-        repeat(lambda: function(*args, **kwargs), interval or 0, count or 0)
+        return repeat(lambda: function(*args, **kwargs), interval or 0, count or 0)
 
     return cast(F, socket_option(json_option(interval_option(count_option(repeated)))))
 

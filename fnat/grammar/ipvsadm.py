@@ -7,10 +7,11 @@ out, except in the spelling that switches it off (`--dest-check disable`). An op
 
 Different from DPVS on purpose: `-lnc` shows the time that is left, `--rate` is true, service counters survive the
 removal of a server, `-S` loses nothing, `-R` puts the rules in the place of all services at once, weights up to 65535
-are real, the scheduler is wrr when none is given, `-lnc` may be narrowed to a service, addresses are always numeric.
+are real, `-lnc` may be narrowed to a service, addresses are always numeric.
 
-As in DPVS a TCP service made here tells its servers the client's address by TOA unless it says otherwise; a UDP service
-tells nothing unless it is asked to, because a server without uoa.ko cannot read the first datagrams then.
+As in DPVS a service made here has the scheduler wlc, and a TCP service tells its servers the client's address by TOA,
+unless they say otherwise; a UDP service tells nothing unless it is asked to, because a server without uoa.ko cannot
+read the first datagrams then.
 
 Unsatisfying: `--cpu` narrows connections and local addresses, but not the counters of services, which are kept over all
 workers.
@@ -24,6 +25,8 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
+
+from pydantic import TypeAdapter, ValidationError
 
 from fnat import addresses
 from fnat.grammar import (
@@ -43,11 +46,12 @@ from fnat.grammar import (
     split,
 )
 from fnat.grammar.manual import EXIT_CODES, Manual
-from fnat.model import CLIENT_ADDRS, MAX_SECONDS, Frozen, RealServer, Scheduler, Shape
+from fnat.model import CLIENT_ADDRS, MAX_SECONDS, Frozen, RealServer, Scheduler, ServiceName, Shape
 
 # ---- words ----
 
 SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
+DEFAULT_SCHEDULER = "wlc"
 DEFAULT_CLIENT_ADDR = {"tcp": "toa", "udp": "none", "sctp": "none"}
 PERSISTENCE = "360"  # seconds of -p without a number, as in DPVS
 _PROXY = ("disable", "v1", "v2", "v1-insecure", "v2-insecure")
@@ -134,6 +138,17 @@ def _mask_text(plen: int, service: Row) -> str:
     return str(plen) if ":" in service["vip"] else str(ipaddress.IPv4Network(f"0.0.0.0/{plen}").netmask)
 
 
+def _name(text: str, shown: str) -> str:
+    try:
+        return _SERVICE_NAME.validate_python(text)
+    except ValidationError:
+        fix = "write at most 64 ASCII characters without blank, quotation mark and backslash"
+        raise Usage(f"{shown} {text!r} is no name", fix) from None
+
+
+_SERVICE_NAME: TypeAdapter[str] = TypeAdapter(ServiceName)
+
+
 def _slots(text: str, shown: str) -> int:
     return int(one_of("1021", "4093", "16381", "65537")(text, shown))
 
@@ -180,7 +195,7 @@ _SERVICE = (
     Option("sctp-service", "", "VIP:PORT", "an SCTP service"),
 )
 _SHAPE = (
-    Option("scheduler", "s", "SCHED", f"{either(SCHEDULERS)}; wrr when left out", SCHEDULERS,
+    Option("scheduler", "s", "SCHED", f"{either(SCHEDULERS)}; {DEFAULT_SCHEDULER} when left out", SCHEDULERS,
            field="scheduler", read=_scheduler, always=True, hidden=True),
     Option("hash-target", "", "sip|sip-port|qid", "what mh, sh and conhash hash: the client's address, address and "
            "port, or the QUIC connection ID", ("sip", "sip-port", "qid"), why=_HASH, field="hash_target",
@@ -212,6 +227,8 @@ _SHAPE = (
            read=whole(0, _MOST)),
     Option("per-client", "", "N", "most connections of one client, 0: no limit", why=_NOT_YET, field="per_client",
            read=whole(0, _MOST)),
+    Option("name", "", "NAME", "what the operator calls the service; \"\": nothing", field="name", read=_name,
+           write=lambda name, _: shlex.quote(name), hidden=True),
 )  # fmt: skip
 _SERVER = (
     Option("weight", "w", "WEIGHT", "0..65535, 1 when left out; 0: no new connections", of=RealServer,
@@ -619,7 +636,7 @@ def _changes(command: str, service: Change | None, options: dict[str, str]) -> l
     assert service is not None
     if command == "add-service":
         told = {"client_addr": "toa"} if service["proto"] == "tcp" else {}
-        return [{"op": "service.add", **service, "scheduler": "wrr", **told, **_shape(options, service)}]
+        return [{"op": "service.add", **service, "scheduler": DEFAULT_SCHEDULER, **told, **_shape(options, service)}]
     if command == "edit-service":
         if not (fields := _shape(options, service)):
             raise Usage("nothing to edit", "give what shall change, such as -s rr or --conn-timeout 3600")
