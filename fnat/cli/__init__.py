@@ -59,7 +59,7 @@ def say_json_rows(rows: Iterable[object]) -> None:
 
 
 def repeat(once: Callable[[], int | None], interval: int, count: int) -> int | None:
-    """A listing, and again each `interval` seconds (0: once), `count` times (0: until Ctrl-C); what the last one returned."""
+    """A listing, and again each `interval` seconds (0: once), `count` times (0: until Ctrl-C). The last exit code."""
     shown = 0
     while True:
         code = once()

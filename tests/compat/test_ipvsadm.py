@@ -287,7 +287,7 @@ REFUSED: list[tuple[str, str]] = [
     ("-A -t 10.0.0.1:80 --dest-check=default", "--dest-check default: passive health checks are not in fnat"),
     ("-A -t 10.0.0.1:80 -o", "--ops is for UDP services only; leave it out, or name the service with -u"),
     ("-a -u 10.0.0.1:80 -r 10.0.0.2 -o", "--ops means nothing with --add-server"),
-    ("-A -t 10.0.0.1:80 --pe sip", "--pe: persistence is not in fnat"),
+    ("-A -t 10.0.0.1:80 --pe sip", "--pe: persistence engines are not in fnat; leave it out; -p keeps a client by its address"),
     ("-A -t 10.0.0.1:80 -s lblc", "scheduler lblc is not in fnat (did you mean lc?); use -s rr, -s wrr, -s lc, -s wlc, -s sed, -s nq, "
      "-s sh, -s mh, -s conhash, -s fo or -s p2c"),
     ("-A -t 10.0.0.1:80 -s dh", "scheduler dh is not in fnat"),
@@ -317,6 +317,9 @@ REFUSED: list[tuple[str, str]] = [
     ("--stop-daemon master", "--stop-daemon: fnat has no session sync daemon"),
     ("-l --daemon", "--daemon: fnat has no session sync daemon"),
     ("--start-daemon=master --mcast-interface eth0 --syncid 1", "--start-daemon: fnat has no session sync daemon"),
+    ("-A -t 10.0.0.1:80 --per-client 16777216", "--per-client '16777216' is out of range; give a number from 0 to 16777215"),
+    ("-A -t 10.0.0.1:80 --new-per-s 10000001", "is out of range; give a number from 0 to 10000000"),
+    ("-a -t 10.0.0.1:80 -r 10.0.0.2 --max-new-per-s 10000001", "is out of range; give a number from 0 to 10000000"),
     ("-A -t 10.0.0.1:80 --name a\\b", "--name 'a\\\\b' is no name; write at most 64 ASCII characters without blank"),
     ("-A -t 10.0.0.1:80 --no-rs maybe", "--no-rs maybe is unknown; say drop, reset or ADDRESS:PORT"),
     ("-A -t 10.0.0.1:80 --no-rs resett", "--no-rs resett is unknown (did you mean reset?)"),
@@ -374,11 +377,6 @@ REFUSED: list[tuple[str, str]] = [
 
 
 # what the model decides: a field that it has is a word
-WITHOUT_HASHING = [
-    ("-A -t 10.0.0.1:80 --hash-target sip", "--hash-target: hashing schedulers are not in fnat"),
-    ("-A -t 10.0.0.1:80 -s wlc", "scheduler wlc is not in fnat; use -s rr or -s wrr"),
-    ("-A -t 10.0.0.1:80 -s mh", "scheduler mh is not in fnat"),
-]
 WITHOUT_LISTS = [
     ("-U -t 10.0.0.1:80 -k 10.9.9.9", "-U: fnat has no per-service access lists"),
     ("-V -t 10.0.0.1:80 -k 10.9.9.9", "-V: fnat has no per-service access lists"),
@@ -387,8 +385,6 @@ WITHOUT_LISTS = [
     ("-Y -t 10.0.0.1:80 -2 10.9.9.9", "-Y: fnat has no per-service access lists"),
     ("-W", "-W: fnat has no per-service access lists"),
 ]
-if "hash_target" not in Shape.model_fields:
-    REFUSED += WITHOUT_HASHING
 if "deny" not in Shape.model_fields:
     REFUSED += WITHOUT_LISTS
 
