@@ -345,6 +345,17 @@ def test_a_script_of_commands(tmp_path):
     assert ("0.0.0.0/0", "10.0.0.1", "dpdk1") in [(r.prefix, r.gateway, r.port) for r in made.routes]
 
 
+def test_prefix_lengths_of_vips_and_addresses_are_carried(tmp_path):
+    rules = "dpip addr add 10.0.0.1/24 dev a\ndpip addr add 10.0.0.9/25 dev a\ndpip addr add 10.0.0.8/32 dev b\n"
+    rules += "ipvsadm -A -t 10.0.0.1:80 -s rr\nipvsadm -P -t 10.0.0.1:80 -z 10.1.0.1 -F b\n"
+    done = text_of(rules, nics={"a": "a", "b": "b"})
+    made = loaded(done, tmp_path)
+    assert {(x.addr, x.plen, x.port) for x in made.addresses} == {
+        ("10.0.0.1", 24, "a"), ("10.0.0.9", 25, "a"), ("10.0.0.8", 32, "b"),
+    }  # fmt: skip
+    assert done.notes == [] and done.complete
+
+
 def test_lips_on_a_second_port_are_carried(tmp_path):
     rules = "-A -t 10.0.0.1:80 -s rr\n"
     rules += "".join(f"-P -t 10.0.0.1:80 -z 10.1.0.{i} -F {p}\n" for i, p in ((1, "b"), (2, "a"), (3, "a")))
