@@ -17,6 +17,7 @@ from fnat.errors import FnatError
 from fnat.grammar import Usage
 
 R = TypeVar("R", bound=Mapping[str, Any])
+T = TypeVar("T")
 QUIT = 130  # exit code after Ctrl-C, as a shell gives it
 
 
@@ -58,14 +59,14 @@ def say_json_rows(rows: Iterable[object]) -> None:
     say("[]\n" if before.startswith("[") else "\n]\n")
 
 
-def repeat(once: Callable[[], int | None], interval: int, count: int) -> int | None:
-    """A listing, and again each `interval` seconds (0: once), `count` times (0: until Ctrl-C). The last exit code."""
+def repeat(once: Callable[[], T], interval: int, count: int) -> T:
+    """A listing, and again each `interval` seconds (0: once), `count` times (0: until Ctrl-C); what the last gave."""
     shown = 0
     while True:
-        code = once()
+        result = once()
         shown += 1
         if not interval or shown == count:
-            return code
+            return result
         sys.stdout.flush()
         time.sleep(interval)
 

@@ -105,7 +105,7 @@ def reading(function: F) -> F:
     """Options of a command that shows something, once or again and again."""
 
     @functools.wraps(function)
-    def repeated(*args: object, interval: int | None, count: int | None, **kwargs: object) -> int | None:
+    def repeated(*args: object, interval: int | None, count: int | None, **kwargs: object) -> object:
         if count and not interval:
             raise click.UsageError("--count without --interval; add -i SECONDS")
         return repeat(lambda: function(*args, **kwargs), interval or 0, count or 0)
