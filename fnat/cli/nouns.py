@@ -228,7 +228,12 @@ def _shape(function: F) -> F:
             type=click.Choice(sorted({word for words in CLIENT_ADDRS.values() for word in words})),
             help="How servers learn the client's address; none when left out.",
         ),
-        click.option("--half-open", type=click.IntRange(0, 2**31 - 1), help="Most half-open connections; 0: no limit."),
+        click.option(
+            "--half-open",
+            type=click.IntRange(0, 2**31 - 1),
+            metavar="N",
+            help="Most half-open connections; 0: no limit.",
+        ),
         click.option(
             "--expire-quiescent/--keep-quiescent",
             default=None,
@@ -240,7 +245,15 @@ def _shape(function: F) -> F:
             help="UDP: a client that moves keeps its server, by QUIC connection IDs in DPVS's form.",
         ),
         click.option(
-            "--persistent-mask", type=click.IntRange(1, 128), help="Bits of an address that make it the same client."
+            "--one-packet/--no-one-packet",
+            default=None,
+            help="UDP: every datagram of a client goes to a server chosen anew.",
+        ),
+        click.option(
+            "--persistent-mask",
+            type=click.IntRange(1, 128),
+            metavar="BITS",
+            help="Bits of an address that make it the same client.",
         ),
         click.option(
             "--persistent",
@@ -248,11 +261,19 @@ def _shape(function: F) -> F:
             metavar="SECONDS",
             help="How long a client keeps its server after its last connection; 0: it has none of its own.",
         ),
-        click.option("--max-conns", type=click.IntRange(0, 2**32 - 1), help="Most connections; 0: no limit."),
-        click.option("--new-per-s", type=click.IntRange(0, 10_000_000), help="Most new ones a second; 0: no limit."),
+        click.option(
+            "--max-conns", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Most connections; 0: no limit."
+        ),
+        click.option(
+            "--new-per-s",
+            type=click.IntRange(0, 10_000_000),
+            metavar="N",
+            help="Most new connections a second; 0: no limit.",
+        ),
         click.option(
             "--per-client",
             type=click.IntRange(0, 2**24 - 1),
+            metavar="N",
             help="Most connections of one client: an IPv4 address or an IPv6 /64; 0: no limit.",
         ),
         click.option(
@@ -273,9 +294,13 @@ def _shape(function: F) -> F:
             help="In which a server that comes to others grows to its weight: wrr, wlc, sed, nq, p2c.",
         ),
         click.option("--hash-slots", type=click.Choice(get_args(HashSlots)), help="Of mh's table; else 65537."),
-        click.option("--hash-target", type=click.Choice(get_args(HashTarget)), help="A client to sh, mh and conhash."),
+        click.option(
+            "--hash-target",
+            type=click.Choice(get_args(HashTarget)),
+            help="What a client is to sh, mh and conhash; sip when left out.",
+        ),
         click.option("--scheduler", type=click.Choice(SCHEDULERS), help="wrr when left out."),
-        click.option("--name", metavar="NAME", help="As listings and the file call it."),
+        click.option("--name", metavar="NAME", help="What listings and the file call it."),
     ):
         function = option(function)
     return function

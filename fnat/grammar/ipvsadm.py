@@ -2,15 +2,16 @@
 
 Two tables hold the language: OPTIONS every option that DPVS knows and fnat's own, COMMANDS what each command reads.
 Parsing, -S, the flags of -ln, -h, the manual page and completion all come from them; a field of a service or a server
-is one row. A row whose field the model has not, and an option that fnat has not, is refused with the reason and the way
-out, except in the spelling that switches it off (`--dest-check disable`). An option without effect is an error.
+is one row. An option that fnat has not is refused with the reason and the way out, except in the spelling that switches
+it off (`--dest-check disable`). An option without effect is an error.
 
 Different from DPVS on purpose: `-lnc` shows the time that is left, `--rate` is true, service counters survive the
 removal of a server, `-S` loses nothing, `-R` puts the rules in the place of all services at once, weights up to 65535
-are real, the scheduler is wrr when none is given, `-lnc` may be narrowed to a service, addresses are always numeric.
+are real, `-lnc` may be narrowed to a service, addresses are always numeric.
 
-As in DPVS a TCP service made here tells its servers the client's address by TOA unless it says otherwise; a UDP service
-tells nothing unless it is asked to, because a server without uoa.ko cannot read the first datagrams then.
+As in DPVS a service made here has the scheduler wlc, and a TCP service tells its servers the client's address by TOA,
+unless they say otherwise; a UDP service tells nothing unless it is asked to, because a server without uoa.ko cannot
+read the first datagrams then.
 
 Unsatisfying: `--cpu` narrows connections and local addresses, but not the counters of services, which are kept over all
 workers.
@@ -22,8 +23,10 @@ import ipaddress
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+from pydantic import TypeAdapter, ValidationError
 
 from fnat import addresses
 from fnat.grammar import (
@@ -43,16 +46,18 @@ from fnat.grammar import (
     split,
 )
 from fnat.grammar.manual import EXIT_CODES, Manual
-from fnat.model import CLIENT_ADDRS, MAX_SECONDS, Frozen, RealServer, Scheduler, Shape
+from fnat.model import CLIENT_ADDRS, MAX_SECONDS, Frozen, RealServer, Scheduler, ServiceName, Shape
 
 # ---- words ----
 
 SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
+DEFAULT_SCHEDULER = "wlc"
 DEFAULT_CLIENT_ADDR = {"tcp": "toa", "udp": "none", "sctp": "none"}
 PERSISTENCE = "360"  # seconds of -p without a number, as in DPVS
 _PROXY = ("disable", "v1", "v2", "v1-insecure", "v2-insecure")
 _MOST = 2**31 - 1
 _MANY = 2**32 - 1
+_MOST_NEW = 10**7  # a second
 
 Why = tuple[str, str]
 """Why something is refused, and what to do."""
@@ -134,6 +139,17 @@ def _mask_text(plen: int, service: Row) -> str:
     return str(plen) if ":" in service["vip"] else str(ipaddress.IPv4Network(f"0.0.0.0/{plen}").netmask)
 
 
+def _name(text: str, shown: str) -> str:
+    try:
+        return _SERVICE_NAME.validate_python(text)
+    except ValidationError:
+        fix = "write at most 64 ASCII characters without blank, quotation mark and backslash"
+        raise Usage(f"{shown} {text!r} is no name", fix) from None
+
+
+_SERVICE_NAME: TypeAdapter[str] = TypeAdapter(ServiceName)
+
+
 def _slots(text: str, shown: str) -> int:
     return int(one_of("1021", "4093", "16381", "65537")(text, shown))
 
@@ -153,25 +169,16 @@ def _drain_text(drain: Row, _: Row) -> str:
 def _no_rs(text: str, shown: str) -> str:
     if text in ("drop", "reset"):
         return text
-    if not SORRY:
-        raise Usage(f"{shown} {text} is unknown", "say drop or reset")
     if ":" not in text:
         raise Usage(f"{shown} {text} is unknown{near(text, ('drop', 'reset'))}", "say drop, reset or ADDRESS:PORT")
     return at(*endpoint(text, "sorry server"))
 
 
-SORRY = set(get_args(Shape.model_fields["no_rs"].annotation)) != {"drop", "reset"}
-"""Whether a service may name a sorry server."""
-
 _HAS_ACL = "deny" in Shape.model_fields
 _ACL = None if _HAS_ACL else ("fnat has no per-service access lists", "filter in front of the balancer")
 _MODE = ("fnat forwards in FullNAT mode only", "give -b or leave the mode out")
 _PROTO = ("fnat balances TCP, UDP and SCTP services only", "use -t, -u or --sctp-service")
-_PERSIST = ("persistence is not in fnat", "leave it out")
-_LIMIT = ("fnat has no connection thresholds", "leave it out")
-_NOT_YET = ("this limit is not in fnat", "leave it out")
 _DAEMON = ("fnat has no session sync daemon", "leave it out")
-_HASH = ("hashing schedulers are not in fnat", "leave it out and use -s rr or -s wrr")
 _MATCH = ("fnat has no match services (they are for SNAT)", "name the service with -t or -u")
 
 _SERVICE = (
@@ -179,18 +186,18 @@ _SERVICE = (
     Option("udp-service", "u", "VIP:PORT", "a UDP service"),
     Option("sctp-service", "", "VIP:PORT", "an SCTP service"),
 )
-_SHAPE = (
-    Option("scheduler", "s", "SCHED", f"{either(SCHEDULERS)}; wrr when left out", SCHEDULERS,
+SHAPE = (
+    Option("scheduler", "s", "SCHED", f"{either(SCHEDULERS)}; {DEFAULT_SCHEDULER} when left out", SCHEDULERS,
            field="scheduler", read=_scheduler, always=True, hidden=True),
     Option("hash-target", "", "sip|sip-port|qid", "what mh, sh and conhash hash: the client's address, address and "
-           "port, or the QUIC connection ID", ("sip", "sip-port", "qid"), why=_HASH, field="hash_target",
+           "port, or the QUIC connection ID", ("sip", "sip-port", "qid"), field="hash_target",
            read=one_of("sip", "sip-port", "qid")),
     Option("hash-slots", "", "N", "slots of mh's table: 1021, 4093, 16381 or 65537, which is usual",
-           ("1021", "4093", "16381", "65537"), why=_HASH, field="hash_slots", read=_slots),
+           ("1021", "4093", "16381", "65537"), field="hash_slots", read=_slots),
     Option("persistent", "p", "[SEC]", f"a client stays with its server for so long; {PERSISTENCE} without a number, "
-           "0: not at all", left_out=PERSISTENCE, why=_PERSIST, field="persistent", read=whole(0, 31 * 86400)),
+           "0: not at all", left_out=PERSISTENCE, field="persistent", read=whole(0, 31 * 86400)),
     Option("netmask", "M", "MASK", "clients of one network are one client to -p: an IPv4 netmask, or a prefix length",
-           why=_PERSIST, field="persistent_mask", read=_mask, write=_mask_text),
+           field="persistent_mask", read=_mask, write=_mask_text),
     Option("ops", "o", "", "UDP only; every datagram of a client goes to a server chosen anew", field="one_packet"),
     Option("conn-timeout", "", "SEC", "replaces the established timeout of TCP and SCTP and all timeouts of UDP; 0: "
            "the general ones", field="conn_timeout", read=whole(0, MAX_SECONDS)),
@@ -200,55 +207,43 @@ _SHAPE = (
            field="expire_quiescent"),
     Option("quic", "", "", "UDP only; a client that moves keeps its server, which its connection ID names in DPVS's "
            "form", field="quic"),
-    Option("slow-start", "", "SEC", "a new server gets its full share after so long", why=_NOT_YET, field="slow_start",
+    Option("slow-start", "", "SEC", "a new server gets its full share after so long", field="slow_start",
            read=whole(0, MAX_SECONDS)),
-    Option("no-rs", "", "drop|reset|ADDRESS:PORT" if SORRY else "drop|reset",
-           "what becomes of a SYN when no server is usable" + ("; ADDRESS:PORT: a sorry server" if SORRY else ""),
+    Option("no-rs", "", "drop|reset|ADDRESS:PORT",
+           "what becomes of a first packet when no server is usable; ADDRESS:PORT: a sorry server has it",
            ("drop", "reset"), field="no_rs", read=_no_rs),
     Option("half-open", "", "N", "most half-open connections, 0: no limit", field="half_open", read=whole(0, _MOST)),
-    Option("max-conns", "", "N", "most connections, 0: no limit", why=_NOT_YET, field="max_conns",
-           read=whole(0, _MANY)),
-    Option("new-per-s", "", "N", "most new connections a second, 0: no limit", why=_NOT_YET, field="new_per_s",
-           read=whole(0, _MOST)),
-    Option("per-client", "", "N", "most connections of one client, 0: no limit", why=_NOT_YET, field="per_client",
-           read=whole(0, _MOST)),
+    Option("max-conns", "", "N", "most connections, 0: no limit", field="max_conns", read=whole(0, _MANY)),
+    Option("new-per-s", "", "N", "most new connections a second, 0: no limit", field="new_per_s",
+           read=whole(0, _MOST_NEW)),
+    Option("per-client", "", "N", "most connections of one client, an IPv4 address or an IPv6 /64, 0: no limit",
+           field="per_client", read=whole(0, 2**24 - 1)),
+    Option("name", "", "NAME", "what the operator calls the service; \"\": nothing", field="name", read=_name,
+           write=lambda name, _: shlex.quote(name), hidden=True),
 )  # fmt: skip
-_SERVER = (
+SERVER = (
     Option("weight", "w", "WEIGHT", "0..65535, 1 when left out; 0: no new connections", of=RealServer,
            field="weight", read=whole(0, 65535), always=True),
-    Option("u-threshold", "x", "N", "most connections of the server, 0: no limit", why=_LIMIT, off="0", of=RealServer,
+    Option("u-threshold", "x", "N", "most connections of the server, 0: no limit", of=RealServer,
            field="upper", read=whole(0, _MANY)),
     Option("l-threshold", "y", "N", "after -x was reached, connections come again below so many; 0: below -x",
-           why=_LIMIT, off="0", of=RealServer, field="lower", read=whole(0, _MANY)),
+           of=RealServer, field="lower", read=whole(0, _MANY)),
     Option("role", "", "active|backup", "backup: used while no active server is usable", ("active", "backup"),
-           why=("backup servers are not in fnat", "leave it out"), off="active", of=RealServer, field="role",
-           read=one_of("active", "backup")),
-    Option("max-new-per-s", "", "N", "most new connections a second of the server, 0: no limit", why=_NOT_YET,
-           of=RealServer, field="max_new_per_s", read=whole(0, _MOST)),
+           of=RealServer, field="role", read=one_of("active", "backup")),
+    Option("max-new-per-s", "", "N", "most new connections a second of the server, 0: no limit", of=RealServer,
+           field="max_new_per_s", read=whole(0, _MOST_NEW)),
     Option("drain", "", "EPOCH|never[,keep]", "no new connections, and what is left at EPOCH is ended; keep: "
-           "clients with -p still get theirs", why=("draining is not in fnat", "use -w 0"), of=RealServer,
-           field="drain", read=_drain, write=_drain_text),
+           "clients with -p still get theirs", of=RealServer, field="drain", read=_drain, write=_drain_text),
 )  # fmt: skip
 
 
-def _fits_model(option: Option) -> Option:
-    """A field that the model has is not refused."""
-    return replace(option, why=None) if option.field in option.of.model_fields else option
-
-
-SHAPE = tuple(map(_fits_model, _SHAPE))
-SERVER = tuple(map(_fits_model, _SERVER))
 # -E takes back what a flag set
 _UNSET = tuple(
     Option(f"no-{option.long}", help=f"takes --{option.long} back", field=option.field)
     for option in SHAPE
-    if not option.value and option.known
+    if not option.value
 )
-_UNDRAIN = tuple(
-    Option("no-drain", help="takes --drain back", field="drain")
-    for option in SERVER
-    if option.long == "drain" and option.known
-)
+_UNDRAIN = (Option("no-drain", help="takes --drain back", field="drain"),)
 _ANY = (
     Option("real-server", "r", "RIP[:PORT]", "a server, of either family; the service's port when left out"),
     Option("fullnat", "b", "", "FullNAT, the only mode; may be left out"),
@@ -262,9 +257,8 @@ _VIEW = (
     Option("connection", "c", "", "connections, with the seconds left and the [worker] they are on"),
     Option("stats", "", "", "counters of services and servers"),
     Option("rate", "", "", "the same a second"),
-    Option("thresholds", "", "", "-x and -y of servers", why=None if "upper" in RealServer.model_fields else _LIMIT),
-    Option("persistent-conn", "", "", "clients of servers that -p keeps there",
-           why=None if "persistent" in Shape.model_fields else _PERSIST),
+    Option("thresholds", "", "", "-x and -y of servers"),
+    Option("persistent-conn", "", "", "clients of servers that -p keeps there"),
     Option("timeout", "", "", "the general timeouts: TCP established, TCP half-closed, UDP"),
     Option("exact", "X", "", "with --stats and --rate: all digits"),
     Option("sort", "", "", "by protocol and address, which is usual"),
@@ -287,7 +281,8 @@ _FOREIGN = (
     Option("match", "H", "MATCH", why=_MATCH),
     Option("ipv6", "6", why=("-6 is for firewall marks, which fnat has not",
                              "name an IPv6 service with -t [ADDRESS]:PORT")),
-    Option("pe", "", "NAME", why=_PERSIST),
+    Option("pe", "", "NAME", why=("persistence engines are not in fnat",
+           "leave it out; -p keeps a client by its address, --quic by its connection ID")),
     Option("gatewaying", "g", why=_MODE), Option("ipip", "i", why=_MODE), Option("masquerading", "m", why=_MODE),
     Option("snat", "J", why=_MODE),
     Option("synproxy", "j", "WORD", off="disable", why=("the SYN proxy is not in fnat",
@@ -619,7 +614,7 @@ def _changes(command: str, service: Change | None, options: dict[str, str]) -> l
     assert service is not None
     if command == "add-service":
         told = {"client_addr": "toa"} if service["proto"] == "tcp" else {}
-        return [{"op": "service.add", **service, "scheduler": "wrr", **told, **_shape(options, service)}]
+        return [{"op": "service.add", **service, "scheduler": DEFAULT_SCHEDULER, **told, **_shape(options, service)}]
     if command == "edit-service":
         if not (fields := _shape(options, service)):
             raise Usage("nothing to edit", "give what shall change, such as -s rr or --conn-timeout 3600")

@@ -341,21 +341,14 @@ def _given_lips(draft: Draft, old: Config) -> Config:
 
 
 def _with_vips(draft: Draft, old: Config, origins: Mapping[str, Origin]) -> Config:
-    """Each VIP as an address of its own on its port."""
+    """Each VIP as an address on its port."""
     names = [port.name for port in old.ports]
     default = "wan" if "wan" in names else names[0] if names else None
     changes: list[Change] = []
     for vip, service in {s.vip: s for s in reversed(list(old.services))}.items():
         at = _origin(origins, ServiceRef(**_ref(service)))
-        known = old.addresses.get(vip)
-        if known is not None and known.makes_route:
-            instead = f"give the host's NIC an address of {known.network}: fnat uses the host's routes"
-            at = origins.get(f"addr {vip}", at)
-            draft.lost(at, f"the file has no place for the prefix length of {vip}/{known.plen}", instead)
-        if known is not None and (known.makes_route or known.sapool):
-            changes.append(AddrDel(addr=vip, plen=known.plen, port=known.port))
-        if known is None or known.makes_route or known.sapool:
-            named = known.port if known is not None else draft.vips.get(vip, (None, at))[0]
+        if vip not in old.addresses.by_key:
+            named = draft.vips.get(vip, (None, at))[0]
             port = named if named in names else default
             if port is None:
                 continue  # a service without a port has no LIP either, which is told
@@ -364,7 +357,8 @@ def _with_vips(draft: Draft, old: Config, origins: Mapping[str, Origin]) -> Conf
                 draft.told(at, f"which port answers for {vip} does not stand there", f"{port} is a guess")
     for vip, (_, at) in draft.vips.items():
         if vip not in old.services.vips and vip not in old.services.lips:
-            draft.lost(at, f"no service listens on {vip}", "`fnat-dpip addr add` makes it at run time")
+            instead = "write it into addresses of its port if fnat is to answer for it"
+            draft.lost(at, f"no service listens on {vip}", instead)
     return plan.apply(old, changes)
 
 

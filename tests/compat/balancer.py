@@ -30,7 +30,7 @@ PORTS = [
 def running(workers: int = 1, conns: int = 4096, file: Config | None = None) -> Iterator[Control]:
     """Control with its API; FNAT_SOCKET names it meanwhile."""
     directory = Path(tempfile.mkdtemp(prefix="fnat-api-"))
-    plane = _core.Plane.create(None, workers=workers, conns=conns)
+    plane = _core.Plane.create(None, workers=workers, conns=conns, acl_mib=1)
     ids = Ids(directory / "state.json")
     ids.load()
     control = Control(Engine(plane, {}, PORTS, ids, startle=0.0), Overlay(directory / "overlay.json"), file=file)

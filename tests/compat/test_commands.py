@@ -290,6 +290,7 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
         "fnat service set tcp 10.0.0.1:80 --persistent 300 --persistent-mask 24 -q",
         {"op": "service.set", **WEB, "persistent": 300, "persistent_mask": 24},
     ),
+    ("fnat service set udp 10.0.0.1:80 --one-packet -q", {"op": "service.set", **WEB, "proto": "udp", "one_packet": True}),
     (
         "fnat rs del tcp 10.0.0.1:80 10.0.2.1:8080 -q",
         {"op": "server.del", "service": WEB, "rip": "10.0.2.1", "rport": 8080},

@@ -17,7 +17,7 @@ DNS = {"proto": "udp", "vip": "192.168.100.253", "vport": 53}
 SIG = {"proto": "sctp", "vip": "192.168.100.252", "vport": 36412}
 WEB6 = {"proto": "tcp", "vip": "2001::1", "vport": 80}
 
-USUAL = {"scheduler": "wrr", "client_addr": "toa"}
+USUAL = {"scheduler": "wlc", "client_addr": "toa"}
 
 CHANGES: list[tuple[str, dict[str, Any]]] = [
     # the tutorial's one-arm and two-arm FullNAT
@@ -35,7 +35,7 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
         {"op": "lip.add", "service": WEB, "addr": "192.168.100.200", "port": "dpdk0"},
     ),
     # everything else
-    ("-A -u 192.168.100.253:53", {"op": "service.add", **DNS, "scheduler": "wrr"}),
+    ("-A -u 192.168.100.253:53", {"op": "service.add", **DNS, "scheduler": "wlc"}),
     ("-At 192.168.100.254:80 -swrr", {"op": "service.add", **WEB, "scheduler": "wrr", "client_addr": "toa"}),
     (
         "--add-service --tcp-service=192.168.100.254:80 --scheduler=rr --conn-timeout 7200 --expire-quiescent "
@@ -53,36 +53,38 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ),
     (
         "-A -t 192.168.100.254:80 -j disable --proxy-protocol disable --dest-check=disable",
-        {"op": "service.add", **WEB, "scheduler": "wrr", "client_addr": "toa"},
+        {"op": "service.add", **WEB, "scheduler": "wlc", "client_addr": "toa"},
     ),
     (
         "-A -t 192.168.100.254:80 --proxy-protocol v1-insecure",
-        {"op": "service.add", **WEB, "scheduler": "wrr", "client_addr": "proxy-v1-insecure"},
+        {"op": "service.add", **WEB, "scheduler": "wlc", "client_addr": "proxy-v1-insecure"},
     ),
     (
         "-A -t 192.168.100.254:80 --client-addr none",
-        {"op": "service.add", **WEB, "scheduler": "wrr", "client_addr": "none"},
+        {"op": "service.add", **WEB, "scheduler": "wlc", "client_addr": "none"},
     ),
     (
         "-A -u 192.168.100.253:53 --client-addr=uoa-ipo",
-        {"op": "service.add", **DNS, "scheduler": "wrr", "client_addr": "uoa-ipo"},
+        {"op": "service.add", **DNS, "scheduler": "wlc", "client_addr": "uoa-ipo"},
     ),
     ("-E -u 192.168.100.253:53 --proxy-protocol v2", {"op": "service.set", **DNS, "client_addr": "proxy-v2"}),
     ("-E -u 192.168.100.253:53 --proxy-protocol disable", {"op": "service.set", **DNS, "client_addr": "none"}),
     ("-E -t 192.168.100.254:80 --proxy-protocol disable", {"op": "service.set", **WEB, "client_addr": "toa"}),
     ("-A -ou 192.168.100.253:53 -s rr", {"op": "service.add", **DNS, "scheduler": "rr", "one_packet": True}),
-    ("-A -u 192.168.100.253:53 --quic", {"op": "service.add", **DNS, "scheduler": "wrr", "quic": True}),
+    ("-A -u 192.168.100.253:53 --quic", {"op": "service.add", **DNS, "scheduler": "wlc", "quic": True}),
     ("-A -u 192.168.100.253:53 -s conhash --hash-target qid",
      {"op": "service.add", **DNS, "scheduler": "conhash", "hash_target": "qid"}),
     ("-E -u 192.168.100.253:53 -s mh --hash-slots 4093",
      {"op": "service.set", **DNS, "scheduler": "mh", "hash_slots": 4093}),
     ("-E -u 192.168.100.253:53 -s wlc --slow-start 30",
      {"op": "service.set", **DNS, "scheduler": "wlc", "slow_start": 30}),
+    ("-A -t 192.168.100.254:80 -s rr --name web", {"op": "service.add", **WEB, **USUAL, "scheduler": "rr", "name": "web"}),
+    ("-E -t 192.168.100.254:80 --name=web#2", {"op": "service.set", **WEB, "name": "web#2"}),
     ("-E -u 192.168.100.253:53 --ops", {"op": "service.set", **DNS, "one_packet": True}),
     ("-E -t 192.168.100.254:80 -s rr", {"op": "service.set", **WEB, "scheduler": "rr"}),
     ("-E -t 192.168.100.254:80 --conn-timeout=0", {"op": "service.set", **WEB, "conn_timeout": 0}),
     ("-D -u 192.168.100.253:53", {"op": "service.del", **DNS}),
-    ("-A --sctp-service 192.168.100.252:36412", {"op": "service.add", **SIG, "scheduler": "wrr"}),
+    ("-A --sctp-service 192.168.100.252:36412", {"op": "service.add", **SIG, "scheduler": "wlc"}),
     (
         "-E --sctp-service=192.168.100.252:36412 --conn-timeout 60 --half-open 9",
         {"op": "service.set", **SIG, "conn_timeout": 60, "half_open": 9},
@@ -276,7 +278,7 @@ REFUSED: list[tuple[str, str]] = [
     ("-A -t 10.0.0.1:80 -j enable", "-j enable: the SYN proxy is not in fnat"),
     ("-A -t 10.0.0.1:80 --quic", "--quic is for UDP services only"),
     ("-A -u 10.0.0.1:80 --quic --ops", "--quic and --ops given; give one of them"),
-    ("-A -t 10.0.0.1:80 -s mh --hash-target dip", "--hash-target dip is unknown; say sip, sip-port or qid"),
+    ("-A -t 10.0.0.1:80 -s mh --hash-target dip", "--hash-target dip is unknown (did you mean sip?); say sip, sip-port or qid"),
     ("-A -t 10.0.0.1:80 --proxy-protocol v3", "--proxy-protocol v3 is unknown"),
     ("-A -u 10.0.0.1:53 --proxy-protocol v1", "--proxy-protocol v1 is not for UDP services"),
     ("-A -u 10.0.0.1:53 --client-addr toa", "--client-addr toa is not for UDP services"),
@@ -285,8 +287,9 @@ REFUSED: list[tuple[str, str]] = [
     ("-A -t 10.0.0.1:80 --dest-check=default", "--dest-check default: passive health checks are not in fnat"),
     ("-A -t 10.0.0.1:80 -o", "--ops is for UDP services only; leave it out, or name the service with -u"),
     ("-a -u 10.0.0.1:80 -r 10.0.0.2 -o", "--ops means nothing with --add-server"),
-    ("-A -t 10.0.0.1:80 --pe sip", "--pe: persistence is not in fnat"),
-    ("-A -t 10.0.0.1:80 -s lblc", "scheduler lblc is not in fnat; use one of rr, wrr, lc, wlc"),
+    ("-A -t 10.0.0.1:80 --pe sip", "--pe: persistence engines are not in fnat; leave it out; -p keeps a client by its address"),
+    ("-A -t 10.0.0.1:80 -s lblc", "scheduler lblc is not in fnat (did you mean lc?); use -s rr, -s wrr, -s lc, -s wlc, -s sed, -s nq, "
+     "-s sh, -s mh, -s conhash, -s fo or -s p2c"),
     ("-A -t 10.0.0.1:80 -s dh", "scheduler dh is not in fnat"),
     ("-A -f 1", "-f: fnat has no firewall marks"),
     ("-A -q 10.0.0.1:0", "-q: fnat balances TCP, UDP and SCTP services only"),
@@ -314,6 +317,10 @@ REFUSED: list[tuple[str, str]] = [
     ("--stop-daemon master", "--stop-daemon: fnat has no session sync daemon"),
     ("-l --daemon", "--daemon: fnat has no session sync daemon"),
     ("--start-daemon=master --mcast-interface eth0 --syncid 1", "--start-daemon: fnat has no session sync daemon"),
+    ("-A -t 10.0.0.1:80 --per-client 16777216", "--per-client '16777216' is out of range; give a number from 0 to 16777215"),
+    ("-A -t 10.0.0.1:80 --new-per-s 10000001", "is out of range; give a number from 0 to 10000000"),
+    ("-a -t 10.0.0.1:80 -r 10.0.0.2 --max-new-per-s 10000001", "is out of range; give a number from 0 to 10000000"),
+    ("-A -t 10.0.0.1:80 --name a\\b", "--name 'a\\\\b' is no name; write at most 64 ASCII characters without blank"),
     ("-A -t 10.0.0.1:80 --no-rs maybe", "--no-rs maybe is unknown; say drop, reset or ADDRESS:PORT"),
     ("-A -t 10.0.0.1:80 --no-rs resett", "--no-rs resett is unknown (did you mean reset?)"),
     ("-A -t 10.0.0.1:80 --no-rs 10.0.0.9:0", "sorry server '10.0.0.9:0' has no port"),
@@ -370,11 +377,6 @@ REFUSED: list[tuple[str, str]] = [
 
 
 # what the model decides: a field that it has is a word
-WITHOUT_HASHING = [
-    ("-A -t 10.0.0.1:80 --hash-target sip", "--hash-target: hashing schedulers are not in fnat"),
-    ("-A -t 10.0.0.1:80 -s wlc", "scheduler wlc is not in fnat; use -s rr or -s wrr"),
-    ("-A -t 10.0.0.1:80 -s mh", "scheduler mh is not in fnat"),
-]
 WITHOUT_LISTS = [
     ("-U -t 10.0.0.1:80 -k 10.9.9.9", "-U: fnat has no per-service access lists"),
     ("-V -t 10.0.0.1:80 -k 10.9.9.9", "-V: fnat has no per-service access lists"),
@@ -383,8 +385,6 @@ WITHOUT_LISTS = [
     ("-Y -t 10.0.0.1:80 -2 10.9.9.9", "-Y: fnat has no per-service access lists"),
     ("-W", "-W: fnat has no per-service access lists"),
 ]
-if "hash_target" not in Shape.model_fields:
-    REFUSED += WITHOUT_HASHING
 if "deny" not in Shape.model_fields:
     REFUSED += WITHOUT_LISTS
 
@@ -413,9 +413,9 @@ def split(name: str) -> tuple[str, int]:
 
 
 def service(
-    name: str, servers: list[dict[str, Any]], lips: list[dict[str, Any]] | None = None, **more: Any
+    at: str, /, servers: list[dict[str, Any]], lips: list[dict[str, Any]] | None = None, **more: Any
 ) -> dict[str, Any]:
-    proto, _, rest = name.partition(":")
+    proto, _, rest = at.partition(":")
     vip, vport = split(rest)
     made = {
         "proto": proto, "vip": vip, "vport": vport, "scheduler": "rr", "conn_timeout": 0, "no_rs": "drop",
@@ -711,7 +711,7 @@ def test_what_is_saved_can_be_restored() -> None:
             half_open=100,
         ),
         service("sctp:192.168.100.252:36412", [server("192.168.100.2:36412", 1)], conn_timeout=60),
-        service("udp:192.168.100.254:443", [], quic=True, hash_target="qid", hash_slots=4093, slow_start=30),
+        service("udp:192.168.100.254:443", [], quic=True, hash_target="qid", hash_slots=4093, slow_start=30, name="a#b"),
     ]
     saved = ipvsadm.save_text(services)
     assert saved == (
@@ -719,10 +719,8 @@ def test_what_is_saved_can_be_restored() -> None:
         "-P -t 192.168.100.254:80 -z 192.168.100.200 -F dpdk0\n"
         "-a -t 192.168.100.254:80 -r 192.168.100.2:8080 -b -w 0\n"
         "-a -t 192.168.100.254:80 -r 192.168.100.3:80 -b -w 5\n"
-        "-A -u 192.168.100.253:53 -s wrr --conn-timeout 30 --expire-quiescent --ops --no-rs reset --half-open 100\n"
-        "-A -u 192.168.100.254:443 -s rr --hash-target qid --hash-slots 4093 --slow-start 30 --quic\n"
         "-A -u 192.168.100.253:53 -s wrr --ops --conn-timeout 30 --expire-quiescent --no-rs reset --half-open 100\n"
-        "-A -u 192.168.100.254:443 -s rr --quic\n"
+        "-A -u 192.168.100.254:443 -s rr --hash-target qid --hash-slots 4093 --quic --slow-start 30 --name 'a#b'\n"
         "-A --sctp-service 192.168.100.252:36412 -s rr --conn-timeout 60\n"
         "-a --sctp-service 192.168.100.252:36412 -r 192.168.100.2:36412 -b -w 1\n"
     )
@@ -738,7 +736,7 @@ def test_what_is_saved_can_be_restored() -> None:
         },
         {
             "op": "service.add", **WEB, "proto": "udp", "vport": 443, "scheduler": "rr", "quic": True,
-            "hash_target": "qid", "hash_slots": 4093, "slow_start": 30,
+            "hash_target": "qid", "hash_slots": 4093, "slow_start": 30, "name": "a#b",
         },
         {"op": "service.add", **SIG, "scheduler": "rr", "conn_timeout": 60},
         {"op": "server.add", "service": SIG, "rip": "192.168.100.2", "rport": 36412, "weight": 1},
@@ -751,7 +749,7 @@ def test_what_is_saved_can_be_restored() -> None:
         ("-A -t 10.0.0.1:80\n-ln\n", "line 2: only commands that change something can be restored"),
         (
             "\n-A -t 10.0.0.1:80 -s lblc\n",
-            "line 2: scheduler lblc is not in fnat; use one of rr, wrr, lc, wlc, sed, nq, sh, mh, conhash, fo, p2c; nothing was changed",
+            r"line 2: scheduler lblc is not in fnat \(did you mean lc\?\); use -s rr, .* or -s p2c; nothing was changed",
         ),
         ("-A -t '10.0.0.1:80\n", "line 1: No closing quotation"),
         (

@@ -30,8 +30,9 @@ BY_NAME: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[Any]]] = {
     "client_addr": lambda key: st.sampled_from(CLIENT_ADDRS[key["proto"]]),
     "persistent_mask": lambda key: st.none() | st.integers(1, bits(key["vip"])),
     "no_rs": lambda key: st.sampled_from(
-        ["drop", "reset", *(["192.0.2.251:80", "[2001:db8:7::1]:8080"] if ipvsadm.SORRY else [])]
+        ["drop", "reset", "192.0.2.251:80", "[2001:db8:7::1]:8080"]
     ),
+    "name": lambda key: st.sampled_from(["", "web", "a#b", "$x;'y`", "-a", "--name"]),
     "drain": lambda key: st.sampled_from([None, {"until": None, "keep_persistent": True}, {"until": 2_000_000_000}]),
     "hash_slots": lambda key: st.sampled_from([None, 1021, 4093]),
     "deny": lambda key: st.lists(st.sampled_from(["198.18.0.0/15", "2001:db8:bad::/48"]), unique=True).map(tuple),

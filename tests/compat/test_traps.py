@@ -297,6 +297,25 @@ def m_words_that_are_dead() -> None:
         assert b.shown("ipvsadm -ln --rate")[3].split()[2:4] == ["25", "25"]
 
 
+def n_keys_of_mh() -> None:
+    """(n) mh hashes with fixed keys, so whoever reads the source chooses a server: [host] hash_key makes them secret, and
+    alike on every node that has it, in whatever order its servers came."""
+
+    def chosen(key: str, *servers: str) -> list[str]:
+        with bench(f"ipvsadm -A -u {VIP}:80 -s mh", file=Config(host=Host(hash_key=key))) as b:
+            b.type("\n".join(f"ipvsadm -a -u {VIP}:80 -r {server}:8080 -b" for server in servers))
+            b.type(f"ipvsadm -P -u {VIP}:80 -z {LIP} -F dpdk1")
+            clients = [wire.udp(f"198.51.100.{host}", 4000, VIP, 80, b"x") for host in range(1, 201)]
+            return [frame.dst for client in clients for _, frame in b.send(WAN, client)]
+
+    ours = chosen("one secret", RS1, RS2)
+    assert len(ours) == 200
+    assert chosen("one secret", RS2, RS1) == ours
+    for other in ("", "another secret"):
+        alike = sum(a == b for a, b in zip(chosen(other, RS1, RS2), ours, strict=True))
+        assert 60 <= alike <= 140  # half of them by chance
+
+
 def o_drops_are_told() -> None:
     """(o) Drops for want of a server, a local address or a port are silent: each moves its counter, which the metrics show."""
     with bench(f"ipvsadm -A -t {VIP}:80 -s rr") as b:
@@ -345,7 +364,7 @@ def config_reload_of_a_wrong_file() -> None:
     with bench(TCP_SERVICE) as b:
         before = b.control.engine.config
         with pytest.raises(ConfigError):
-            b.control.reload(config.parse("version = 1\n[host.timeouts]\nestablished = 'soon'\n").config)
+            b.control.apply("version = 1\n[host.timeouts]\nestablished = 'soon'\n", "fnat.toml")
         assert b.control.engine.config is before
         assert b.shown("ipvsadm -l --timeout") == ["Timeout (tcp tcpfin udp): 7440 600 300"]
 
@@ -409,6 +428,7 @@ TRAPS: list[Callable[[], None]] = [
     k_persistence_keeps_connections,
     l_large_weights,
     m_words_that_are_dead,
+    n_keys_of_mh,
     o_drops_are_told,
     config_typo_is_an_error,
     config_reload_of_a_wrong_file,

@@ -129,7 +129,7 @@ def test_two_arm(balancer: Control) -> None:
         "-A -t 10.0.0.100:80 -s rr --conn-timeout 3600 --expire-quiescent --no-rs reset --half-open 0\n"
         "-P -t 10.0.0.100:80 -z 192.168.100.200 -F dpdk0\n"
         "-a -t 10.0.0.100:80 -r 192.168.100.2:8080 -b -w 0\n"
-        "-A -u 10.0.0.100:53 -s wrr\n"
+        "-A -u 10.0.0.100:53 -s wlc\n"
     )
     assert type_in("dpip route show dev dpdk1")[1].splitlines()[1:] == [
         "inet 10.0.0.0/16 via 0.0.0.0 src 0.0.0.0 dev dpdk1 mtu 1500 tos 0 scope link metric 0 proto static",
