@@ -26,6 +26,7 @@ from fnat.grammar import (
     Usage,
     address,
     family_of_default,
+    ipset,
     mac,
     near,
     network,
@@ -231,7 +232,8 @@ def parse(words: Sequence[str]) -> Command:
     if any(what in (verb.name, *_ALIASES) for verb in VERBS):
         raise Usage(f"{what} is a command, not an object", "the object comes first, as in: link show")
     if what not in OBJECTS:
-        raise Usage(f"unknown object {what!r}{near(what, OBJECTS)}", f"the objects are {' '.join(OBJECTS)}")
+        known = (*OBJECTS, "ipset")
+        raise Usage(f"unknown object {what!r}{near(what, known)}", f"the objects are {' '.join(known)}")
     name = line.take(f"a command after {what}")
     if name == "help":
         return Word("help")
@@ -451,7 +453,7 @@ def manual() -> Manual:
         "ports, addresses, routes and neighbours of a running fnat in the language of DPVS's dpip, FullNAT part",
         ("fnat-dpip [OPTIONS] OBJECT COMMAND",),
         (
-            ("Commands", tuple((_synopsis(verb), verb.help) for verb in VERBS)),
+            ("Commands", (*((_synopsis(verb), verb.help) for verb in VERBS), *ipset.COMMANDS)),
             ("Options, which may stand anywhere", options),
             ("Refused", refusals()),
             (

@@ -17,6 +17,15 @@ TYPES = sets.TYPES
 _HELP = "the commands of ipset are create destroy add del test show flush"
 
 
+COMMANDS = (
+    ("ipset create NAME hash:net|hash:ip|bitmap:ip [range FIRST-LAST]", "make a set of addresses, of both families"),
+    ("ipset add|del NAME ADDRESS|NET/LENGTH|FIRST-LAST [timeout SEC] [nomatch]", "put an entry in, or take it out"),
+    ("ipset test NAME ADDRESS", "is it in the set? exit code 1: no"),
+    ("ipset show [NAME]", "the sets and their entries"),
+    ("ipset flush|destroy NAME", "take all entries out; take the set away"),
+)
+
+
 @dataclass(frozen=True)
 class Asked:
     """What is to be shown of sets: one or all, or whether an address is in one."""

@@ -181,7 +181,7 @@ REFUSED: list[tuple[str, str]] = [
     ("link set dpdk0 link sideways", "link 'sideways'; say up or down"),
     ("link show -s -i 0", "-i '0' is out of range"),
     # bad shape
-    ("frob show", "unknown object 'frob'; the objects are link addr route neigh"),
+    ("frob show", "unknown object 'frob'; the objects are link addr route neigh ipset"),
     ("addr", "a command after addr is missing"),
     ("addr add", "the address is missing"),
     ("addr add 10.0.0.1", "addr add needs dev; add dev PORT"),

@@ -23,7 +23,7 @@ OFFERED: list[tuple[str, str, set[str], set[str]]] = [
     ("fnat", "fnat service add ", {"tcp", "udp", "sctp"}, {"icmp"}),
     ("fnat", "fnat service add --scheduler ", {"rr", "wrr"}, {"toa"}),
     ("fnat", "fnat completion ", {"bash", "zsh", "fish"}, {"sh"}),
-    ("fnat", "fnat ipvsadm ", {"-A", "--add-service", "-l", "-S", "-R"}, {"-s", "-U"}),
+    ("fnat", "fnat ipvsadm ", {"-A", "--add-service", "-l", "-S", "-R", "-U"}, {"-s", "--start-daemon"}),
     ("fnat", "fnat ipvsadm -A -t 10.0.0.1:80 -s ", {"rr", "wrr"}, {"-s"}),
     ("fnat", "fnat dpip addr add 10.0.0.1/24 ", {"dev", "sapool", "scope"}, {"via"}),
     ("fnat-ipvsadm", "fnat-ipvsadm -", {"-A", "-a", "-G", "--zero"}, {"-w", "--stats"}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transcripts import README, Transcript, document, everything, play
 
-from fnat.grammar import dpip, ipvsadm
+from fnat.grammar import dpip, ipset, ipvsadm
 
 TRANSCRIPTS = everything()
 # what is done without a change of the configuration: counters start again; what is so already
@@ -30,6 +30,8 @@ def is_change(line: str) -> bool:
     if program == "ipvsadm":
         command = ipvsadm.parse(words)
         return isinstance(command, ipvsadm.Changes) or command == ipvsadm.Word("restore")
+    if words[0] == "ipset":
+        return not isinstance(ipset.command(words), ipset.Asked)
     return isinstance(dpip.parse(words), dpip.Changes)
 
 
