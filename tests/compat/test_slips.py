@@ -179,7 +179,7 @@ SLIPS: list[tuple[str, int, str]] = [
     (
         "dpip adr add 10.0.0.1 dev dpdk0",
         2,
-        "unknown object 'adr' (did you mean addr?); the objects are link addr route neigh ipset ipset",
+        "unknown object 'adr' (did you mean addr?); the objects are link addr route neigh ipset",
     ),
     (
         "dpip addr ad 10.0.0.1 dev dpdk0",
