@@ -86,5 +86,5 @@ void admit_sweep(struct core *k, u32 budget)
     if (k->acl_sweep <= end)
         return;
     k->acl_sweep = 0;
-    store_release(&k->header->acl_rechecked, k->snap->acl_recheck);
+    store_release(&k->header->acl_rechecked, k->acl_pass);
 }

@@ -702,7 +702,7 @@ static bool restore_one(struct core *k, u32 index)
         goto give_port;
     if (!conntab_insert(&k->table, conn_hash(k, c, TO_CLIENT), index << 1 | TO_CLIENT))
         goto take_out_client_side;
-    wheel_add(k->wheel, k->conns, index, c->last_seen + look_of(k, c, timeout_of(k, c, c->state)));
+    wheel_add(k->wheel, k->conns, index, keep_template(k, c, c->last_seen + look_of(k, c, timeout_of(k, c, c->state)), k->tick));
     bool half_open = c->flags & CONN_HALF_OPEN;
     c->flags &= (u8) ~(CONN_HALF_OPEN | CONN_FIRST_LOOK);
     if (half_open)

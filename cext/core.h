@@ -74,6 +74,7 @@ struct core {
     const u8 *area, *acl;
     struct fib fib;
     u32 acl_sweep; /* connection at which the pass over those that may be denied now goes on; 0: nothing to do */
+    u32 acl_pass;  /* its number */
     u32 routes_version;
     u32 sweep; /* connection at which the pass over next hops goes on; 0: nothing to do */
     u32 neigh_at;

@@ -206,13 +206,17 @@ rare static enum verdict forward_marked(struct core *k, struct packet *p, u32 in
 
 static enum verdict forward_unknown(struct core *k, struct packet *p);
 
-/* The RS is not to be used any more, and the service wants its connections ended. A datagram of a client goes to another one at once. */
+/* The RS is not to be used any more, and the service wants its connections ended. A datagram of a client goes to another one at once, but
+ * once: the snapshot in use may still name the RS that it is not to be sent to. */
 rare static enum verdict forward_quiesced(struct core *k, struct packet *p, u32 index, enum direction dir)
 {
+    bool opener = !p->conn;
     conn_close(k, index);
     p->conn = 0;
-    if (p->proto != PROTO_UDP || dir != TO_RS || p->fragment == FRAGMENT_LATER)
+    if (p->proto != PROTO_UDP || dir != TO_RS || p->fragment == FRAGMENT_LATER || opener)
         return drop(k, p, DROP_quiesced);
+    if (p->kind == KIND_FRAGMENT)
+        pieces_pack(p); /* its datagram knows it */
     return forward_unknown(k, p);
 }
 

@@ -38,9 +38,11 @@ int quic_member(const struct snap_service *svc, const struct packet *p)
     u8 read[8 + 2] = {0};
     for (u32 i = 0; i < len + 2 * with_port; i++)
         read[i] = octet(cid + 1 + i);
-    bool stays = !(svc->flags & FNAT_SVC_EXPIRE_QUIESCENT);
-    for (u32 i = 0; i < svc->n_members; i++)
-        if ((svc->members[i].weight || stays) && is_it(&svc->members[i], read, len, with_port, get16(read + len)))
+    bool stay = !(svc->flags & FNAT_SVC_EXPIRE_QUIESCENT);
+    for (u32 i = 0; i < svc->n_members; i++) {
+        const struct snap_member *m = &svc->members[i];
+        if ((m->weight || stay || m->flags & FNAT_MEMBER_DRAINS) && is_it(m, read, len, with_port, get16(read + len)))
             return (int)i;
+    }
     return -1;
 }

@@ -163,6 +163,7 @@ int worker_open(struct fnat_plane *p, u32 index, struct fnat_worker **out)
     }
     w->kill_seq = p->header->kill.seq; /* of an earlier process */
     h->kill_done = w->kill_seq;
+    w->core.acl_pass = h->acl_rechecked;
     *out = w;
     return 0;
 }
@@ -214,8 +215,9 @@ static void adopt_snapshot(struct fnat_worker *w, u64 word)
     k->routes_version = s->routes_version;
     announce_adopt(k);
     k->has_acl = s->has_acl;
-    if (s->acl_recheck != k->header->acl_rechecked)
+    if (s->acl_recheck != k->acl_pass) /* one that is under way goes on, however often there is a new snapshot */
         k->acl_sweep = 1;
+    k->acl_pass = s->acl_recheck;
     store_release(&k->header->snapshot_seq, s->seq);
 }
 

@@ -1282,7 +1282,8 @@ class Reference:
         if service.quic and d is None:
             named = quic.server(f.payload[: struct.unpack_from("!H", f.raw, f.l4 + 4)[0] - 8])
         for m in service.members if named else []:
-            if named and named.is_at(m.rip, m.rport) and (m.weight or not service.expire_quiescent):
+            stays = m.weight or m.id in service.draining or not service.expire_quiescent
+            if named and named.is_at(m.rip, m.rport) and stays:
                 if not (self._admits(m) and self._takes(m)):
                     return None
                 self.count["quic_moved"] += 1

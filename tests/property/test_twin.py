@@ -126,6 +126,16 @@ LIMITED: list[tuple[dict[str, int], dict[int, tuple[str, int, int, int]]]] = [
     ({}, {0: ("active", 2, 0, 0), 1: ("active", 3, 2, 1), 4: ("backup", 1, 1, 0), 6: ("sorry", 0, 0, 0)}),
     ({"per_client": 1}, {0: ("active", 1, 0, 0), 1: ("backup", 0, 0, 7)}),
 ]
+NO_LIMITS = {"max_conns": 0, "new_per_s": 0, "per_client": 0}
+# What keeps connections from an RS or with it, together. A client keeps its RS longer than a run: the reference does not renew.
+HELD_BACK = st.fixed_dictionaries(
+    {
+        "persistent": st.sampled_from([0, 3600, 3600]),
+        "persistent_plen": st.sampled_from([None, 16, 24, 32]),
+        "draining": st.dictionaries(st.sampled_from([0, 0, 1, 4]), st.booleans(), max_size=2),
+        "limited": st.sampled_from([({}, {}), *LIMITED]),
+    }
+)
 # What a client's stream may begin with.
 OWN_HEADERS = [
     b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\nGET",
@@ -212,7 +222,7 @@ class CoreAndReference(RuleBasedStateMachine):
         mtu=st.sampled_from([1500, 600]),
         lports=st.sampled_from([(1024, 65535), (5000, 5000), (65533, 65535)]),
         telling=st.dictionaries(st.integers(0, 5), st.integers(0, 4), max_size=6),
-        limited=st.dictionaries(st.integers(0, 7), st.sampled_from(LIMITED), max_size=3),
+        held_back=st.dictionaries(st.integers(0, 7), HELD_BACK, max_size=4),
     )
     def begin(
         self,
@@ -221,7 +231,7 @@ class CoreAndReference(RuleBasedStateMachine):
         mtu: int,
         lports: tuple[int, int],
         telling: dict[int, int],
-        limited: dict[int, tuple[dict[str, int], dict[int, tuple[str, int, int, int]]]],
+        held_back: dict[int, dict[str, Any]],
     ) -> None:
         self.twin = Twin(punt=punt, conns=conns, mtu=mtu, lports=lports)
         self.twin.hosts[LAN, LATE] = self.twin.hosts[LAN, LATE6] = LATE_MAC
@@ -244,10 +254,19 @@ class CoreAndReference(RuleBasedStateMachine):
             self.options[id] = {"lips": [3, 4, 6], "expire_quiescent": id > 1, "quic": id in (3, 5)}
             if id in telling:
                 self.options[id]["client_addr"] = TELLING[PROTOS[id]][telling[id] % len(TELLING[PROTOS[id]])]
-            if id in limited:
-                of_service, of_members = limited[id]
-                self.options[id] |= of_service | {"limits": {id * 8 + i: limit for i, limit in of_members.items()}}
+            if id in held_back:
+                self.options[id] |= self.of_members(id, held_back[id])
             self.put(id)
+
+    def of_members(self, id: int, held_back: dict[str, Any]) -> dict[str, Any]:
+        """As put_service wants it: by member id."""
+        of_service, of_members = held_back["limited"]
+        its = {
+            what: {id * 8 + i: n for i, n in by.items()}
+            for what, by in (("limits", of_members), ("draining", held_back["draining"]))
+        }
+        rest = {word: held_back[word] for word in ("persistent", "persistent_plen")}
+        return NO_LIMITS | of_service | its | rest
 
     def put(self, id: int) -> None:
         self.twin.service(id, *VIPS[id], PROTOS[id], members=self.members[id], **self.options[id])
@@ -888,7 +907,7 @@ class CoreAndReference(RuleBasedStateMachine):
         at=st.integers(0, 3),
         weight=st.integers(0, 4),
         rip=st.sampled_from([*RSS, LATE, LATE6]),
-        action=st.sampled_from(["set", "set", "remove", "add"]),
+        action=st.sampled_from(["set", "set", "remove", "add", "drain", "drain"]),
     )
     def change_members(self, id: int, at: int, weight: int, rip: str, action: str) -> None:
         self.settle()
@@ -901,6 +920,9 @@ class CoreAndReference(RuleBasedStateMachine):
             members[at] = (*members[at][:3], weight)
         elif at < len(members) and action == "remove":
             del members[at]
+        elif at < len(members):
+            draining = self.options[id].get("draining", {})
+            self.options[id] = {**self.options[id], "draining": {**draining, members[at][0]: weight > 1}}
         self.put(id)
         self.twin.operations += 1
 
@@ -919,6 +941,7 @@ class CoreAndReference(RuleBasedStateMachine):
         quic=st.booleans(),
     )
     def change_service(self, id: int, **options: Any) -> None:
+        """What is held back, and the lists, stay."""
         self.settle()
         if PROTOS[id] == SCTP:
             options["client_addr"] = "none"
@@ -934,7 +957,14 @@ class CoreAndReference(RuleBasedStateMachine):
             options["hash_target"] = "sip"
         options["hash_slots"] = 1021
         options["slow_start"] *= options["scheduler"] in GROWING
-        self.options[id] = options
+        self.options[id] = {**self.options[id], **options}
+        self.put(id)
+        self.twin.operations += 1
+
+    @rule(id=ids, held_back=HELD_BACK)
+    def hold_back(self, id: int, held_back: dict[str, Any]) -> None:
+        self.settle()
+        self.options[id] = {**self.options[id], **self.of_members(id, held_back)}
         self.put(id)
         self.twin.operations += 1
 

@@ -203,6 +203,28 @@ def test_an_established_connection_goes_on_until_it_is_rechecked():
     rig.close()
 
 
+def test_a_recheck_ends_though_every_turn_has_a_new_snapshot():
+    rig = Rig()
+    rig.service(0)
+    for first in range(0, 320, 64):
+        rig.send(WAN, *[wire.tcp(CLIENT, 5000 + first + i, VIP, 80, SYN) for i in range(64)])
+    put_lists(rig, [[CLIENT], [], [], []], {})
+    number = rig.plane.acl_recheck()
+    for _ in range(12):
+        rig.plane.publish()
+        rig.step()
+    assert rig.plane.acl_rechecked() == number and rig.conns() == []
+    second = rig.plane.acl_recheck()
+    rig.plane.publish()
+    rig.step()
+    assert rig.plane.acl_rechecked() == number, "the next pass has only begun"
+    for _ in range(12):
+        rig.plane.publish()
+        rig.step()
+    assert rig.plane.acl_rechecked() == second
+    rig.close()
+
+
 def test_who_is_denied_gets_no_answer_from_a_port_that_nobody_serves():
     rig = Rig()
     rig.service(0)

@@ -11,7 +11,7 @@ from typing import Any
 import packets as wire
 import pytest
 from packets import ACK, MF, SYN, TCP, UDP
-from rig import CLIENT, CLIENT6, LAN, LIP, LIP6, MACS, RS1, RS6, VIP, VIP6, WAN, Rig
+from rig import CLIENT, CLIENT6, LAN, LIP, LIP6, MACS, RS1, RS2, RS6, VIP, VIP6, WAN, Rig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cases"))
 from talk import Core, Naive, Talk
@@ -157,6 +157,18 @@ def test_the_first_fragment_may_open_the_connection(make: Any) -> None:
     assert len(result[1]) == 3
     assert talk.side.state() == "UDP_ONEWAY"
     assert wire.read(wire.together([f.raw for _, f in result[1]])).payload == BODY
+
+
+@MAKES
+def test_the_first_fragment_goes_on_with_another_rs_when_its_own_is_dead(make: Any) -> None:
+    side = make()
+    options: dict[str, Any] = {"vport": 53, "proto": UDP, "lips": [3], "expire_quiescent": True}
+    side.service(0, VIP, members=[(0, RS1, 8080, 1)], **options)
+    assert side.deliver(WAN, datagram(b"x"))[0] == "to_rs"
+    side.service(0, VIP, members=[(0, RS1, 8080, 0), (1, RS2, 8080, 1)], **options)
+    results = [side.deliver(WAN, frame) for frame in cut(B, A, C)]
+    assert [outcome for outcome, _ in results] == ["held", "to_rs", "to_rs"]
+    assert [f.dst for _, out in results for _, f in out] == [RS2] * 3
 
 
 @MAKES

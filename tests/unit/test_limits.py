@@ -219,6 +219,22 @@ def test_what_limits_count_survives_a_restart() -> None:
         rig.close()
 
 
+def test_a_connection_keeps_its_clients_server_after_a_restart() -> None:
+    """It is looked at in time to renew that, however long its own timeout is."""
+    options: dict[str, Any] = {"proto": UDP, "members": MEMBERS, "persistent": 4, "conn_timeout": 300}
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        rig = Rig(directory=directory)
+        rig.service(**options)
+        rig.send(WAN, wire.udp(CLIENT, 1024, VIP, 80, b"x"))
+        rig.close()
+        rig = Rig(directory=directory)
+        rig.service(**options)
+        rig.wait(20, 0.25)
+        rig.send(WAN, *[wire.udp(CLIENT, 1025 + i, VIP, 80, b"x") for i in range(3)])
+        assert [c.rip for c in rig.conns()] == [RS1] * 4
+        rig.close()
+
+
 # ---- several workers ----
 
 # limits of the service; of its RS -> the most connections
@@ -457,3 +473,26 @@ def test_a_client_that_comes_by_several_workers_has_one_rs() -> None:
     assert {len(its) for its in seen.values()} == {1}
     assert len(set.union(*seen.values())) == 3, "spread over those that had a weight when the clients came"
     crew.close()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_datagram_meets_an_rs_that_is_dead_before_the_snapshot_says_so(family: int, known: bool) -> None:
+    """Between put and publish the snapshot still names an RS that is not to be used: one datagram is lost, and nothing else."""
+    rig = Rig()
+    client, vip, rs, lip = (CLIENT, VIP, RS1, 3) if family == 4 else (CLIENT6, VIP6, RS6, 6)
+    options: dict[str, Any] = {"vip": vip, "proto": UDP, "lips": [lip], "expire_quiescent": True}
+    rig.service(members=[(0, rs, 8080, 1)], **options)
+    if known:
+        assert len(rig.send(WAN, wire.udp(client, 1024, vip, 80, b"x"))) == 1
+    rig.plane.put_service(
+        0, vip, 80, UDP, members=[(0, rs, 8080, 0)], **{k: v for k, v in options.items() if k not in ("vip", "proto")}
+    )
+    before = rig.counters()
+    assert rig.send(WAN, wire.udp(client, 1024, vip, 80, b"x")) == []
+    assert rig.moved(before)["quiesced"] == 1
+    rig.plane.publish()
+    assert rig.send(WAN, wire.udp(client, 1024, vip, 80, b"x")) == []
+    assert rig.moved(before)["no_rs"] == 1
+    rig.check_sums()
+    rig.check_empty()

@@ -139,6 +139,16 @@ def test_weight_0_with_expiry_gets_nothing_back(make: Any) -> None:
 
 
 @MAKES
+@pytest.mark.parametrize("keep_persistent", [True, False])
+def test_a_connection_that_moves_stays_with_a_draining_rs(make: Any, keep_persistent: bool) -> None:
+    """It is one of those that may end by themselves, also where the service ends those of weight 0."""
+    side = serve(make(), expire_quiescent=True, draining={1: keep_persistent})
+    assert moved_to(side, (CLIENT, 5000), VIP, cid(RS2, 4)) == (RS2, 8080)
+    assert moved_to(side, (CLIENT, 5000), VIP, cid(RS2, 4)) == (RS2, 8080)
+    assert moved_to(side, (CLIENT, 5001), VIP, b"x") == SCHEDULED
+
+
+@MAKES
 def test_udp_length_bounds_what_is_read(make: Any) -> None:
     """Bytes behind the datagram are not its ID."""
     side = serve(make())
