@@ -183,7 +183,8 @@ def create_app(
         if not filters and not request.all:
             raise ChangeError(400, "FN-1201", "no filter: that would end all connections", "give one, or all = true")
         ended = engine.kill(reset=request.reset, **filters)
-        log.warning("%d connections ended on request (%s): %s", ended, filters or "all", request.reason)
+        told = ", ".join(f"{name} {value}" for name, value in filters.items())
+        log.warning("%d connections ended on request (%s): %s", ended, told or "all", request.reason)
         return ConnKilled(ended=ended)
 
     @app.get("/v1/headroom")
