@@ -553,7 +553,9 @@ def test_run_hands_its_options_to_the_keeper(tmp_path: Any, monkeypatch: pytest.
 
 def test_stop_without_a_running_fnat(tmp_path: Any, capfd: pytest.CaptureFixture[str]) -> None:
     assert type_in(f"fnat stop --state-dir {tmp_path}/d --socket {tmp_path}/s")[0] == 3
-    assert capfd.readouterr().err == f"fnat: not running (state directory {tmp_path}/d)\n"
+    assert capfd.readouterr().err == (
+        f"fnat: not running (state directory {tmp_path}/d; another one is named by --state-dir)\n"
+    )
 
 
 # ---- as processes ----
