@@ -776,6 +776,9 @@ class _Draft:
         if at in others or to in others:
             raise ChangeError(409, "FN-1204", "one of the two is in a shift already", "stop that first")
         weights = change.weights or (servers[at].weight, servers[to].weight)
+        if not weights[0]:
+            problem = f"server {addresses.endpoint(*at)} of {key} has weight 0, so there is nothing to shift"
+            raise ChangeError(409, "FN-1201", problem, "name one that has weight")
         if sum(weights) > 65535:
             raise ChangeError(400, "FN-1201", f"{sum(weights)} is too large a weight", "the most is 65535")
         fields = {f: getattr(change, f) for f in Shift.model_fields} | {"weights": weights}

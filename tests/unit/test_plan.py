@@ -118,6 +118,12 @@ def test_change_does_what_it_says(changes, holds):
     assert holds(make(*changes, config=BASE))
 
 
+def test_a_server_without_weight_has_nothing_to_shift():
+    empty = make({"op": "server.set", **RS, "weight": 0}, {"op": "server.add", **RS, "rip": "10.1.1.2"}, config=BASE)
+    with pytest.raises(ChangeError, match="nothing to shift"):
+        make({"op": "server.shift", **RS, "to_rip": "10.1.1.2", "to_rport": 80, "per_min": 5, "started": 1}, config=empty)
+
+
 # sentence, change, status, code, words
 REFUSED = [
     ("service twice", {"op": "service.add", **WEB}, 409, "FN-1204", "tcp 10.0.0.1:80 exists already"),
