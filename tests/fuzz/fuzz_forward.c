@@ -7,6 +7,7 @@
  * The input is a program: one byte says what to do, the next ones how (see run()). The plane lives over all inputs, its
  * connections do not. Frames lie in one mapping; reads beyond a frame are fuzz_parse's business.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -67,6 +68,22 @@ static void schedule(struct fnat_service_spec *s)
 }
 static uint16_t lists[2]; /* address sets: who is denied, who is allowed */
 
+static void turn(void);
+
+/* Without room the last snapshot stays in force; the worker's next turn gives back what it has left. */
+static void publish(const struct fnat_service_spec *s, const struct fnat_member_spec *m, const uint16_t *lips)
+{
+    for (int again = 0;; again = 1) {
+        int rc = fnat_put_service(plane, s, m, lips);
+        if (rc == 0)
+            rc = fnat_publish(plane) > 0 ? 0 : -ENOSPC;
+        if (rc == 0)
+            return;
+        CHECK(rc == -ENOSPC && !again);
+        turn();
+    }
+}
+
 static void put_service(uint32_t id, uint8_t proto, uint16_t vport, uint16_t weight, uint8_t flags, uint32_t half_open, uint32_t lips)
 {
     struct fnat_service_spec s = {.id = id,
@@ -89,8 +106,7 @@ static void put_service(uint32_t id, uint8_t proto, uint16_t vport, uint16_t wei
     memcpy(s.vip, &VIP, 4);
     memcpy(m[0].rip, &RS, 4);
     memcpy(m[1].rip, &RS, 4);
-    CHECK(fnat_put_service(plane, &s, m, &lip) == 0);
-    CHECK(fnat_publish(plane) > 0);
+    publish(&s, m, &lip);
 }
 
 /* An IPv6 service with servers of both families. */
@@ -103,8 +119,7 @@ static void put_service6(uint32_t id)
     memcpy(s.vip, VIP6, 16);
     memcpy(m[0].rip, RS6, 16);
     memcpy(m[1].rip, &RS, 4);
-    CHECK(fnat_put_service(plane, &s, m, lips) == 0);
-    CHECK(fnat_publish(plane) > 0);
+    publish(&s, m, lips);
 }
 
 /* Service 6 denies some clients and allows others; some more are denied everywhere. */
