@@ -65,19 +65,21 @@ class Caller:
 
 @dataclass
 class Asked:
-    """A request on its way. recorded: it is in the audit log already."""
+    """A request on its way. recorded: it is in the audit log already; note: what it did that is no change."""
 
     caller: Caller
     method: str
     path: str
     recorded: bool = False
     code: str | None = None
+    note: str | None = None
 
     def as_json(self) -> dict[str, str]:
         return {
             "who": self.caller.name,
             "from": self.caller.remote,
             "what": f"{self.method} {self.path[:TRUNCATE]}",
+            **({"note": self.note} if self.note else {}),
         }
 
 

@@ -23,7 +23,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from fnat import __version__, api_config, resources
-from fnat.access import Access, Gate, Receive, Scope, Send, problem, too_large
+from fnat.access import ASKED, Access, Gate, Receive, Scope, Send, problem, too_large
 from fnat.control import Control
 from fnat.description import WHEN, describe
 from fnat.errors import ChangeError, FnatError
@@ -183,7 +183,11 @@ def create_app(
         if not filters and not request.all:
             raise ChangeError(400, "FN-1201", "no filter: that would end all connections", "give one, or all = true")
         ended = engine.kill(reset=request.reset, **filters)
-        log.warning("%d connections ended on request (%s): %s", ended, filters or "all", request.reason)
+        told = ", ".join(f"{name} {value}" for name, value in filters.items())
+        note = f"{ended} connections ended ({told or 'all'}): {request.reason}"
+        if (asked := ASKED.get()) is not None:
+            asked.note = note
+        log.warning("%s", note)
         return ConnKilled(ended=ended)
 
     @app.get("/v1/headroom")

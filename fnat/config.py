@@ -835,6 +835,8 @@ def explain(error: Mapping[str, Any]) -> tuple[str, str]:
             return f"{shown} is not a name", "at most 64 printable ASCII characters, no blank, quote or backslash"
         case "value_error":
             return str(context["error"]), "correct the value"
+        case "union_tag_not_found":
+            return "names no change", "add its name, such as \"op\": \"service.add\""
         case "union_tag_invalid":
             near = _near(str(context["tag"]), str(context["expected_tags"]).replace("'", "").split(", "))
             return f"there is no change {context['tag']!r}", near.rstrip() or "see the API"

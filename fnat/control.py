@@ -625,7 +625,11 @@ def _setting_lines(table: str, old: Host | Api, new: Host | Api) -> list[str]:
     before, after = old.model_dump(), new.model_dump()
     before |= {f"timeouts.{k}": v for k, v in before.pop("timeouts", {}).items()}
     after |= {f"timeouts.{k}": v for k, v in after.pop("timeouts", {}).items()}
-    return [f"~ {table}.{key}: {before[key]} -> {value}" for key, value in after.items() if value != before[key]]
+    return [
+        f"~ {table}.{key}: {plan.shown(before[key])} -> {plan.shown(value)}"
+        for key, value in after.items()
+        if value != before[key]
+    ]
 
 
 def _weigh(service: ServiceRef, server: tuple[str, int], weight: int) -> ServerSet:

@@ -315,6 +315,6 @@ def stop(paths: Paths, clean: bool = False, patience: float = 2 * STOP_PATIENCE)
         shutil.rmtree(paths.arena, ignore_errors=True)
         paths.arena_link.unlink(missing_ok=True)
     if pid is None and not (clean and had_arena):
-        say(f"not running (state directory {paths.state_dir})")
+        say(f"not running (state directory {paths.state_dir}; another one is named by --state-dir)")
         return 3
     return 0

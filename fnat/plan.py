@@ -78,6 +78,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V", bound=Keyed[Any])
 
 MOST_SETS = 60  # that the lists of a service may name together
+ENTRIES_SHOWN = 8  # of a set in a line; beyond that they are counted
 MANY = 2000  # names above which the nearest one is not looked for
 SERVICE_FIELDS = (
     "name",
@@ -315,7 +316,7 @@ def describe(old: Config, new: Config) -> list[str]:
         if now is None:
             gone.append(f"- service {key}")
         elif was is None:
-            told = [f"{f} {_shown(v)}" for f, v in _fields(now).items() if v != Service.model_fields[f].default]
+            told = [f"{f} {shown(v)}" for f, v in _fields(now).items() if v != Service.model_fields[f].default]
             told += [f"{len(now.servers)} rs", f"{len(now.lips)} lips"]
             come.append(f"+ service {key}: {', '.join(told)}")
         else:
@@ -325,41 +326,58 @@ def describe(old: Config, new: Config) -> list[str]:
 
 
 def _line(change: Change, old: Config) -> str:
-    given = {f: getattr(change, f) for f in change.model_fields_set - {"op"}}
+    given = {f: getattr(change, f) for f in type(change).model_fields if f in change.model_fields_set and f != "op"}
     match change:
         case ServiceSet():
             was = old.services.get(change.key)
             moved = [
-                f"{f} {_shown(getattr(was, f, None))} -> {_shown(v)}" for f, v in given.items() if f in SERVICE_FIELDS
+                f"{f} {shown(getattr(was, f, None))} -> {shown(v)}" for f, v in given.items() if f in SERVICE_FIELDS
             ]
             return f"~ service {change.key}: {', '.join(moved)}"
         case ServiceAdd():
             usual = ServiceAdd.model_fields
-            told = [f"{f} {_shown(v)}" for f, v in given.items() if f in SERVICE_FIELDS and v != usual[f].default]
+            told = [f"{f} {shown(v)}" for f, v in given.items() if f in SERVICE_FIELDS and v != usual[f].default]
             return f"+ service {change.key}" + (f": {', '.join(told)}" if told else "")
         case ServiceDel():
             return f"- service {change.key}"
         case ServerAdd() | ServerSet():
-            service, at = old.services.get(change.service.key), (change.rip, change.rport)
-            was_rs = next((r for r in service.servers if r.key == at), None) if service else None
+            service, key = old.services.get(change.service.key), (change.rip, change.rport)
+            was_rs = next((r for r in service.servers if r.key == key), None) if service else None
             sign, told = ("~" if was_rs else "+"), []
             for f in RealServer.model_fields:
                 before, value = getattr(was_rs, f, None), getattr(change, f, None)
                 if f in ("rip", "rport") or f not in given or (was_rs and before == value):
                     continue
-                told.append(f"{f} {_shown(before)} -> {_shown(value)}" if was_rs else f"{f} {_shown(value)}")
-            return f"{sign} rs {addresses.endpoint(*at)} of {change.service.key}: {', '.join(told)}"
+                told.append(f"{f} {shown(before)} -> {shown(value)}" if was_rs else f"{f} {shown(value)}")
+            return f"{sign} rs {addresses.endpoint(*key)} of {change.service.key}: {', '.join(told)}"
         case ServerDel():
             return f"- rs {addresses.endpoint(change.rip, change.rport)} of {change.service.key}"
+        case ServerDrain() | ServerUndrain() | ServerShift() | ServerUnshift():
+            what, _, ends = change.op.partition(".")[2].partition("un")
+            if isinstance(change, ServerShift):
+                what += f" to {addresses.endpoint(change.to_rip, change.to_rport)}, {change.per_min:g} %/min"
+            at = addresses.endpoint(change.rip, change.rport)
+            return f"~ rs {at} of {change.service.key}: {f'{ends} ends' if ends else what}"
         case LipAdd() | LipDel():
             on = f" on {change.port}" if change.port else ""
             return f"{_sign(change)} lip {change.addr}{on} of {change.service.key}"
         case AddrAdd() | AddrDel():
             return f"{_sign(change)} addr {change.addr}/{change.plen} on {change.port}" + " sapool" * change.sapool
+        case SetAdd():
+            told = [change.type, change.span or "", _entries(change.entries)]
+            return f"+ set {change.name}: {', '.join(filter(None, told))}"
+        case SetDel() | SetFlush():
+            return f"- set {change.name}" + (": all entries" if isinstance(change, SetFlush) else "")
+        case SetEntryAdd() | SetEntryDel():
+            sign = "+" if isinstance(change, SetEntryAdd) else "-"
+            return f"{sign} entries of set {change.set}: {_entries(change.entries)}"
+        case AclAdd() | AclDel():
+            of = f" of {change.service.key}" if change.service else ""
+            return f"{_sign(change)} acl {change.list} {change.entry}{of}"
         case LinkSet():
             return f"~ port {change.port}: {'up' if change.up else 'down'}"
         case _:
-            told = [f"{f} {_shown(v)}" for f, v in given.items() if v not in (None, 0)]
+            told = [f"{f} {shown(v)}" for f, v in given.items() if v not in (None, 0)]
             return f"{_sign(change)} {change.op.split('.')[0]} {', '.join(told)}".rstrip()
 
 
@@ -367,9 +385,16 @@ def _sign(change: Change) -> str:
     return {"add": "+", "del": "-", "clear": "-", "flush": "-"}.get(change.op.split(".")[1], "~")
 
 
-def _shown(value: object) -> str:
+def _entries(entries: tuple[str, ...]) -> str:
+    """A set may have a million."""
+    return ", ".join(map(str, entries)) if len(entries) <= ENTRIES_SHOWN else f"{len(entries)} entries"
+
+
+def shown(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "none"
     return "default" if value is None else str(value) or "none"
 
 
@@ -751,6 +776,9 @@ class _Draft:
         if at in others or to in others:
             raise ChangeError(409, "FN-1204", "one of the two is in a shift already", "stop that first")
         weights = change.weights or (servers[at].weight, servers[to].weight)
+        if not weights[0]:
+            problem = f"server {addresses.endpoint(*at)} of {key} has weight 0, so there is nothing to shift"
+            raise ChangeError(409, "FN-1201", problem, "name one that has weight")
         if sum(weights) > 65535:
             raise ChangeError(400, "FN-1201", f"{sum(weights)} is too large a weight", "the most is 65535")
         fields = {f: getattr(change, f) for f in Shift.model_fields} | {"weights": weights}
@@ -873,7 +901,7 @@ class _Draft:
 
     def _route_del(self, change: RouteDel) -> None:
         known = self.routes.get(change.key)
-        given = {f: getattr(change, f) for f in change.model_fields_set - {"op"}}
+        given = {f: getattr(change, f) for f in type(change).model_fields if f in change.model_fields_set and f != "op"}
         if known is None or any(v is not None and getattr(known, f) != v for f, v in given.items()):
             words = [change.prefix]
             words += [f"{f} {v}" for f, v in given.items() if f != "prefix" and v is not None]

@@ -77,5 +77,5 @@ def audit(limit: int) -> None:
         changed = ", ".join(part["resource"] for part in record.get("changed", ())[:3])
         if (more := len(record.get("changed", ())) - 3 + record.get("omitted", 0)) > 0:
             changed += f" and {more} more"
-        result = record.get("code") or "done"
+        result = record.get("code") or record.get("note") or "done"
         say(f"{record['time']} {record['who']} ({record['from']}) {record['what']}: {changed or result}\n")

@@ -222,8 +222,7 @@ def _when(at: float) -> str:
 
 @click.command(cls=nouns.Leaf)
 @click.argument("number", type=click.IntRange(1), required=False)
-@nouns.reading
-@nouns.quiet_option
+@nouns.doing
 def rollback(number: int | None) -> None:
     """Apply an earlier file of the history again; without NUMBER the one before, or end a waiting `apply --confirm`."""
     with nouns.client() as door:
@@ -266,8 +265,7 @@ def _standing(view: Any) -> Iterable[str]:  # noqa: ANN401, JSON
 
 
 @config.command("save")
-@nouns.reading
-@nouns.quiet_option
+@nouns.doing
 def config_save() -> None:
     """Write the run-time changes into the file; the text before stays in the history."""
     with nouns.client() as door:
@@ -275,8 +273,7 @@ def config_save() -> None:
 
 
 @config.command("discard")
-@nouns.reading
-@nouns.quiet_option
+@nouns.doing
 def config_discard() -> None:
     """Drop the run-time changes, and say which they were."""
     with nouns.client() as door:

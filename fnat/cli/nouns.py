@@ -123,9 +123,14 @@ def reading(function: F) -> F:
     return cast(F, socket_option(url_option(json_option(interval_option(count_option(repeated))))))
 
 
+def doing(function: F) -> F:
+    """Options of a command that does something at once."""
+    return socket_option(url_option(json_option(quiet_option(function))))
+
+
 def changing(function: F) -> F:
     """Options of a command that changes something."""
-    return socket_option(url_option(json_option(quiet_option(dry_run_option(function)))))
+    return doing(dry_run_option(function))
 
 
 def apply(*changes: Change) -> None:

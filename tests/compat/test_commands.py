@@ -446,6 +446,8 @@ FAILED: list[tuple[str, int, str]] = [
     ("fnat --json metrics", 2, "fnat: --json means nothing with metrics; leave it out; see `fnat metrics --help`\n"),
     ("fnat --dry-run status", 2, "fnat: --dry-run means nothing with status; leave it out; see `fnat status --help`\n"),
     ("fnat -q dpip link show", 2, "fnat: --quiet and --dry-run mean nothing here; leave them out\n"),
+    *((f"fnat {words} -i 1", 2, f"fnat: No such option '-i'; see `fnat {words} --help`\n")
+      for words in ("rollback", "config save", "config discard")),
     ("fnat help FN-9", 2,
      "fnat: FN-9 is not an error code; codes look like FN-1203 and stand at the end of a message\n"),
     ("fnat check /nonexistent/fnat.toml", 1,
@@ -551,7 +553,9 @@ def test_run_hands_its_options_to_the_keeper(tmp_path: Any, monkeypatch: pytest.
 
 def test_stop_without_a_running_fnat(tmp_path: Any, capfd: pytest.CaptureFixture[str]) -> None:
     assert type_in(f"fnat stop --state-dir {tmp_path}/d --socket {tmp_path}/s")[0] == 3
-    assert capfd.readouterr().err == f"fnat: not running (state directory {tmp_path}/d)\n"
+    assert capfd.readouterr().err == (
+        f"fnat: not running (state directory {tmp_path}/d; another one is named by --state-dir)\n"
+    )
 
 
 # ---- as processes ----

@@ -260,6 +260,7 @@ def test_connections_are_ended_on_request(house):
     assert house.client.conn_kill(reset=False, reason="test", cip="203.0.113.0/24", proto="udp") == 7
     kill = [call for call in house.plane.calls if call[0] == "conn_kill"]
     assert kill == [("conn_kill", False, {"cip": "203.0.113.0/24", "proto": 17})]
+    assert house.client.audit()[-1]["note"] == "7 connections ended (proto udp, cip 203.0.113.0/24): test"
     for wrong in ({}, {"worker": 0}, {"state": "ODD"}):
         with pytest.raises(ChangeError) as caught:
             house.client.conn_kill(reset=True, reason="test", **wrong)

@@ -39,6 +39,7 @@ REFUSED = [
     ({"op": "service.add", **SERVICE, "schedular": "rr"}, "no such key"),
     ({"op": "service.add", "proto": "tcp", "vip": "10.0.0.1"}, "is missing"),
     ({"op": "service.zero", "proto": "tcp"}, "or none of them"),
+    (SERVICE, "add its name, such as"),
     ({"op": "service.ad", **SERVICE}, "did you mean 'service.add'"),
     ({"op": "server.add", "service": SERVICE, "rip": "10.1.1.1", "rport": 80, "weight": 65536}, "too large"),
     ({"op": "server.add", "service": SERVICE, "rip": "10.1.1.1", "rport": 80, "weight": -1}, "too small"),

@@ -118,6 +118,12 @@ def test_change_does_what_it_says(changes, holds):
     assert holds(make(*changes, config=BASE))
 
 
+def test_a_server_without_weight_has_nothing_to_shift():
+    empty = make({"op": "server.set", **RS, "weight": 0}, {"op": "server.add", **RS, "rip": "10.1.1.2"}, config=BASE)
+    with pytest.raises(ChangeError, match="nothing to shift"):
+        make({"op": "server.shift", **RS, "to_rip": "10.1.1.2", "to_rport": 80, "per_min": 5, "started": 1}, config=empty)
+
+
 # sentence, change, status, code, words
 REFUSED = [
     ("service twice", {"op": "service.add", **WEB}, 409, "FN-1204", "tcp 10.0.0.1:80 exists already"),
@@ -267,6 +273,34 @@ def test_diff_leads_from_one_to_the_other(old, new):
 def test_diff_of_one_service_is_one_change():
     ref = ServiceRef(**WEB)
     assert plan.diff(BASE, make({"op": "service.del", **WEB}, config=BASE)) == [ServiceDel(**ref.model_dump())]
+
+
+SET = {"op": "set.add", "name": "bad"}
+TOLD = [
+    ([SET], ["+ set bad: hash:net"]),
+    ([{**SET, "type": "bitmap:ip", "span": "10.0.0.1-10.0.0.9"}], ["+ set bad: bitmap:ip, 10.0.0.1-10.0.0.9"]),
+    ([{**SET, "entries": ["10.0.0.1", "10.0.0.0/24 nomatch"]}],
+     ["+ set bad: hash:net", "+ entries of set bad: 10.0.0.0/24 nomatch, 10.0.0.1"]),
+    ([{**SET, "entries": [f"10.0.0.{n}" for n in range(100)]}],
+     ["+ set bad: hash:net", "+ entries of set bad: 100 entries"]),
+    ([{"op": "acl.add", "list": "deny", "entry": "10.0.0.0/8"}], ["+ acl deny 10.0.0.0/8"]),
+    ([{"op": "server.drain", **RS}], ["~ rs 10.1.1.1:80 of tcp 10.0.0.1:80: drain"]),
+    ([{"op": "server.add", **RS, "rip": "10.1.1.2"},
+      {"op": "server.shift", **RS, "to_rip": "10.1.1.2", "to_rport": 80, "per_min": 5, "started": 1}],
+     ["+ rs 10.1.1.2:80 of tcp 10.0.0.1:80: weight 1",
+      "~ rs 10.1.1.1:80 of tcp 10.0.0.1:80: shift to 10.1.1.2:80, 5 %/min"]),
+    ([{"op": "service.set", **WEB, "scheduler": "rr", "persistent": 9, "max_conns": 7, "per_client": 3, "new_per_s": 5}],
+     ["~ service tcp 10.0.0.1:80: scheduler wrr -> rr, persistent 0 -> 9, max_conns 0 -> 7, new_per_s 0 -> 5, "
+      "per_client 0 -> 3"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "lines"), TOLD)
+def test_differences_are_told_in_one_order_and_at_any_size(changes, lines):
+    config = make(*changes, config=BASE)
+    assert plan.describe(BASE, config) == lines
+    back = plan.describe(config, BASE)
+    assert back and not any("(" in line or "=" in line for line in back)
 
 
 OPTIONS = [
