@@ -266,7 +266,7 @@ class House:
     """Control with its API on a unix socket, attached to the plane of the data plane process."""
 
     def __init__(self, directory: Path, arena: str) -> None:
-        from fnat import api, control
+        from fnat import api, control, listener
         from fnat.client import Client
         from fnat.engine import Engine
         from fnat.model import Config, Host, PortInfo, Timeouts
@@ -283,7 +283,7 @@ class House:
         self.control = control.Control(self.engine, Overlay(paths.overlay), paths, file)
         self.control.start()
         self.listening = api.listen(paths.socket)
-        self.server = control._server(api.create_app(self.control))
+        self.server = listener.Server(api.create_app(self.control), file.api.connections)
         self.thread = threading.Thread(target=self.server.run, args=([self.listening],), daemon=True)
         self.thread.start()
         self.client = Client(paths.socket, timeout=120)
