@@ -9,7 +9,7 @@ SANITIZE := -fsanitize=address,undefined -fno-sanitize=alignment -fno-sanitize-r
 
 BUILD_PACKAGES := python3 python3-venv python3-dev gcc libc6-dev clang libbpf-dev pkg-config
 RUN_PACKAGES   := nginx-light curl wrk iproute2 ethtool iputils-ping nftables procps
-TEST_PACKAGES  := systemd openssl openssh-client openssh-server dnsmasq-base bind9-dnsutils iperf3 iputils-tracepath traceroute keepalived
+TEST_PACKAGES  := haproxy systemd openssl openssh-client openssh-server dnsmasq-base bind9-dnsutils iperf3 iputils-tracepath traceroute keepalived
 CHECK_PACKAGES := clang-format
 FUZZ_RUNTIME    = libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev
 BENCH_PACKAGES := haproxy nftables util-linux clang libbpf-dev
