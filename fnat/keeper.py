@@ -294,6 +294,14 @@ def running_pid(paths: Paths) -> int | None:
     return None
 
 
+def _lives(pid: int) -> bool:
+    """It lets go of the state directory before the last of it has gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return False
+
+
 def stop(paths: Paths, clean: bool = False, patience: float = 2 * STOP_PATIENCE) -> int:
     """Stop a running fnat and wait for its end; with clean, remove the arena too. 0, or 3 when there was nothing to
     do."""
@@ -305,7 +313,7 @@ def stop(paths: Paths, clean: bool = False, patience: float = 2 * STOP_PATIENCE)
         say("may not stop it: permission denied; run as root")
         return 1
     deadline = time.monotonic() + patience
-    while pid is not None and running_pid(paths) is not None:
+    while pid is not None and (running_pid(paths) is not None or _lives(pid)):
         if time.monotonic() > deadline:
             say(f"pid {pid} does not stop; look at its log, or kill it")
             return 1
